@@ -1,0 +1,74 @@
+"""Checkpoints: written whole or not at all, loaded without running code, refused with a reason when they do not fit."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from utils.util import atomic_write
+
+
+def save_checkpoint(path: str | os.PathLike, contents: Mapping) -> None:
+    """Write `contents` (tensors and plain values only) to `path` atomically."""
+    with atomic_write(path) as temporary:
+        torch.save(dict(contents), temporary)
+
+
+def load_checkpoint(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict:
+    """Read a checkpoint with weights_only=True; one clear line when it is missing, damaged or something else."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        contents = torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # a damaged file makes the unpickler trip over anything: IndexError, OSError, struct.error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"checkpoint {path} cannot be read (damaged, or not a checkpoint): {reason[:200]}") from None
+    if not isinstance(contents, dict):
+        raise ValueError(f"checkpoint {path} holds a {type(contents).__name__}, not a dict with a 'generator'")
+    return contents
+
+
+def load_state(model: torch.nn.Module, state: Mapping, name: str, may_miss: set[str] = frozenset()) -> None:
+    """Load `state` into `model` strictly; ValueError says what does not fit. Keys in `may_miss` may be absent."""
+    expected = model.state_dict()
+    missing = sorted(set(expected) - set(state) - set(may_miss))
+    extra = sorted(set(state) - set(expected))
+    shapes = [key for key in expected if key in state and expected[key].shape != state[key].shape]
+    problems = []
+    if missing:
+        problems.append(f"{len(missing)} weights are missing (first: {missing[0]})")
+    if extra:
+        problems.append(f"{len(extra)} weights are unknown to the model (first: {extra[0]})")
+    if shapes:
+        key = shapes[0]
+        problems.append(f"{len(shapes)} shapes differ (first: {key} {list(state[key].shape)}, "
+                        f"the model's is {list(expected[key].shape)})")
+    if problems:
+        raise ValueError(f"{name} does not fit {type(model).__name__} as configured: " + "; ".join(problems))
+    model.load_state_dict(dict(state), strict=False)
+
+
+def latest_pair(folder: str | os.PathLike) -> tuple[Path, Path, int] | None:
+    """Newest step for which both g_XXXXXXXX.pth and do_XXXXXXXX.pth are in `folder`: (g, do, step), or None."""
+    folder = Path(folder)
+    steps = [
+        int(match.group(1)) for path in folder.glob("g_*.pth")
+        if (match := re.fullmatch(r"g_(\d{8})\.pth", path.name)) and (folder / f"do_{match.group(1)}.pth").is_file()
+    ]
+    if not steps:
+        return None
+    step = max(steps)
+    return folder / f"g_{step:08d}.pth", folder / f"do_{step:08d}.pth", step
+
+
+def prune_pairs(folder: str | os.PathLike, keep: int) -> None:
+    """Delete all but the newest `keep` g_/do_ pairs."""
+    folder = Path(folder)
+    steps = sorted({path.name[2:10] for path in folder.glob("g_????????.pth")})
+    for step in steps[:-keep]:
+        (folder / f"do_{step}.pth").unlink(missing_ok=True)
+        (folder / f"g_{step}.pth").unlink(missing_ok=True)

@@ -1,0 +1,267 @@
+"""Recipes: YAML in, a checked nested mapping with every default filled in out.
+
+The sections and keys are SEMamba's (`consistancy` is spelt as there) plus visual_cfg and lite_cfg. Every new key is
+optional and its default reproduces SEMamba.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+
+def _is_section(parent: type[BaseModel], key: object) -> bool:
+    field = parent.model_fields.get(str(key))
+    return field is not None and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, value: Any) -> Any:
+        """A section whose every key is commented out is None in YAML, and means its defaults."""
+        if not isinstance(value, Mapping):
+            return value
+        return {key: item for key, item in value.items() if item is not None or not _is_section(cls, key)}
+
+
+class DistCfg(_Section):
+    dist_backend: str = "nccl"
+    dist_url: str = "tcp://localhost:19477"
+    world_size: PositiveInt = 1
+
+
+class EnvSetting(_Section):
+    num_gpus: NonNegativeInt = 1  # SEMamba's key; a machine without CUDA trains on its CPU and says so
+    num_workers: NonNegativeInt = 2
+    seed: NonNegativeInt = 1234
+    stdout_interval: PositiveInt = 10
+    checkpoint_interval: PositiveInt = 1000
+    validation_interval: PositiveInt = 1000
+    summary_interval: PositiveInt = 100
+    keep_checkpoints: PositiveInt = 3  # newest pairs kept on disk, besides the best
+    dist_cfg: DistCfg = DistCfg()
+
+
+class DataCfg(_Section):
+    train_clean_json: str | None = None
+    train_noisy_json: str | None = None
+    valid_clean_json: str | None = None
+    valid_noisy_json: str | None = None
+    test_clean_json: str | None = None
+    test_noisy_json: str | None = None
+    train_data_json: str | None = None
+    valid_data_json: str | None = None
+    test_data_json: str | None = None
+    train_noise_json: str | None = None
+    valid_noise_json: str | None = None
+    test_noise_json: str | None = None
+    train_rir_json: str | None = None
+
+
+class LossCfg(_Section):
+    metric: NonNegativeFloat = 0.0
+    magnitude: NonNegativeFloat = 0.9
+    phase: NonNegativeFloat = 0.3
+    complex: NonNegativeFloat = 0.1
+    time: NonNegativeFloat = 0.0
+    consistancy: NonNegativeFloat = 0.1
+    si_sdr: NonNegativeFloat = 0.0
+    confidence: NonNegativeFloat = 0.0  # BCE of alpha against the per-frame corruption label
+
+
+class TrainingCfg(_Section):
+    training_epochs: PositiveInt = 100
+    max_steps: PositiveInt | None = None
+    batch_size: PositiveInt = 2
+    learning_rate: PositiveFloat = 5e-4
+    adam_b1: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    adam_b2: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.99
+    warmup_steps: NonNegativeInt = 0
+    grad_clip: PositiveFloat = 1.0
+    segment_size: PositiveInt = 16000  # samples
+    clips_per_epoch: PositiveInt | None = None  # None: every clip once
+    snr_range: tuple[float, float] = (-5.0, 20.0)  # dB
+    rir_prob: Probability = 0.3
+    rir_target: Literal["early", "reverberant"] = "early"
+    visual_degradation: bool = True
+    video_dropout: Probability = 0.0
+    valid_clips: PositiveInt | None = None  # None: all of them
+    valid_snrs_db: list[float] = [0.0]
+    valid_max_sec: PositiveFloat = 10.0
+    nan_patience: PositiveInt = 10  # bad batches in a row before the last checkpoint is reloaded
+    loss: LossCfg = LossCfg()
+    use_discriminator: bool = False
+    use_PCS400: bool = False
+    use_pretrainedD: bool = False
+    pretrained_discriminator: str = "ckpts/pretrained_discriminator.pth"
+
+    @model_validator(mode="after")
+    def _snr_order(self) -> TrainingCfg:
+        if self.snr_range[0] > self.snr_range[1]:
+            raise ValueError(f"snr_range {list(self.snr_range)} must be [lowest, highest] in dB")
+        return self
+
+
+class StftCfg(_Section):
+    sampling_rate: PositiveInt = 16000
+    n_fft: PositiveInt = 400
+    hop_size: PositiveInt = 100
+    win_size: PositiveInt = 400
+
+
+class ModelCfg(_Section):
+    hid_feature: PositiveInt = 64
+    compress_factor: Annotated[float, Field(gt=0, le=1)] = 0.3
+    num_tfmamba: PositiveInt = 4
+    d_state: PositiveInt = 16
+    d_conv: PositiveInt = 4
+    expand: PositiveInt = 4
+    norm_epsilon: PositiveFloat = 1e-5
+    beta: PositiveFloat = 2.0
+    input_channel: Literal[2] = 2  # magnitude and phase
+    output_channel: Literal[1] = 1
+    mamba_version: Literal[1, 2] = 1
+    causal: bool = False  # DESIGN: left padding, channel norm, forward-only time Mamba, running level
+    norm: Literal["instance", "channel"] | None = None  # None: channel when causal, else instance
+    phase_residual: bool = False  # the phase decoder turns the noisy phase instead of drawing a new one
+
+    @model_validator(mode="after")
+    def _norm_fits(self) -> ModelCfg:
+        if self.norm is None:
+            self.norm = "channel" if self.causal else "instance"
+        if self.causal and self.norm == "instance":
+            raise ValueError("norm: instance averages over all time, so it cannot be causal; use norm: channel")
+        return self
+
+
+class VisualCfg(_Section):
+    use_visual: bool = True
+    visual_channels: Literal[3] = 3  # RGB
+    freeze_visual_encoder: bool = True
+    video_fps: PositiveFloat = 25.0
+    face_size: PositiveInt = 96
+    face_crop: Literal["auto", "haar", "center", "none"] = "auto"
+    backbone_weights: str = "auto"  # auto: fetched once and cached; none: random; or a path
+    visual_dim: PositiveInt = 512
+
+
+class LiteCfg(_Section):
+    visual_encoder_type: Literal["mobilenet", "custom3d"] = "mobilenet"
+    n_freq_enc: PositiveInt = 100
+    use_lite_dense: bool = True
+    use_vce: bool = True
+    use_fsvg: bool = True
+    vce_type: Literal["plain", "smoothed"] = "smoothed"
+    smooth_kernel: PositiveInt = 5  # STFT frames
+    fsvg_type: Literal["plain", "prior"] = "prior"
+
+
+class Config(_Section):
+    env_setting: EnvSetting = EnvSetting()
+    data_cfg: DataCfg = DataCfg()
+    training_cfg: TrainingCfg = TrainingCfg()
+    stft_cfg: StftCfg = StftCfg()
+    model_cfg: ModelCfg = ModelCfg()
+    visual_cfg: VisualCfg = VisualCfg()
+    lite_cfg: LiteCfg = LiteCfg()
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Config:
+        stft = self.stft_cfg
+        if stft.win_size > stft.n_fft:
+            raise ValueError(f"stft_cfg.win_size {stft.win_size} must not exceed n_fft {stft.n_fft}")
+        bins = (stft.n_fft // 2 + 1 - 3) // 2 + 1
+        if self.lite_cfg.n_freq_enc != bins:
+            raise ValueError(
+                f"lite_cfg.n_freq_enc is {self.lite_cfg.n_freq_enc}, but n_fft {stft.n_fft} gives {bins} encoded bins"
+            )
+        if self.training_cfg.segment_size < stft.n_fft:
+            raise ValueError(f"training_cfg.segment_size {self.training_cfg.segment_size} is under one window")
+        return self
+
+
+def _known_keys(location: Sequence[str | int]) -> list[str]:
+    """Keys of the section that holds `location`'s last part."""
+    section: type[BaseModel] = Config
+    for part in location[:-1]:
+        if not _is_section(section, part):
+            return []
+        section = section.model_fields[str(part)].annotation
+    return list(section.model_fields)
+
+
+def _sentence(error: dict, source: str) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(error["loc"][-1]), _known_keys(error["loc"]), n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(_known_keys(error['loc']))}"
+        return f"{source}: unknown key {where}{hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], Mapping) else f" (given: {error['input']!r})"
+    return f"{source}: {where + ': ' if where else ''}{message}{given}"
+
+
+def complete_config(mapping: Mapping, source: str = "config") -> dict:
+    """Check a nested mapping against the schema and fill in every default.
+
+    ValueError names the source, the key and what would be right, one line for each thing wrong.
+    """
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"{source}: should hold sections such as model_cfg, not {type(mapping).__name__}")
+    try:
+        return Config.model_validate(dict(mapping)).model_dump(mode="json")
+    except ValidationError as error:
+        raise ValueError("\n".join(_sentence(item, source) for item in error.errors())) from None
+
+
+def apply_overrides(mapping: dict, overrides: Sequence[str]) -> dict:
+    """Return `mapping` with each "section.key=value" set; the value is read as YAML."""
+    for text in overrides:
+        path, equals, value = text.partition("=")
+        keys = path.strip().split(".")
+        if not equals or len(keys) < 2 or not all(keys):
+            raise ValueError(f"override {text!r} should look like section.key=value, e.g. training_cfg.batch_size=4")
+        node = mapping
+        for key in keys[:-1]:
+            child = node.get(key)
+            node[key] = dict(child) if isinstance(child, Mapping) else {}
+            node = node[key]
+        try:
+            node[keys[-1]] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"override {text!r}: the value is not YAML") from None
+    return mapping
+
+
+def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> dict:
+    """Read a recipe, apply overrides, check it, fill in defaults."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            mapping = yaml.safe_load(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"config {path} does not exist; recipes are in recipes/") from None
+    except IsADirectoryError:
+        raise ValueError(f"config {path} is a folder; give one .yaml file of it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        problem = str(error).replace("\n", " ")
+        raise ValueError(f"config {path} is not YAML: {problem}") from None
+    if mapping is None:
+        mapping = {}
+    if not isinstance(mapping, dict):
+        raise ValueError(f"config {path} should hold sections such as model_cfg, not {type(mapping).__name__}")
+    return complete_config(apply_overrides(mapping, overrides), source=str(path))

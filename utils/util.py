@@ -1,0 +1,113 @@
+"""Small helpers shared by every script: files, seeds, loss health."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import random
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and rename it there on success, so that no reader ever sees half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept: writers such as soundfile and PyAV choose the format by it.
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; ours are ordinary ones
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_json_file(path: str | os.PathLike, key: str | None = None) -> list:
+    """Read a JSON list; ValueError names the file (and the configuration `key` that pointed there) when it is unusable."""
+    origin = f"{key}: " if key else ""
+    if not path:
+        raise ValueError(f"{origin}no list given; make one with data/make_grid_json.py or data/prepare_noise.py")
+    try:
+        with open(path, encoding="utf-8") as file:
+            items = json.load(file)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{origin}list {path} does not exist; make it with the scripts in data/") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ValueError(f"{origin}{path} is not a JSON list: {error}") from None
+    if not isinstance(items, list) or not items:
+        raise ValueError(f"{origin}{path} holds no entries; it should be a non-empty JSON list")
+    return items
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def initialize_seed(seed: int) -> None:
+    """Seed Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries below us still read the legacy generator
+    torch.manual_seed(seed)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the torch device called `name`; "auto" is CUDA when it is there, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is not known; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
+    return device
+
+
+def git_revision() -> str:
+    """Return the short revision of this source tree (with `+` when it has changes), or "unknown" outside git."""
+    folder = Path(__file__).resolve().parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"],
+            cwd=folder, capture_output=True, text=True, check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return described.stdout.strip()
+
+
+def check_loss_health(losses: dict[str, torch.Tensor]) -> str | None:
+    """Return a sentence naming the loss terms that are NaN or infinite, or None when all are finite."""
+    bad = {name: float(value.detach()) for name, value in losses.items() if not math.isfinite(float(value.detach()))}
+    if not bad:
+        return None
+    return "not finite: " + ", ".join(f"{name}={value}" for name, value in sorted(bad.items()))
+
+
+def safe_backward(loss: torch.Tensor, parameters: list[torch.nn.Parameter], grad_clip: float) -> tuple[float, str | None]:
+    """Backpropagate and clip; the gradients are dropped when their norm is not finite.
+
+    Returns (gradient norm before clipping, None or a sentence that says why the step must be skipped).
+    """
+    loss.backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, grad_clip))
+    if math.isfinite(norm):
+        return norm, None
+    for parameter in parameters:
+        parameter.grad = None
+    return norm, f"gradient norm is {norm}"
