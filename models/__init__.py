@@ -1,0 +1,1 @@
+"""SEMamba, LiteAVSEMamba, their layers, the selective scan and the waveform pipeline."""

@@ -1,0 +1,58 @@
+"""Compressed-magnitude STFT and its inverse (Lu et al., MP-SENet, Interspeech 2023, section 2.1)."""
+
+from __future__ import annotations
+
+import torch
+
+
+def _window(win_size: int, like: torch.Tensor) -> torch.Tensor:
+    dtype = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
+    return torch.hann_window(win_size, device=like.device, dtype=dtype)
+
+
+def compress_spectrum(
+    spectrum: torch.Tensor, compress_factor: float, addeps: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Split a complex spectrum [..., F, T] into compressed magnitude, phase and compressed (real, imag) [..., F, T, 2].
+
+    `addeps` keeps the gradient finite where the spectrum is zero; use it wherever a loss is differentiated through.
+    """
+    if addeps:
+        eps = 1e-10
+        mag = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + eps)
+        pha = torch.atan2(spectrum.imag + eps, spectrum.real + eps)
+    else:
+        mag, pha = spectrum.abs(), spectrum.angle()
+    mag = mag.pow(compress_factor)
+    return mag, pha, torch.stack((mag * torch.cos(pha), mag * torch.sin(pha)), dim=-1)
+
+
+def mag_phase_stft(
+    y: torch.Tensor, n_fft: int, hop_size: int, win_size: int, compress_factor: float = 1.0,
+    center: bool = True, addeps: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """STFT with a Hann window and reflected edges, magnitude raised to `compress_factor`.
+
+    y [B, L] -> mag [B, F, T], pha [B, F, T] (radians), com [B, F, T, 2], F = n_fft // 2 + 1, T = 1 + L // hop_size.
+    """
+    spectrum = torch.stft(
+        y, n_fft, hop_length=hop_size, win_length=win_size, window=_window(win_size, y),
+        center=center, pad_mode="reflect", normalized=False, return_complex=True,
+    )
+    return compress_spectrum(spectrum, compress_factor, addeps)
+
+
+def mag_phase_istft(
+    mag: torch.Tensor, pha: torch.Tensor, n_fft: int, hop_size: int, win_size: int, compress_factor: float = 1.0,
+    center: bool = True, length: int | None = None,
+) -> torch.Tensor:
+    """Inverse of `mag_phase_stft`: mag [B, F, T], pha [B, F, T] -> waveform [B, L].
+
+    `length` gives back exactly that many samples; without it up to hop_size - 1 samples at the end are lost.
+    """
+    mag = mag.pow(1.0 / compress_factor)
+    spectrum = torch.complex(mag * torch.cos(pha), mag * torch.sin(pha))
+    return torch.istft(
+        spectrum, n_fft, hop_length=hop_size, win_length=win_size, window=_window(win_size, spectrum),
+        center=center, length=length,
+    )
