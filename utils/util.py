@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import os
 import random
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,8 +76,24 @@ def pick_device(name: str = "auto") -> torch.device:
     except RuntimeError:
         raise ValueError(f"device {name!r} is not known; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, but this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
+        raise ValueError(f"device {name!r}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
     return device
+
+
+def reuse_freed_memory() -> bool:
+    """Keep freed tensors' memory in the process instead of giving it back to Linux after every layer; True when set.
+
+    glibc maps each tensor over 32 MB anew, and the kernel then clears it page by page: measured in CPU training, up to a
+    quarter of a million page faults a step. The price is that the process stays as large as it was at its largest.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library, such as musl
+        return False
+    m_trim_threshold, m_mmap_max = -1, -4  # glibc's malloc.h
+    return bool(mallopt(m_mmap_max, 0) and mallopt(m_trim_threshold, 2**31 - 1))
 
 
 def git_revision() -> str:
