@@ -1,0 +1,150 @@
+"""Training losses of the generator, and the scores under the names SEMamba gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from models.stfts import mag_phase_stft
+from utils.metrics import SILENCE_POWER, mean_score, score_many
+
+# The si_sdr term is -SI-SDR in bels, held to +-30 dB. Measured on a small SEMamba with the recipe's weights (magnitude .9,
+# si_sdr .3), as the norm of the gradient that each weighted term sends to the model: untrained, whose phases are random,
+# magnitude 1.1, and si_sdr 575 without the limit but 13 with it; after 100 steps magnitude .12, phase .3 to .7, si_sdr 1.4.
+# In dB it would be ten times that, and the other terms would no longer count.
+SI_SDR_UNIT_DB = 10.0
+SI_SDR_LIMIT_DB = 30.0
+
+
+def anti_wrapping(angle: torch.Tensor) -> torch.Tensor:
+    """Distance of an angle (radians) to the nearest multiple of 2 pi (Ai & Ling, ICASSP 2023)."""
+    return torch.abs(angle - 2 * torch.pi * torch.round(angle / (2 * torch.pi)))
+
+
+def phase_losses(
+    phase_r: torch.Tensor, phase_g: torch.Tensor, cfg: Mapping
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Instantaneous-phase, group-delay and instantaneous-angular-frequency loss (Ai & Ling, ICASSP 2023).
+
+    phase_r, phase_g [B, F, T] in radians -> three scalars. `cfg` says n_fft, against which F is checked.
+    """
+    bins = cfg["stft_cfg"]["n_fft"] // 2 + 1
+    if phase_r.shape != phase_g.shape or phase_r.shape[-2] != bins:
+        raise ValueError(f"phases are {list(phase_r.shape)} and {list(phase_g.shape)}; n_fft asks for [B, {bins}, T]")
+    # Both differences are linear, so the difference of the differences is taken once. A zero stands before the first
+    # bin and the first frame: SEMamba's difference matrices count these as they are.
+    error = phase_r - phase_g
+    group_delay = torch.diff(error, dim=-2, prepend=torch.zeros_like(error[..., :1, :]))
+    angular_frequency = torch.diff(error, dim=-1, prepend=torch.zeros_like(error[..., :1]))
+    return (
+        anti_wrapping(error).mean(),
+        anti_wrapping(group_delay).mean(),
+        anti_wrapping(angular_frequency).mean(),
+    )
+
+
+def si_sdr_loss(
+    reference: torch.Tensor, estimation: torch.Tensor, zero_mean: bool = False, limit_db: float = 80.0
+) -> torch.Tensor:
+    """Negative mean SI-SDR in dB (Le Roux et al., ICASSP 2019, equation 3), softly held to +-limit_db.
+
+    reference, estimation [B, L] or [L] -> scalar. SI-SDR's gradient grows without bound towards a perfect estimate and
+    towards one that has nothing of the reference in it; the limits end that, the upper one as in Wisdom et al.,
+    NeurIPS 2020. Clips whose reference is silent have no SI-SDR: they count for nothing, in value and
+    gradient. `zero_mean` takes each signal's mean off first. ValueError for shapes that differ.
+    """
+    if reference.shape != estimation.shape:
+        raise ValueError(f"reference {list(reference.shape)} and estimation {list(estimation.shape)} differ in shape")
+    reference, estimation = reference.float(), estimation.float()
+    if zero_mean:
+        reference = reference - reference.mean(dim=-1, keepdim=True)
+        estimation = estimation - estimation.mean(dim=-1, keepdim=True)
+    power_r = reference.square().sum(dim=-1)
+    heard = power_r > SILENCE_POWER * reference.shape[-1]
+    power_r = torch.where(heard, power_r, 1.0)
+    scale = (reference * estimation).sum(dim=-1) / power_r
+    target = scale.square() * power_r
+    noise = (estimation - scale[..., None] * reference).square().sum(dim=-1)
+    limit = 10.0 ** (-limit_db / 10)
+    ratio = target / (noise + limit * target + 1e-20 * power_r)  # the last is for silence out
+    loss_db = torch.where(heard, -10 * torch.log10(ratio + limit), 0.0)
+    return loss_db.sum() / heard.sum().clamp(min=1)
+
+
+def confidence_loss(
+    alpha_logits: torch.Tensor, trust: torch.Tensor, trust_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Binary cross-entropy of the trust in the picture against how much of it was left undamaged.
+
+    alpha_logits [B, T, 1], trust [B, T] in [0, 1], trust_mask [B, T] (False: no picture, does not count) -> scalar.
+    """
+    logits = alpha_logits.squeeze(-1)
+    loss = F.binary_cross_entropy_with_logits(logits, trust.to(logits.dtype), reduction="none")
+    if trust_mask is None:
+        return loss.mean()
+    return torch.where(trust_mask, loss, 0.0).sum() / trust_mask.sum().clamp(min=1)
+
+
+def generator_losses(
+    weights: Mapping[str, float], *, mag_g: torch.Tensor, pha_g: torch.Tensor, com_g: torch.Tensor,
+    audio_g: torch.Tensor, clean_mag: torch.Tensor, clean_pha: torch.Tensor, clean_com: torch.Tensor,
+    clean_audio: torch.Tensor, stft: Mapping, alpha_logits: torch.Tensor | None = None,
+    trust: torch.Tensor | None = None, trust_mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The generator's loss without the metric discriminator's share: (weighted total, {term: its value unweighted}).
+
+    mag, pha [B, F, T], com [B, F, T, 2], audio [B, L]; `stft` holds n_fft, hop_size, win_size, compress_factor. A term
+    whose weight is 0 or missing is neither computed nor listed; nor is confidence in a batch without video.
+    Terms, as in SEMamba: magnitude (MSE), phase (IP + GD + IAF), complex (2 MSE), time (L1), consistancy (2 MSE of
+    com_g and the spectrum of audio_g); beside them si_sdr (-SI-SDR in bels) and confidence (`confidence_loss`).
+    """
+
+    def consistancy() -> torch.Tensor:
+        sizes = (stft["n_fft"], stft["hop_size"], stft["win_size"], stft["compress_factor"])
+        return 2 * F.mse_loss(com_g, mag_phase_stft(audio_g, *sizes, addeps=True)[2])
+
+    recipe = {
+        "magnitude": lambda: F.mse_loss(mag_g, clean_mag),
+        "phase": lambda: torch.stack(phase_losses(clean_pha, pha_g, {"stft_cfg": stft})).sum(),
+        "complex": lambda: 2 * F.mse_loss(com_g, clean_com),
+        "time": lambda: F.l1_loss(audio_g, clean_audio),
+        "consistancy": consistancy,
+        "si_sdr": lambda: si_sdr_loss(clean_audio, audio_g, limit_db=SI_SDR_LIMIT_DB) / SI_SDR_UNIT_DB,
+    }
+    if alpha_logits is not None and trust is not None:
+        recipe["confidence"] = lambda: confidence_loss(alpha_logits, trust, trust_mask)
+    terms = {name: term() for name, term in recipe.items() if weights.get(name, 0.0) > 0}
+    total = mag_g.new_zeros(())
+    for name, value in terms.items():
+        total = total + weights[name] * value
+    return total, terms
+
+
+def _mean_over_clips(
+    metric: str, utts_r: Sequence[torch.Tensor], utts_g: Sequence[torch.Tensor], cfg: Mapping
+) -> float:
+    pairs = [
+        (r.detach().cpu().numpy().squeeze(), g.detach().cpu().numpy().squeeze())
+        for r, g in zip(utts_r, utts_g, strict=True)
+    ]
+    workers = max(1, cfg.get("env_setting", {}).get("num_workers", 1))
+    rate = cfg["stft_cfg"]["sampling_rate"]
+    return mean_score(score_many(pairs, workers=workers, sample_rate=rate, metrics=(metric,)), metric)
+
+
+def si_sdr_score(utts_r: Sequence[torch.Tensor], utts_g: Sequence[torch.Tensor]) -> float:
+    """Mean SI-SDR in dB over the clips that can be scored (NaN: none can); lists of references and estimates [L]."""
+    cfg = {"stft_cfg": {"sampling_rate": 16000}}  # SI-SDR knows no rate
+    return _mean_over_clips("si_sdr", utts_r, utts_g, cfg)
+
+
+def stoi_score(utts_r: Sequence[torch.Tensor], utts_g: Sequence[torch.Tensor], cfg: Mapping) -> float:
+    """Mean STOI over the clips that can be scored (NaN: none can); lists of references and estimates [L]."""
+    return _mean_over_clips("stoi", utts_r, utts_g, cfg)
+
+
+def pesq_score(utts_r: Sequence[torch.Tensor], utts_g: Sequence[torch.Tensor], cfg: Mapping) -> float:
+    """Mean wide-band PESQ (MOS-LQO) over the clips that can be scored (NaN: none can), never a mean with failures in it."""
+    return _mean_over_clips("pesq", utts_r, utts_g, cfg)

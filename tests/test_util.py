@@ -1,0 +1,145 @@
+"""Files written whole or not at all, lists read with clear errors, losses and gradients watched."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from utils.util import (
+    atomic_write,
+    check_loss_health,
+    git_revision,
+    initialize_seed,
+    load_json_file,
+    pick_device,
+    safe_backward,
+    write_json,
+)
+
+
+def test_atomic_write_replaces_only_on_success(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.wav"
+    with atomic_write(path) as temporary:
+        assert temporary.suffix == ".wav"
+        assert temporary.parent == path.parent  # the same file system, so that the rename is atomic
+        temporary.write_text("one")
+        assert not path.exists()
+    assert path.read_text() == "one"
+    with pytest.raises(RuntimeError), atomic_write(path) as temporary:
+        temporary.write_text("half of tw")
+        raise RuntimeError("interrupted")
+    assert path.read_text() == "one"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.wav"]
+
+
+def test_a_reader_keeps_the_file_it_opened(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pth"
+    path.write_text("old")
+    with path.open() as reader:
+        with atomic_write(path) as temporary:
+            temporary.write_text("new")
+        assert reader.read() == "old"  # a rename: what was opened is not written over
+    assert path.read_text() == "new"
+
+
+def test_atomic_write_makes_ordinary_files(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a.txt") as temporary:
+        temporary.write_text("x")
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o666 & ~umask
+
+
+def test_json_round_trip_keeps_names(tmp_path: Path) -> None:
+    items = [{"audio": "Füße/名前.wav", "video": None}]
+    write_json(tmp_path / "list.json", items)
+    assert load_json_file(tmp_path / "list.json") == items
+    assert "名前" in (tmp_path / "list.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"a": 1}', "[1,", "", "null", '"text"'])
+def test_unusable_lists_name_file_and_key(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        load_json_file(path, key="data_cfg.train_data_json")
+    message = str(error.value)
+    assert "data_cfg.train_data_json" in message
+    assert "bad.json" in message
+    assert "\n" not in message
+
+
+def test_missing_lists_say_what_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data_cfg\.x.*nowhere\.json.*data/"):
+        load_json_file(tmp_path / "nowhere.json", key="data_cfg.x")
+    with pytest.raises(ValueError, match="make_grid_json"):
+        load_json_file("", key="data_cfg.x")
+    with pytest.raises(ValueError, match="not a JSON list"):
+        load_json_file(tmp_path)
+
+
+def test_seed_fixes_all_three_generators() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    initialize_seed(7)
+    first = draw()
+    initialize_seed(7)
+    assert draw() == first
+    initialize_seed(8)
+    assert draw() != first
+
+
+def test_pick_device() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="'gpu7'"):
+        pick_device("gpu7")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="--device cpu"):
+            pick_device("cuda")
+
+
+def test_git_revision_is_one_word() -> None:
+    assert len(git_revision().split()) == 1
+
+
+def test_check_loss_health_names_the_culprits() -> None:
+    losses = {"phase": torch.tensor(1.0, requires_grad=True), "si_sdr": torch.tensor(float("nan")), "time": torch.tensor(2.0)}
+    assert check_loss_health({"phase": losses["phase"], "time": losses["time"]}) is None
+    sentence = check_loss_health(losses | {"complex": torch.tensor(float("-inf"))})
+    assert "si_sdr" in sentence
+    assert "complex" in sentence
+    assert "time" not in sentence
+
+
+def test_safe_backward_clips_and_reports_the_norm_before() -> None:
+    weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+    norm, problem = safe_backward((weight**2).sum() / 2, [weight], grad_clip=1.0)
+    assert problem is None
+    assert norm == pytest.approx(5.0)
+    assert weight.grad.norm() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_safe_backward_drops_a_gradient_that_is_not_finite() -> None:
+    good, bad = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.zeros(2))
+    norm, problem = safe_backward(good.sum() + bad.sqrt().sum(), [good, bad], grad_clip=1.0)
+    assert not np.isfinite(norm)
+    assert "gradient" in problem
+    assert good.grad is None
+    assert bad.grad is None
+
+
+def test_written_json_is_indented_text(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", [1, 2])
+    text = (tmp_path / "a.json").read_text()
+    assert text.endswith("\n")
+    assert json.loads(text) == [1, 2]
+    assert len(text.splitlines()) == 4

@@ -1,0 +1,308 @@
+"""Scores of enhanced speech against its clean reference: PESQ-WB, STOI, ESTOI, SI-SDR.
+
+A clip that cannot be scored is NaN with its reason, and means are taken over scored clips only, so that no failure
+hides in a mean. Everything here may be imported without pesq and pystoi; they are needed where something is scored.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import multiprocessing
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+
+import numpy as np
+
+METRICS = ("pesq", "stoi", "estoi", "si_sdr")
+_PACKAGE = {"pesq": "pesq", "stoi": "pystoi", "estoi": "pystoi"}
+PESQ_RATE_HZ = 16000
+PESQ_MAX_SEC = 60.0  # the ITU code has room for 50 utterances, and writes past its arrays beyond that
+SI_SDR_LIMIT_DB = 100.0  # of a score: a perfect clip must not make a mean infinite
+MAX_ALIGN_SEC = 0.1  # a longer difference is not an edge effect but another recording
+SILENCE_POWER = 10.0 ** (-100 / 10)  # re full scale
+
+Pair = tuple[np.ndarray, np.ndarray]  # (reference, estimate)
+
+
+class _Unscorable(Exception):
+    """Why a metric has no value for a clip."""
+
+
+def si_sdr(reference: np.ndarray, estimate: np.ndarray, zero_mean: bool = False) -> float:
+    """SI-SDR in dB, in double precision (Le Roux et al., ICASSP 2019, equation 3); +inf for a perfect estimate.
+
+    reference, estimate [L]. `zero_mean` takes each signal's mean off first, as some toolkits do; the paper does not.
+    NaN where the reference or the estimate is silent.
+    """
+    reference, estimate = np.asarray(reference, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
+    if zero_mean:
+        reference, estimate = reference - reference.mean(), estimate - estimate.mean()
+    power_r, power_e = reference @ reference, estimate @ estimate
+    if power_r == 0 or power_e == 0:
+        return math.nan
+    target = (reference @ estimate) / power_r * reference
+    noise = estimate - target
+    power_n = noise @ noise
+    if power_n == 0:
+        return math.inf
+    power_t = target @ target
+    return 10 * math.log10(power_t / power_n) if power_t > 0 else -math.inf
+
+
+def _si_sdr(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:
+    return float(np.clip(si_sdr(reference, estimate), -SI_SDR_LIMIT_DB, SI_SDR_LIMIT_DB))
+
+
+def _pesq(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:
+    if sample_rate != PESQ_RATE_HZ:
+        raise ValueError(f"PESQ-WB is defined at {PESQ_RATE_HZ} Hz, not {sample_rate} Hz; resample both signals first")
+    if len(reference) > PESQ_MAX_SEC * sample_rate:
+        raise _Unscorable(f"longer than {PESQ_MAX_SEC:.0f} s, for which PESQ is not made; cut it into pieces")
+    import pesq
+
+    try:
+        value = float(pesq.pesq(sample_rate, reference, estimate, "wb"))
+    except pesq.NoUtterancesError:
+        raise _Unscorable("PESQ finds no utterance in it") from None
+    except pesq.BufferTooShortError:
+        raise _Unscorable("too short for PESQ, which needs a quarter of a second") from None
+    except pesq.PesqError as error:
+        raise _Unscorable(f"PESQ failed: {type(error).__name__} {error}") from None
+    if not 0 < value < 5:
+        raise _Unscorable(f"PESQ gave {value}, which is no score")
+    return value
+
+
+def _stoi(reference: np.ndarray, estimate: np.ndarray, sample_rate: int, extended: bool = False) -> float:
+    from pystoi import stoi
+
+    # pystoi adds noise of 1e-16 from NumPy's global generator: keep it the same every time, and leave no trace of it.
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            value = float(stoi(reference, estimate, sample_rate, extended=extended))
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+    if any("Not enough STFT frames" in str(warning.message) for warning in caught):
+        raise _Unscorable("under 0.4 s of speech, too little for STOI")
+    if not math.isfinite(value):
+        raise _Unscorable(f"STOI gave {value}")
+    return value
+
+
+def _estoi(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:
+    return _stoi(reference, estimate, sample_rate, extended=True)
+
+
+_SCORERS: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
+    "pesq": _pesq, "stoi": _stoi, "estoi": _estoi, "si_sdr": _si_sdr,
+}
+
+
+def require_scorers(metrics: Sequence[str] = METRICS) -> None:
+    """ValueError, in one line, for a metric that is unknown or whose package is not installed."""
+    for metric in metrics:
+        if metric not in _SCORERS:
+            raise ValueError(f"metric {metric!r} is not known; choose from {', '.join(METRICS)}")
+        package = _PACKAGE.get(metric)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise ValueError(
+                f"scoring {metric} needs the {package} package, which is not installed: pip install {package}"
+                + (" (it is compiled then: a C compiler is needed)" if package == "pesq" else "")
+            )
+
+
+def aligned(reference: np.ndarray, estimate: np.ndarray, sample_rate: int, align: bool = False) -> Pair:
+    """Both signals as float64 [L] of equal length.
+
+    ValueError unless both are [L] and as long as each other; `align=True` cuts the longer one's end when they differ by
+    0.1 s or less, which is what an inverse STFT without a length loses.
+    """
+    reference, estimate = np.asarray(reference, dtype=np.float64), np.asarray(estimate, dtype=np.float64)
+    if reference.ndim != 1 or estimate.ndim != 1:
+        raise ValueError(f"reference {list(reference.shape)} and estimate {list(estimate.shape)} should be mono, [samples]")
+    n_r, n_e = len(reference), len(estimate)
+    if n_r == n_e:
+        return reference, estimate
+    lengths = f"the reference has {n_r} samples, the estimate {n_e}"
+    if not align:
+        raise ValueError(f"{lengths}; give signals of equal length, or align=True")
+    if abs(n_r - n_e) > MAX_ALIGN_SEC * sample_rate:
+        raise ValueError(f"{lengths}: over {MAX_ALIGN_SEC} s apart, these are hardly the same recording")
+    n = min(n_r, n_e)
+    return reference[:n], estimate[:n]
+
+
+def _why_unscorable(reference: np.ndarray, estimate: np.ndarray) -> str | None:
+    for name, x in (("reference", reference), ("estimate", estimate)):
+        if not len(x):
+            return f"the {name} is empty"
+        if not np.isfinite(x).all():
+            return f"the {name} holds NaN or infinite samples"
+        if np.mean(np.square(x)) < SILENCE_POWER:
+            return f"the {name} is silent"
+    return None
+
+
+def _no_scores(metrics: Sequence[str], reason: str) -> dict:
+    return {**dict.fromkeys(metrics, math.nan), "errors": dict.fromkeys(metrics, reason)}
+
+
+def score_clip(
+    reference: np.ndarray, estimate: np.ndarray, sample_rate: int = 16000,
+    metrics: Sequence[str] = METRICS, align: bool = False,
+) -> dict:
+    """Score one clip: {metric: value, ..., "errors": {metric: reason}}; a metric with a reason is NaN.
+
+    reference, estimate [L] at `sample_rate`; SI-SDR is in dB and held to +-100, PESQ a MOS-LQO. ValueError for unequal
+    lengths (see `aligned`), another rate than 16 kHz with PESQ, and missing packages.
+    """
+    require_scorers(metrics)
+    reference, estimate = aligned(reference, estimate, sample_rate, align)
+    reason = _why_unscorable(reference, estimate)
+    if reason is not None:
+        return _no_scores(metrics, reason)
+    result: dict = {"errors": {}}
+    for metric in metrics:
+        try:
+            result[metric] = _SCORERS[metric](reference, estimate, sample_rate)
+        except _Unscorable as why:
+            result[metric], result["errors"][metric] = math.nan, str(why)
+    return result
+
+
+_Job = tuple[Pair, dict]  # with score_clip's keyword arguments
+
+
+def _score_job(job: _Job) -> dict:
+    """`score_clip` for one of many: a pair that does not match is a failed clip, not the end of all."""
+    (reference, estimate), options = job
+    try:
+        return score_clip(reference, estimate, **options)
+    except ValueError as error:
+        return _no_scores(options["metrics"], str(error))
+
+
+class ScoringPool:
+    """Processes to score in, kept alive between calls of `score_many`; use it in a `with` block, or `close` it.
+
+    They are spawned, not forked: a fork of a process with torch's threads in it hangs.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = max(1, workers)
+        self._start()
+
+    def _start(self) -> None:
+        self._executor = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+
+    def submit(self, job: _Job) -> Future:
+        """Start to score; after a crash of a process, the rest of which is unusable, in new ones."""
+        try:
+            return self._executor.submit(_score_job, job)
+        except BrokenProcessPool:
+            self.close()
+            self._start()
+            return self._executor.submit(_score_job, job)
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def __enter__(self) -> ScoringPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _alone(job: _Job) -> dict:
+    """Score in a process of its own, which may die: PESQ is C code, and odd clips have crashed it."""
+    with ScoringPool(1) as pool:
+        try:
+            return pool.submit(job).result()
+        except BrokenProcessPool:
+            return _no_scores(job[1]["metrics"], "the scoring process crashed")
+
+
+def _in_order(jobs: Iterator[_Job], pool: ScoringPool) -> Iterator[dict]:
+    """Results in the order of the jobs, with only a few of them under way at a time, so that memory stays bounded."""
+    waiting = deque((job, pool.submit(job)) for job in islice(jobs, 4 * pool.workers))
+    while waiting:
+        job, future = waiting.popleft()
+        try:
+            result = future.result()
+        except BrokenProcessPool:  # by this clip, or by another that was being scored at the same time
+            result = _alone(job)
+        waiting.extend((following, pool.submit(following)) for following in islice(jobs, 1))
+        yield result
+
+
+def score_many(
+    pairs: Iterable[Pair], workers: int = 1, sample_rate: int = 16000, metrics: Sequence[str] = METRICS,
+    align: bool = False, progress: Callable[[int], object] | None = None, pool: ScoringPool | None = None,
+) -> list[dict]:
+    """Score (reference, estimate) pairs in parallel; the results, as `score_clip`'s, keep the order of `pairs`.
+
+    `pairs` may be a generator: it is read only as fast as it is scored. `progress(n)` is called with the number done.
+    Unlike `score_clip`, a pair of unequal lengths is a failed clip with its reason. With `workers` above 1, call it under
+    `if __name__ == "__main__":`, for the processes are spawned; `pool` is one to use instead and to keep. ValueError for
+    unknown metrics and missing packages.
+    """
+    require_scorers(metrics)
+    if "pesq" in metrics and sample_rate != PESQ_RATE_HZ:
+        raise ValueError(f"PESQ-WB is defined at {PESQ_RATE_HZ} Hz, not {sample_rate} Hz; resample the signals first")
+    options = {"sample_rate": sample_rate, "metrics": tuple(metrics), "align": align}
+    jobs = ((pair, options) for pair in pairs)
+    if isinstance(pairs, Sequence):
+        workers = min(workers, len(pairs))
+    own_pool = ScoringPool(workers) if pool is None and workers > 1 else None
+    pool = pool or own_pool
+    results = []
+    try:
+        for result in map(_score_job, jobs) if pool is None else _in_order(jobs, pool):
+            results.append(result)
+            if progress is not None:
+                progress(len(results))
+    finally:
+        if own_pool is not None:
+            own_pool.close()
+    return results
+
+
+def mean_score(results: Sequence[Mapping], metric: str) -> float:
+    """Mean of one metric over the clips that have it; NaN when none has."""
+    values = [result[metric] for result in results if not math.isnan(result[metric])]
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def summarize(results: Sequence[Mapping]) -> dict[str, dict]:
+    """{metric: {"mean" over scored clips (NaN: none), "n" scored, "n_failed", "reasons": {reason: clips}}}."""
+    present = [metric for metric in METRICS if any(metric in result for result in results)]
+    summary = {}
+    for metric in present:
+        reasons = Counter(result["errors"][metric] for result in results if metric in result["errors"])
+        n_failed = sum(math.isnan(result[metric]) for result in results)
+        summary[metric] = {
+            "mean": mean_score(results, metric), "n": len(results) - n_failed, "n_failed": n_failed, "reasons": dict(reasons),
+        }
+    return summary
+
+
+def format_summary(summary: Mapping[str, Mapping]) -> str:
+    """One line for a log: the means, then n and n_failed of each metric in which a clip failed, with the reasons."""
+    digits = {"pesq": ".3f", "stoi": ".4f", "estoi": ".4f", "si_sdr": ".2f"}
+    unit = {"si_sdr": " dB"}
+    parts = []
+    for metric, entry in summary.items():
+        text = f"{metric} {entry['mean']:{digits[metric]}}{unit.get(metric, '')} n {entry['n']} n_failed {entry['n_failed']}"
+        if entry["reasons"]:
+            text += " (" + "; ".join(f"{count}x {reason}" for reason, count in entry["reasons"].items()) + ")"
+        parts.append(text)
+    return ", ".join(parts)
