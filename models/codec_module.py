@@ -1,0 +1,281 @@
+"""Encoder and decoders of SEMamba (after MP-SENet, Lu et al. 2023) and their depthwise-separable light versions.
+
+One implementation: the light classes differ in which convolution they are built from, the causal ones in its padding and
+in the normalisation. Tensors are [B, C, T, F]; F' is the number of bins after the encoder's stride of 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.causal import TimeConv2d
+from models.lsigmoid import LearnableSigmoid2D
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over the channels of each time-frequency bin: no statistics over time, so causal.
+
+    Same affine shape as InstanceNorm2d. A single channel has nothing to be normalised by and is only scaled and shifted.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        channels = len(self.weight)
+        if channels == 1:
+            return x * self.weight + self.bias
+        return F.layer_norm(x.permute(0, 2, 3, 1), (channels,), self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+def make_norm(kind: str, channels: int) -> nn.Module:
+    """InstanceNorm2d ("instance": statistics over all time and frequency, SEMamba's) or ChannelNorm ("channel")."""
+    if kind == "instance":
+        return nn.InstanceNorm2d(channels, affine=True)
+    return ChannelNorm(channels)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """1x1 convolution, as the matrix product over channels that it is in channel-last memory (2 to 3 times as fast)."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int = 1, bias: bool = True, **where) -> None:
+        super().__init__(in_channels, out_channels, 1, groups=groups, bias=bias, **where)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.groups > 1:
+            return super().forward(x)
+        return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+
+
+class DepthwiseSeparableConv2d(nn.Module):
+    """nn.Conv2d's arguments, made of one filter per input channel and a 1x1 mixing (Howard et al., MobileNets, 2017).
+
+    The first spatial axis is time. `causal=True` pads it on the left only, by as much as the kernel reaches back, and
+    `padding` then counts for the second axis alone.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1, groups: int = 1, bias: bool = True,
+        padding_mode: str = "zeros", device: torch.device | None = None, dtype: torch.dtype | None = None,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        shared = {"stride": stride, "dilation": dilation, "groups": in_channels, "bias": False}
+        where = {"device": device, "dtype": dtype}
+        if causal:
+            if padding_mode != "zeros":
+                raise ValueError(f"padding_mode {padding_mode!r} is not causal; use 'zeros'")
+            across = padding if isinstance(padding, int) else padding[1]
+            self.depthwise = TimeConv2d(
+                in_channels, in_channels, kernel_size, causal=True, padding=across, **shared, **where
+            )
+        else:
+            self.depthwise = nn.Conv2d(
+                in_channels, in_channels, kernel_size, padding=padding, padding_mode=padding_mode, **shared, **where
+            )
+        self.pointwise = PointwiseConv2d(in_channels, out_channels, groups=groups, bias=bias, **where)
+
+    def init_state(self, x: torch.Tensor) -> torch.Tensor:
+        if not isinstance(self.depthwise, TimeConv2d):
+            raise ValueError("this convolution looks ahead (causal=False): it has no streaming state")
+        return self.depthwise.init_state(x)
+
+    def step(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, state = self.depthwise.step(x, state)
+        return self.pointwise(x), state
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pointwise(self.depthwise(x))
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution, normalisation, PReLU, in nn.Sequential's numbering; only the convolution carries time."""
+
+    def init_state(self, x: torch.Tensor) -> torch.Tensor:
+        return self[0].init_state(x)
+
+    def step(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, state = self[0].step(x, state)
+        return self[2](self[1](x)), state
+
+
+def _frequency_conv(channels: int, light: bool) -> nn.Module:
+    """(1, 3) convolution of stride (1, 2): F bins in, F' out."""
+    if light:
+        return DepthwiseSeparableConv2d(channels, channels, (1, 3), stride=(1, 2))
+    return nn.Conv2d(channels, channels, (1, 3), stride=(1, 2))
+
+
+def _frequency_up(channels: int, light: bool) -> nn.Module:
+    """(1, 3) transposed convolution of stride (1, 2): F' bins in, F out."""
+    if light:
+        return nn.Sequential(
+            nn.ConvTranspose2d(channels, channels, (1, 3), stride=(1, 2), groups=channels, bias=False),
+            PointwiseConv2d(channels, channels),
+        )
+    return nn.ConvTranspose2d(channels, channels, (1, 3), stride=(1, 2))
+
+
+class DenseBlock(nn.Module):
+    """Four 3x3 convolutions with time dilation 1, 2, 4, 8, each fed with all earlier outputs, newest first."""
+
+    light = False
+
+    def __init__(self, cfg: Mapping, kernel_size: tuple[int, int] = (3, 3), depth: int = 4) -> None:
+        super().__init__()
+        model = cfg["model_cfg"]
+        channels, causal = model["hid_feature"], bool(model.get("causal", False))
+        norm = model.get("norm") or ("channel" if causal else "instance")
+        self.causal = causal
+        self.dense_block = nn.ModuleList()
+        for i in range(depth):
+            dilation, across = 2**i, kernel_size[1] // 2
+            args = (channels * (i + 1), channels, kernel_size)
+            if self.light:
+                time_pad = 0 if causal else (kernel_size[0] - 1) * dilation // 2
+                conv = DepthwiseSeparableConv2d(
+                    *args, padding=(time_pad, across), dilation=(dilation, 1), causal=causal
+                )
+            else:
+                conv = TimeConv2d(*args, causal=causal, padding=across, dilation=(dilation, 1))
+            self.dense_block.append(ConvNormAct(conv, make_norm(norm, channels), nn.PReLU(channels)))
+
+    def init_state(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Zero state for inputs of x's batch size and bins, x [B, C, ., F]."""
+        return [layer.init_state(x) for layer in self.dense_block]
+
+    def step(self, x: torch.Tensor, state: list[torch.Tensor] | None) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+        """x [B, C, t, F] -> (y [B, C, t, F], next state)."""
+        skip, out, after = x, x, []
+        for i, layer in enumerate(self.dense_block):
+            if i:
+                skip = torch.cat((out, skip), dim=1)
+            if state is None:
+                out = layer(skip)
+            else:
+                out, layer_state = layer.step(skip, state[i])
+                after.append(layer_state)
+        return out, after if state is not None else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.step(x, None)[0]
+
+
+class LiteDenseBlock(DenseBlock):
+    """DenseBlock of depthwise-separable convolutions."""
+
+    light = True
+
+
+class _Codec(nn.Module):
+    """A dense block between two parts that carry no time; the block's state is the whole state."""
+
+    block: type[DenseBlock] = DenseBlock
+
+    def __init__(self, cfg: Mapping) -> None:
+        super().__init__()
+        model = cfg["model_cfg"]
+        self.channels = model["hid_feature"]
+        self.norm = model.get("norm") or ("channel" if model.get("causal") else "instance")
+        self.dense_block = self.block(cfg)
+
+    def init_state(self, x: torch.Tensor) -> Any:
+        """Zero state for inputs of x's batch size and bins, x [B, ., ., F]."""
+        return self.dense_block.init_state(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.step(x, None)[0]
+
+
+class DenseEncoder(_Codec):
+    """(magnitude, phase) [B, 2, T, F] -> features [B, C, T, F']."""
+
+    def __init__(self, cfg: Mapping) -> None:
+        super().__init__(cfg)
+        channels, inputs = self.channels, cfg["model_cfg"]["input_channel"]
+        self.dense_conv_1 = nn.Sequential(
+            PointwiseConv2d(inputs, channels), make_norm(self.norm, channels), nn.PReLU(channels)
+        )
+        self.dense_conv_2 = nn.Sequential(
+            _frequency_conv(channels, self.block.light), make_norm(self.norm, channels), nn.PReLU(channels)
+        )
+
+    def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        x, state = self.dense_block.step(self.dense_conv_1(x), state)
+        return self.dense_conv_2(x), state
+
+
+class MagDecoder(_Codec):
+    """Features [B, C, T, F'] -> mask on the noisy magnitude [B, 1, T, F], between 0 and beta."""
+
+    def __init__(self, cfg: Mapping) -> None:
+        super().__init__(cfg)
+        channels, outputs = self.channels, cfg["model_cfg"]["output_channel"]
+        self.mask_conv = nn.Sequential(
+            _frequency_up(channels, self.block.light),
+            PointwiseConv2d(channels, outputs),
+            make_norm(self.norm, outputs),
+            nn.PReLU(outputs),
+            PointwiseConv2d(outputs, outputs),
+        )
+        self.lsigmoid = LearnableSigmoid2D(cfg["stft_cfg"]["n_fft"] // 2 + 1, beta=cfg["model_cfg"]["beta"])
+
+    def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        x, state = self.dense_block.step(x, state)
+        # The slope [F, 1] belongs to the bins: bring them before time, as [B, 1, F, T], and back.
+        return self.lsigmoid(self.mask_conv(x).transpose(2, 3)).transpose(2, 3), state
+
+
+class PhaseDecoder(_Codec):
+    """Features [B, C, T, F'] -> phase [B, 1, T, F] in radians: the angle of two 1x1 projections.
+
+    With `model_cfg.phase_residual` that angle is the turn from the noisy phase to the clean one and starts out near zero,
+    so that an untrained model passes the noisy phase on instead of scrambling it.
+    """
+
+    def __init__(self, cfg: Mapping) -> None:
+        super().__init__(cfg)
+        channels, outputs = self.channels, cfg["model_cfg"]["output_channel"]
+        self.phase_conv = nn.Sequential(
+            _frequency_up(channels, self.block.light), make_norm(self.norm, channels), nn.PReLU(channels)
+        )
+        self.phase_conv_r = PointwiseConv2d(channels, outputs)
+        self.phase_conv_i = PointwiseConv2d(channels, outputs)
+        if cfg["model_cfg"].get("phase_residual", False):
+            with torch.no_grad():
+                self.phase_conv_r.weight.mul_(0.1)
+                self.phase_conv_r.bias.fill_(1.0)
+                self.phase_conv_i.weight.mul_(0.1)
+                self.phase_conv_i.bias.zero_()
+
+    def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        x, state = self.dense_block.step(x, state)
+        x = self.phase_conv(x)
+        return torch.atan2(self.phase_conv_i(x), self.phase_conv_r(x)), state
+
+
+class LiteDenseEncoder(DenseEncoder):
+    """DenseEncoder of depthwise-separable convolutions."""
+
+    block = LiteDenseBlock
+
+
+class LiteMagDecoder(MagDecoder):
+    """MagDecoder of depthwise-separable convolutions."""
+
+    block = LiteDenseBlock
+
+
+class LitePhaseDecoder(PhaseDecoder):
+    """PhaseDecoder of depthwise-separable convolutions."""
+
+    block = LiteDenseBlock

@@ -1,0 +1,309 @@
+"""SEMamba (Chao et al., SLT 2024) and LiteAVSEMamba, which adds the speaker's face behind two gates."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from models.codec_module import (
+    DenseEncoder,
+    LiteDenseEncoder,
+    LiteMagDecoder,
+    LitePhaseDecoder,
+    MagDecoder,
+    PhaseDecoder,
+)
+from models.fsvg import FSVG, FSVGWithPrior
+from models.lite_visual_encoder import LiteVisualEncoderA, LiteVisualEncoderB
+from models.mamba_block import CausalTFMambaBlock, TFMambaBlock
+from models.timing import video_frame_index
+from models.vce import VCE, VCEWithTemporalSmoothing
+from utils.checkpoint import load_checkpoint, load_state
+from utils.config import complete_config
+
+VISUAL_ENCODERS = {"mobilenet": LiteVisualEncoderA, "custom3d": LiteVisualEncoderB}
+VISUAL_RANK = 8  # frequency profiles a visual feature may draw on
+
+
+class Enhanced(NamedTuple):
+    """What LiteAVSEMamba says of a clip; the first three are SEMamba's outputs."""
+
+    mag: torch.Tensor  # [B, F, T] compressed magnitude
+    pha: torch.Tensor  # [B, F, T] radians
+    com: torch.Tensor  # [B, F, T, 2] compressed real and imaginary part
+    alpha: torch.Tensor | None  # [B, T, 1] trust in the picture, 0 where there is none; None without video
+    alpha_logits: torch.Tensor | None  # [B, T, 1] before sigmoid, smoothing and mask
+    gate: torch.Tensor | None  # [B, 1, T, F'] which frequencies the picture helps
+
+
+def _spectra(mag: torch.Tensor, pha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[B, 1, T, F] magnitude and phase -> mag, pha [B, F, T] and com [B, F, T, 2]."""
+    mag, pha = mag.squeeze(1).transpose(1, 2), pha.squeeze(1).transpose(1, 2)
+    return mag, pha, torch.stack((mag * torch.cos(pha), mag * torch.sin(pha)), dim=-1)
+
+
+class SEMamba(nn.Module):
+    """Audio-only enhancer: noisy compressed magnitude and phase in, denoised ones out."""
+
+    def __init__(self, cfg: Mapping) -> None:
+        super().__init__()
+        cfg = complete_config(cfg)
+        light = self._light(cfg)
+        self.causal = cfg["model_cfg"]["causal"]
+        self.phase_residual = cfg["model_cfg"]["phase_residual"]
+        block = CausalTFMambaBlock if self.causal else TFMambaBlock
+        self.dense_encoder = (LiteDenseEncoder if light else DenseEncoder)(cfg)
+        self.TSMamba = nn.ModuleList([block(cfg) for _ in range(cfg["model_cfg"]["num_tfmamba"])])
+        self.mask_decoder = (LiteMagDecoder if light else MagDecoder)(cfg)
+        self.phase_decoder = (LitePhaseDecoder if light else PhaseDecoder)(cfg)
+
+    @staticmethod
+    def _light(cfg: Mapping) -> bool:
+        return False  # lite_cfg belongs to LiteAVSEMamba; SEMamba's recipes have none
+
+    def init_state(self, noisy_mag: torch.Tensor) -> dict[str, Any]:
+        """Zero state for inputs of noisy_mag's batch size and bins [B, F, .]; ValueError when the model is not causal."""
+        if not self.causal:
+            raise ValueError("this model is not causal (model_cfg.causal: false): it needs the whole input at once")
+        wide = noisy_mag.new_empty(noisy_mag.shape[0], 1, 0, noisy_mag.shape[1])  # [B, 1, 0, F]
+        narrow = wide[..., : (noisy_mag.shape[1] - 3) // 2 + 1]  # [B, 1, 0, F']
+        return {
+            "encoder": self.dense_encoder.init_state(wide),
+            "blocks": [block.init_state(narrow) for block in self.TSMamba],
+            "mask": self.mask_decoder.init_state(narrow),
+            "phase": self.phase_decoder.init_state(narrow),
+        }
+
+    def _encode(self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """[B, F, T] twice -> features [B, C, T, F'], channel-last in memory: every layer below is fastest on that."""
+        x = torch.stack((noisy_mag, noisy_pha), dim=-1).permute(0, 3, 2, 1)  # [B, 2, T, F]
+        return self.dense_encoder.step(x.contiguous(memory_format=torch.channels_last), state)
+
+    def _decode(
+        self, x: torch.Tensor, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: Mapping
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Features [B, C, T, F'] -> magnitude and phase [B, 1, T, F], after the Mamba blocks and both decoders."""
+        after: dict[str, Any] = {"blocks": []}
+        for block, block_state in zip(self.TSMamba, state["blocks"], strict=True):
+            x, block_state = block.step(x, block_state)
+            after["blocks"].append(block_state)
+        mask, after["mask"] = self.mask_decoder.step(x, state["mask"])
+        pha, after["phase"] = self.phase_decoder.step(x, state["phase"])
+        if self.phase_residual:
+            pha = pha + noisy_pha.transpose(1, 2)[:, None]
+            pha = pha - 2 * torch.pi * torch.round(pha.detach() / (2 * torch.pi))  # back into [-pi, pi]
+        return mask * noisy_mag.transpose(1, 2)[:, None], pha, after
+
+    def _no_state(self) -> dict[str, Any]:
+        """What `step` takes for "from the start, and nothing to carry on": works for non-causal models too."""
+        return {"encoder": None, "blocks": [None] * len(self.TSMamba), "mask": None, "phase": None}
+
+    def step(
+        self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: Mapping
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        """Any number of further frames [B, F, t] -> (mag, pha, com, next state)."""
+        x, encoder_state = self._encode(noisy_mag, noisy_pha, state["encoder"])
+        mag, pha, after = self._decode(x, noisy_mag, noisy_pha, state)
+        return *_spectra(mag, pha), {"encoder": encoder_state, **after}
+
+    def forward(
+        self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """noisy_mag, noisy_pha [B, F, T] -> (mag [B, F, T], pha [B, F, T], com [B, F, T, 2])."""
+        return self.step(noisy_mag, noisy_pha, self._no_state())[:3]
+
+
+class VisualProjection(nn.Module):
+    """Visual features [B, T, D] -> [B, C, T, F']: each channel is a mix of a few learned frequency profiles."""
+
+    def __init__(self, visual_dim: int, channels: int, n_freq: int, rank: int = VISUAL_RANK) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(visual_dim)
+        self.linear = nn.Linear(visual_dim, rank * channels)
+        # Cosine profiles: the first is flat, so that a feature may speak to all frequencies alike.
+        bins = (torch.arange(n_freq) + 0.5) / n_freq
+        self.profiles = nn.Parameter(torch.cos(torch.pi * bins[:, None] * torch.arange(rank)) / rank**0.5)
+        self.rank = rank
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        weights = self.linear(self.norm(features)).unflatten(-1, (self.rank, -1))  # [B, T, K, C]
+        return torch.matmul(self.profiles, weights).permute(0, 3, 1, 2)  # [B, T, F', C] seen as [B, C, T, F']
+
+
+class LiteAVSEMamba(SEMamba):
+    """SEMamba with a light codec and a face: fused = audio + alpha * gate * visual, before the Mamba blocks.
+
+    alpha [B, T, 1] says how far this moment's picture is trusted, gate [B, 1, T, F'] which frequencies it helps. Where a
+    frame has no face alpha is exactly 0, so a clip without any gives the audio-only output bit for bit.
+    """
+
+    def __init__(self, cfg: Mapping) -> None:
+        super().__init__(cfg)
+        cfg = complete_config(cfg)
+        visual, lite, stft = cfg["visual_cfg"], cfg["lite_cfg"], cfg["stft_cfg"]
+        self.use_visual = visual["use_visual"]
+        self.timing = {
+            "hop_size": stft["hop_size"], "sampling_rate": stft["sampling_rate"], "fps": visual["video_fps"]
+        }
+        if not self.use_visual:
+            return
+        channels, dim, n_freq = cfg["model_cfg"]["hid_feature"], visual["visual_dim"], lite["n_freq_enc"]
+        self.visual_encoder = VISUAL_ENCODERS[lite["visual_encoder_type"]](cfg)
+        self.visual_projection = VisualProjection(dim, channels, n_freq)
+        self.vce = self.fsvg = None
+        if lite["use_vce"]:
+            self.vce = VCEWithTemporalSmoothing(dim, lite["smooth_kernel"]) if lite["vce_type"] == "smoothed" else VCE(dim)
+        if lite["use_fsvg"]:
+            self.fsvg = FSVGWithPrior(channels, n_freq) if lite["fsvg_type"] == "prior" else FSVG(channels)
+
+    @staticmethod
+    def _light(cfg: Mapping) -> bool:
+        return cfg["lite_cfg"]["use_lite_dense"]
+
+    def init_state(self, noisy_mag: torch.Tensor) -> dict[str, Any]:
+        """Zero state for inputs of noisy_mag's batch size and bins [B, F, .]; the visual encoder keeps its own."""
+        state = super().init_state(noisy_mag)
+        if self.use_visual and self.vce is not None:
+            state["vce"] = self.vce.init_state(noisy_mag.shape[0])
+        return state
+
+    def _no_state(self) -> dict[str, Any]:
+        return super()._no_state() | {"vce": None}
+
+    def encode_video(
+        self, video: torch.Tensor, video_mask: torch.Tensor | None, n_frames: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Crops [B, 3, V, S, S] in [0, 1] and face mask [B, V] -> features [B, T, D] and validity [B, T] per STFT frame.
+
+        Past the last video frame there is no picture: not valid.
+        """
+        if video_mask is None:
+            video_mask = torch.ones(video.shape[0], video.shape[2], dtype=torch.bool, device=video.device)
+        if video_mask.shape != (video.shape[0], video.shape[2]):
+            raise ValueError(
+                f"video_mask is {list(video_mask.shape)}, should be [B, V] = {[video.shape[0], video.shape[2]]}"
+            )
+        # What stands in a masked frame must not reach its neighbours through the temporal convolutions.
+        video = torch.where(video_mask[:, None, :, None, None], video, 0.0)
+        features = self.visual_encoder(video, n_frames).transpose(1, 2)  # [B, T, D]
+        index = video_frame_index(n_frames, **self.timing).to(video.device)
+        valid = video_mask[:, index.clamp(max=video.shape[2] - 1)] & (index < video.shape[2])
+        return features, valid
+
+    def _fuse(
+        self, audio: torch.Tensor, features: torch.Tensor, valid: torch.Tensor, vce_state: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, Any]:
+        """audio [B, C, T, F'] + alpha * gate * visual; also alpha [B, T, 1], its logits, the gate, and VCE's state."""
+        visual = self.visual_projection(features)  # [B, C, T, F']
+        if self.vce is None:
+            alpha, logits = valid[..., None].to(audio.dtype), None
+        else:
+            logits = self.vce._logits(features)
+            if vce_state is None:
+                alpha = self.vce(features, valid)
+            else:
+                alpha, vce_state = self.vce.step(features, vce_state, valid)
+        gate = self.fsvg(audio, visual) if self.fsvg is not None else None
+        weight = alpha[:, None] if gate is None else alpha[:, None] * gate  # [B, 1, T, 1 or F']
+        fused = torch.where(alpha[:, None] > 0, audio + weight * visual, audio)
+        return fused, alpha, logits, gate, vce_state
+
+    def step_with_gates(
+        self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, features: torch.Tensor | None,
+        valid: torch.Tensor | None, state: Mapping,
+    ) -> tuple[Enhanced, dict[str, Any]]:
+        """Further frames [B, F, t] with their visual features [B, t, D] and validity [B, t] (None: no picture)."""
+        x, encoder_state = self._encode(noisy_mag, noisy_pha, state["encoder"])
+        alpha = logits = gate = None
+        vce_state = state.get("vce")
+        if self.use_visual and features is None and vce_state is not None:
+            # Time goes on without a picture: the smoothing window must forget what it saw.
+            b, t = noisy_mag.shape[0], noisy_mag.shape[2]
+            blank = x.new_zeros(b, t, self.visual_projection.linear.in_features)
+            _, vce_state = self.vce.step(blank, vce_state, torch.zeros(b, t, dtype=torch.bool, device=x.device))
+        elif self.use_visual and features is not None:
+            x, alpha, logits, gate, vce_state = self._fuse(x, features, valid, vce_state)
+        mag, pha, after = self._decode(x, noisy_mag, noisy_pha, state)
+        enhanced = Enhanced(*_spectra(mag, pha), alpha, logits, gate)
+        return enhanced, {"encoder": encoder_state, "vce": vce_state, **after}
+
+    def forward_with_gates(
+        self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor,
+        video: torch.Tensor | None = None, video_mask: torch.Tensor | None = None,
+    ) -> Enhanced:
+        """`forward`, with alpha and the gate for losses and pictures."""
+        features = valid = None
+        if self.use_visual and video is not None and video.shape[2] and (video_mask is None or video_mask.any()):
+            features, valid = self.encode_video(video, video_mask, noisy_mag.shape[2])
+        return self.step_with_gates(noisy_mag, noisy_pha, features, valid, self._no_state())[0]
+
+    def forward(
+        self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor,
+        video: torch.Tensor | None = None, video_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """noisy_mag, noisy_pha [B, F, T], video [B, 3, V, S, S] in [0, 1], video_mask [B, V] (True: a face is seen)
+        -> (mag [B, F, T], pha [B, F, T], com [B, F, T, 2])."""
+        return tuple(self.forward_with_gates(noisy_mag, noisy_pha, video, video_mask)[:3])
+
+
+ARCHITECTURES = {"SEMamba": SEMamba, "LiteAVSEMamba": LiteAVSEMamba}
+
+
+def third_party_keys(model: nn.Module) -> set[str]:
+    """State-dict keys of weights that are not ours to ship (the frozen ImageNet backbone); checkpoints leave them out."""
+    encoder = getattr(model, "visual_encoder", None)
+    if not isinstance(encoder, LiteVisualEncoderA):
+        return set()
+    return {f"visual_encoder.{key}" for key in encoder.third_party_keys()}
+
+
+def pack_generator(model: nn.Module, cfg: Mapping, meta: Mapping | None = None) -> dict[str, Any]:
+    """Contents of a generator checkpoint: weights of our own, the configuration and the architecture's name."""
+    left_out = third_party_keys(model)
+    weights = {key: value.detach().cpu() for key, value in model.state_dict().items() if key not in left_out}
+    return {
+        "generator": weights, "config": dict(cfg), "architecture": type(model).__name__, "meta": dict(meta or {}),
+    }
+
+
+def load_generator(
+    path: str | os.PathLike, config: Mapping | None = None, device: str | torch.device = "cpu"
+) -> tuple[SEMamba, dict]:
+    """Build the model that a checkpoint was made by and load it: (model in eval mode, its full configuration).
+
+    Our checkpoints carry their configuration. SEMamba's own files hold weights alone: `config` or SEMamba's defaults say
+    the rest. A `config` that contradicts the checkpoint in what shapes its numbers is refused with ValueError.
+    """
+    checkpoint = load_checkpoint(path)
+    weights = checkpoint.get("generator")
+    if not isinstance(weights, Mapping):
+        kind = "a discriminator/optimiser file; load the g_*.pth beside it" if "discriminator" in checkpoint else "no generator"
+        raise ValueError(f"checkpoint {path} holds {kind}")
+    own = checkpoint.get("config")
+    if own is not None and config is not None:
+        _refuse_other_model(path, own, complete_config(config))
+    cfg = complete_config(own if own is not None else (config or {}), source=f"config of {path}")
+    name = checkpoint.get("architecture", "SEMamba")
+    if name not in ARCHITECTURES:
+        raise ValueError(f"checkpoint {path} is of architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")
+    # A backbone that travels in the checkpoint (random or fine-tuned) need not be fetched first.
+    carried = any(key.startswith("visual_encoder.backbone.") for key in weights)
+    visual = cfg["visual_cfg"] | ({"backbone_weights": "none"} if carried else {})
+    model = ARCHITECTURES[name](cfg | {"visual_cfg": visual})
+    load_state(model, weights, f"checkpoint {path}", may_miss=third_party_keys(model))
+    return model.to(device).eval(), cfg
+
+
+def _refuse_other_model(path: str | os.PathLike, own: Mapping, given: Mapping) -> None:
+    own = complete_config(own, source=f"config of {path}")
+    for section in ("stft_cfg", "model_cfg", "lite_cfg"):
+        for key, value in own[section].items():
+            if given[section][key] != value:
+                raise ValueError(
+                    f"checkpoint {path} was trained with {section}.{key}: {value}, the given config says "
+                    f"{given[section][key]}; leave --config out, the checkpoint carries its own"
+                )

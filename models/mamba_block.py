@@ -1,0 +1,113 @@
+"""Time-frequency Mamba blocks (Chao et al., SEMamba, SLT 2024, section 3 and Figure 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.mamba import Mamba, Mamba2
+
+MIXERS = {1: Mamba, 2: Mamba2}
+
+
+class ResidualMixer(nn.Module):
+    """x + mixer(RMSNorm(x)) over [B, L, C]."""
+
+    def __init__(
+        self, channels: int, mamba_version: int, d_state: int, d_conv: int, expand: int, norm_epsilon: float
+    ) -> None:
+        super().__init__()
+        self.mixer = MIXERS[mamba_version](channels, d_state=d_state, d_conv=d_conv, expand=expand)
+        self.norm = nn.RMSNorm(channels, eps=norm_epsilon)
+
+    def init_state(self, x: torch.Tensor) -> Any:
+        return self.mixer.init_state(x)
+
+    def step(self, x: torch.Tensor, state: Any, reverse: bool = False) -> tuple[torch.Tensor, Any]:
+        y, state = self.mixer.step(self.norm(x), state, reverse)
+        return x + y, state
+
+    def forward(self, x: torch.Tensor, reverse: bool = False) -> torch.Tensor:
+        return self.step(x, None, reverse)[0]
+
+
+class MambaBlock(nn.Module):
+    """A Mamba layer read forwards and, if `bidirectional`, another read backwards; [B, L, C] -> [B, L, 2C or C]."""
+
+    def __init__(self, in_channels: int, cfg: Mapping, bidirectional: bool = True) -> None:
+        super().__init__()
+        model = cfg["model_cfg"]
+        keywords = {key: model[key] for key in ("d_state", "d_conv", "expand", "norm_epsilon")}
+        keywords["mamba_version"] = model.get("mamba_version", 1)
+        self.bidirectional = bidirectional
+        self.forward_blocks = nn.ModuleList([ResidualMixer(in_channels, **keywords)])
+        if bidirectional:
+            self.backward_blocks = nn.ModuleList([ResidualMixer(in_channels, **keywords)])
+
+    def init_state(self, x: torch.Tensor) -> Any:
+        """Zero state for inputs of x's batch size; ValueError for a bidirectional block, which needs the whole input."""
+        if self.bidirectional:
+            raise ValueError("a bidirectional MambaBlock reads its input from both ends: it has no streaming state")
+        return self.forward_blocks[0].init_state(x)
+
+    def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """x [B, L, C] -> (y [B, L, C], next state)."""
+        return self.forward_blocks[0].step(x, state)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        ahead = self.forward_blocks[0](x)
+        if not self.bidirectional:
+            return ahead
+        return torch.cat((ahead, self.backward_blocks[0](x, reverse=True)), dim=-1)
+
+
+def _pointwise(layer: nn.ConvTranspose1d, x: torch.Tensor) -> torch.Tensor:
+    """A width-1 transposed convolution, weight [Cin, Cout, 1], as the matrix product it is: [..., Cin] -> [..., Cout]."""
+    return F.linear(x, layer.weight.squeeze(-1).t(), layer.bias)
+
+
+class TFMambaBlock(nn.Module):
+    """Mamba along time for every bin, then along frequency for every frame, each with a residual: [B, C, T, F] -> same.
+
+    Works channel-last inside; give it (and get) tensors in torch.channels_last memory format to save two copies.
+    """
+
+    time_bidirectional = True
+
+    def __init__(self, cfg: Mapping) -> None:
+        super().__init__()
+        channels = cfg["model_cfg"]["hid_feature"]
+        self.time_mamba = MambaBlock(channels, cfg, bidirectional=self.time_bidirectional)
+        self.freq_mamba = MambaBlock(channels, cfg, bidirectional=True)
+        self.tlinear = nn.ConvTranspose1d(channels * (2 if self.time_bidirectional else 1), channels, 1)
+        self.flinear = nn.ConvTranspose1d(channels * 2, channels, 1)
+
+    def init_state(self, x: torch.Tensor) -> Any:
+        """Zero state for inputs of x's batch size and bins, x [B, C, ., F]."""
+        return self.time_mamba.init_state(x.new_empty(x.shape[0] * x.shape[3], 0))
+
+    def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """x [B, C, t, F] -> (y [B, C, t, F], next state)."""
+        b, c, t, f = x.shape
+        along_time = x.permute(0, 3, 2, 1).reshape(b * f, t, c)
+        if state is None:
+            y = self.time_mamba(along_time)
+        else:
+            y, state = self.time_mamba.step(along_time, state)
+        along_time = along_time + _pointwise(self.tlinear, y)
+        along_freq = along_time.view(b, f, t, c).transpose(1, 2).reshape(b * t, f, c)
+        along_freq = along_freq + _pointwise(self.flinear, self.freq_mamba(along_freq))
+        return along_freq.view(b, t, f, c).permute(0, 3, 1, 2), state  # channels-last [B, C, T, F]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.step(x, None)[0]
+
+
+class CausalTFMambaBlock(TFMambaBlock):
+    """TFMambaBlock that reads time forwards only; frequency is still read both ways."""
+
+    time_bidirectional = False
