@@ -1,0 +1,42 @@
+"""Enhance a folder of recordings by sound alone, with SEMamba checkpoints (its authors' or ours), on any device."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.enhance_files import folder_jobs, run_jobs
+from models.enhancer import Enhancer
+from models.pcs400 import cal_pcs
+from utils import console
+from utils.config import load_config
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = console.Parser(prog="inference.py", description=__doc__)
+    parser.add_argument("--input_folder", type=Path, required=True, help="folder of noisy sound files")
+    parser.add_argument("--output_folder", type=Path, default=Path("results"), help="outputs keep their names")
+    parser.add_argument("--config", type=Path, help="recipe of a checkpoint that carries none (default: SEMamba's own)")
+    parser.add_argument("--checkpoint_file", type=Path, required=True, help="g_XXXXXXXX.pth")
+    parser.add_argument("--post_processing_PCS", type=console.flag, nargs="?", const=True, default=False,
+                        metavar="True|False", help="perceptual contrast stretching of the output")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+
+    def body() -> int:
+        jobs = folder_jobs(args.input_folder, args.output_folder, use_video=False, suffix="")
+        config = load_config(args.config) if args.config else None
+        enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, config)
+        print(enhancer.describe(), flush=True)
+        return run_jobs(enhancer, jobs, cal_pcs if args.post_processing_PCS else None)
+
+    return console.run("inference.py", body)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

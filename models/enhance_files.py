@@ -1,0 +1,176 @@
+"""Files in, enhanced files out: what to pair, what to write where, and how to go on when one of them is broken."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from models.enhancer import Enhancer, EnhanceResult
+from utils.console import EXIT_FAILED, one_line
+from utils.media import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, MediaError, load_audio
+from utils.util import atomic_write
+
+
+@dataclass(frozen=True)
+class Job:
+    """One recording to enhance: the file with the sound, the file with the picture (maybe the same), where to write."""
+
+    audio: Path
+    video: Path | None
+    output: Path
+
+    @property
+    def label(self) -> str:
+        return self.audio.name if self.video in (None, self.audio) else f"{self.audio.name} + {self.video.name}"
+
+
+def same_file(one: Path, other: Path) -> bool:
+    """Whether both paths lead to one place, through links and whether or not it exists yet."""
+    if one.exists() and other.exists():
+        return os.path.samefile(one, other)
+    return one.resolve() == other.resolve()
+
+
+def single_job(audio: Path | None, video: Path | None, output: Path | None) -> Job:
+    """Job for one recording; `output` may be a .wav file, a folder that exists, or None (results/<stem>_enhanced.wav).
+
+    FileNotFoundError or ValueError for a sound that is not there, or an output that would replace the input.
+    """
+    sound = audio if audio is not None else video
+    assert sound is not None
+    if not sound.exists():
+        raise FileNotFoundError(f"{sound} does not exist")
+    if sound.is_dir():
+        raise ValueError(f"{sound} is a folder; give it as --input_folder")
+    output = output or Path("results")
+    if output.is_dir() or not output.suffix:
+        output = output / f"{sound.stem}_enhanced.wav"
+    if output.suffix.lower() != ".wav":
+        raise ValueError(f"output {output} should be a .wav file or a folder")
+    for source in (sound, video):
+        if source is not None and same_file(source, output):
+            raise ValueError(f"output {output} is the input itself; choose another name")
+    return Job(sound, video, output)
+
+
+def folder_jobs(folder: Path, output: Path, use_video: bool = True, suffix: str = "_enhanced") -> list[Job]:
+    """Jobs for the recordings that lie in `folder` itself, by name: a sound with the video of the same stem beside it, or
+    a video with its own sound (with use_video=False sound files only). Outputs are output/<stem><suffix>.wav.
+
+    FileNotFoundError or ValueError when there is no such folder, nothing in it, or `output` is that folder.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"input folder {folder} does not exist")
+    if not folder.is_dir():
+        raise ValueError(f"input folder {folder} is a file; give a single recording as --input_audio or --input_video")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output {output} is a file; for a folder of recordings it should be a folder")
+    if same_file(folder, output):
+        raise ValueError(f"output folder {output} is the input folder; choose another, inputs are never overwritten")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    sounds = [path for path in files if path.suffix.lower() in AUDIO_EXTENSIONS]
+    videos = [path for path in files if path.suffix.lower() in VIDEO_EXTENSIONS] if use_video else []
+    partner: dict[str, Path] = {}
+    for path in videos:
+        partner.setdefault(path.stem, path)
+    heard = {path.stem for path in sounds}
+    pairs: list[tuple[Path, Path | None]] = [(path, partner.get(path.stem)) for path in sounds]
+    pairs += [(path, path) for path in videos if path.stem not in heard]
+    if not pairs:
+        kinds = "sound or video" if use_video else "sound"
+        raise ValueError(f"input folder {folder} holds no {kinds} files itself (subfolders are not searched)")
+    count = Counter(sound.stem for sound, _ in pairs)
+    jobs = []
+    for sound, video in sorted(pairs, key=lambda pair: pair[0].name):
+        # a.wav beside a.flac: the outputs must not overwrite each other
+        name = sound.stem if count[sound.stem] == 1 else f"{sound.stem}_{sound.suffix[1:].lower()}"
+        jobs.append(Job(sound, video, output / f"{name}{suffix}.wav"))
+    return jobs
+
+
+def write_wav(path: Path, wav: np.ndarray, sample_rate: int) -> float:
+    """Write float [L] as 16-bit PCM, whole or not at all; louder than full scale is turned down. Gives the gain in dB."""
+    peak = float(np.abs(wav).max()) if len(wav) else 0.0
+    gain = 1.0 / peak if peak > 1.0 else 1.0
+    pcm = np.clip(np.round(np.asarray(wav, np.float64) * gain * 32768.0), -32768, 32767).astype(np.int16)
+    with atomic_write(path) as temporary:
+        soundfile.write(temporary, pcm, sample_rate, subtype="PCM_16", format="WAV")
+    return 20.0 * float(np.log10(gain))
+
+
+def enhance_file(
+    enhancer: Enhancer, job: Job, sample_rate: int | None = None,
+    post_process: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> EnhanceResult:
+    """Enhance one recording and write it; `sample_rate` is that of the output (default: the model's).
+
+    A picture that is missing or broken is left out, with a note. `post_process` takes and gives float [L]. The result's
+    `seconds` include decoding. ValueError (MediaError), OSError for a sound that cannot be read or written.
+    """
+    started = time.perf_counter()
+    rate = sample_rate or enhancer.sample_rate
+    wav = load_audio(job.audio, rate)
+    picture, notes = _load_picture(enhancer, job, len(wav) / rate)
+    result = enhancer.enhance(wav, rate, *picture)
+    notes += result.notes
+    enhanced = result.wav
+    if post_process is not None:
+        enhanced = np.asarray(post_process(enhanced), np.float32)[: len(wav)]
+        enhanced = np.pad(enhanced, (0, len(wav) - len(enhanced)))
+    gain_db = write_wav(job.output, enhanced, rate)
+    if gain_db < 0:
+        notes.append(f"louder than full scale: turned down by {-gain_db:.1f} dB")
+    return replace(result, wav=enhanced, seconds=time.perf_counter() - started, notes=tuple(notes))
+
+
+def _load_picture(enhancer: Enhancer, job: Job, duration_sec: float) -> tuple[tuple, list[str]]:
+    """What `enhance` takes for video and video_mask, and why it is nothing where the picture cannot be used."""
+    if job.video is None or not enhancer.uses_video:
+        return (job.video,), []
+    try:
+        crops, mask = enhancer.load_video(job.video, duration_sec)
+    except (MediaError, FileNotFoundError) as error:
+        return (None,), [f"{one_line(error)}: audio only"]
+    if not mask.any():
+        return (None,), [f"no face in {job.video}: audio only"]
+    return (crops, mask), []
+
+
+def report_line(job: Job, result: EnhanceResult) -> str:
+    """What was done to one recording, in one line."""
+    parts = [f"{result.duration_sec:.2f} s", f"RTF {result.rtf:.2f}"]
+    if result.alpha is not None:
+        parts += [f"mean alpha {result.mean_alpha:.2f}", f"masked {100 * result.masked_share:.0f} %"]
+    return f"{job.label}: {', '.join(parts)} -> {job.output}"
+
+
+def run_jobs(
+    enhancer: Enhancer, jobs: Sequence[Job], post_process: Callable[[np.ndarray], np.ndarray] | None = None
+) -> int:
+    """Do all jobs, printing a line for each; one that fails stops no other. Exit code: 0, or EXIT_FAILED if any failed."""
+    enhancer.warm_up()
+    failures: list[tuple[Job, str]] = []
+    for job in tqdm(jobs, unit="file", disable=None if len(jobs) > 1 else True):
+        try:
+            result = enhance_file(enhancer, job, post_process=post_process)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            failures.append((job, one_line(error)))
+            continue
+        tqdm.write(report_line(job, result))
+        for note in result.notes:
+            tqdm.write(f"  note: {note}")
+    if failures:
+        if len(jobs) > 1:
+            print(f"{len(failures)} of {len(jobs)} recordings failed:", file=sys.stderr)
+        for job, reason in failures:
+            print(f"failed: {job.label}: {reason}", file=sys.stderr)
+    return EXIT_FAILED if failures else 0

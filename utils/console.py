@@ -1,0 +1,45 @@
+"""What every command-line script shares: one-line errors, exit codes, flags."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_FAILED = 1  # some of the work could not be done
+EXIT_USAGE = 2  # nothing was begun: what was asked for cannot be
+EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (--help shows how)\n")
+
+
+def flag(text: str) -> bool:
+    """Value of a flag that may be written out, as in SEMamba's scripts: --post_processing_PCS True."""
+    if text.lower() in ("true", "yes", "on", "1"):
+        return True
+    if text.lower() in ("false", "no", "off", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} should be True or False")
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message, or its kind where it has none, without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def run(program: str, body: Callable[[], int]) -> int:
+    """Exit code of `body()`; a mistake of the user's (ValueError, OSError) becomes one line on stderr and EXIT_USAGE."""
+    try:
+        return body()
+    except (ValueError, OSError) as error:
+        print(f"{program}: {one_line(error)}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print(f"{program}: stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
