@@ -1,0 +1,1 @@
+"""Scripts that score checkpoints and draw what they do."""

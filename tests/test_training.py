@@ -1,0 +1,247 @@
+"""The training loop: it learns, resumes bit for bit, and survives bad batches, interruption and users' mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from conftest import face_crops, only_line, voice
+
+import train_lite
+from models.generator import load_generator
+from utils.checkpoint import latest_pair, load_checkpoint
+from utils.config import load_config
+from utils.media import write_clip
+from utils.training import Trainer, epoch_order
+from utils.util import initialize_seed, write_json
+
+RECIPE = {
+    "env_setting": {
+        "num_workers": 0, "seed": 7, "stdout_interval": 1, "checkpoint_interval": 2, "validation_interval": 1000,
+    },
+    "training_cfg": {
+        "batch_size": 2, "segment_size": 4000, "max_steps": 5, "valid_clips": 1, "video_dropout": 0.2,
+        "loss": {"si_sdr": 0.3, "confidence": 0.05},
+    },
+    "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2, "causal": True, "phase_residual": True},
+    "visual_cfg": {"visual_dim": 32},
+    "lite_cfg": {"visual_encoder_type": "custom3d"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe over four talking clips and two noises."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for i in range(4):
+        write_clip(folder / f"clip{i}.mp4", face_crops(30, seed=i), voice(1.2, seed=i))
+    for i in range(2):
+        soundfile.write(folder / f"noise{i}.wav", 0.1 * np.random.default_rng(i).standard_normal(32000), 16000)
+    write_json(folder / "clips.json", [{"video": str(folder / f"clip{i}.mp4")} for i in range(4)])
+    write_json(folder / "noise.json", [str(folder / f"noise{i}.wav") for i in range(2)])
+    lists = {f"{split}_data_json": str(folder / "clips.json") for split in ("train", "valid")}
+    lists |= {f"{split}_noise_json": str(folder / "noise.json") for split in ("train", "valid")}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"data_cfg": lists}), encoding="utf-8")
+    return folder / "recipe.yaml"
+
+
+def _train(recipe: Path, folder: Path, name: str, *overrides: str) -> int:
+    return train_lite.main(
+        ["--config", str(recipe), "--exp_folder", str(folder), "--exp_name", name, "--device", "cpu", "--override", *overrides]
+    )
+
+
+def _trainer(recipe: Path, folder: Path, *overrides: str) -> Trainer:
+    cfg = load_config(recipe, overrides)
+    return train_lite.build_trainer(cfg, folder, torch.device("cpu"))
+
+
+def _log(folder: Path, kind: str = "train") -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    timeless = [{k: v for k, v in line.items() if k != "step_sec"} for line in lines]
+    return [line for line in timeless if line["kind"] == kind]
+
+
+def _final(folder: Path) -> tuple[dict, dict]:
+    weights, rest, _ = latest_pair(folder)
+    return load_checkpoint(weights)["generator"], load_checkpoint(rest)
+
+
+def test_resume_equals_uninterrupted_bit_for_bit(recipe, tmp_path):
+    assert _train(recipe, tmp_path, "whole") == 0
+    for last in (1, 3, 5):  # stops between checkpoints and in the middle of epochs of two batches
+        assert _train(recipe, tmp_path, "parts", f"training_cfg.max_steps={last}") == 0
+    (weights, rest), (parts, parts_rest) = _final(tmp_path / "whole"), _final(tmp_path / "parts")
+    assert all(torch.equal(weights[name], parts[name]) for name in weights)
+    for name in ("steps", "epoch", "position", "best"):
+        assert rest[name] == parts_rest[name]
+    for a, b in zip(rest["optim_g"]["state"].values(), parts_rest["optim_g"]["state"].values(), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
+    assert _log(tmp_path / "whole") == _log(tmp_path / "parts")
+    assert len(_log(tmp_path / "whole")) == 5
+
+
+def test_killed_and_started_again_gives_the_same_numbers(recipe, tmp_path):
+    """Checkpoints stand at even steps; a run that died at step 5 goes back to 4 and writes the same step 5."""
+    assert _train(recipe, tmp_path, "run") == 0
+    folder = tmp_path / "run"
+    weights, before = _final(folder)[0], _log(folder)
+    for name in ("g_00000005.pth", "do_00000005.pth"):
+        (folder / name).unlink()
+    with open(folder / "log.jsonl", "a") as file:
+        file.write('{"kind": "train", "st')  # a line that was being written
+    assert _train(recipe, tmp_path, "run") == 0
+    assert all(torch.equal(weights[name], value) for name, value in _final(folder)[0].items())
+    assert _log(folder) == before
+
+
+def test_a_half_written_pair_is_not_resumed_from(recipe, tmp_path):
+    assert _train(recipe, tmp_path, "run", "training_cfg.max_steps=4") == 0
+    (tmp_path / "run" / "do_00000004.pth").unlink()
+    assert latest_pair(tmp_path / "run")[2] == 2
+
+
+def test_one_batch_overfits(recipe, tmp_path):
+    """The loss of a fixed batch falls to well below where it began: every part of the step does its work."""
+    initialize_seed(0)
+    trainer = _trainer(recipe, tmp_path, "training_cfg.learning_rate=0.005", "training_cfg.visual_degradation=false")
+    batch = next(iter(trainer._batches()))
+    losses = []
+    for _ in range(40):
+        values, problem = trainer.train_step(batch)
+        assert problem is None
+        losses.append(values)
+    assert losses[-1]["magnitude"] < 0.5 * losses[0]["magnitude"]
+    assert losses[-1]["si_sdr"] < losses[0]["si_sdr"] - 0.3  # bels: 3 dB
+    assert losses[-1]["total"] < losses[0]["total"]
+
+
+def test_interrupted_run_saves_and_says_so(recipe, tmp_path):
+    """SIGINT to the whole process group, workers too, as Ctrl-C in a terminal does."""
+    process = subprocess.Popen(
+        [sys.executable, "train_lite.py", "--config", str(recipe), "--exp_folder", str(tmp_path), "--exp_name", "run",
+         "--override", "training_cfg.max_steps=100000", "training_cfg.training_epochs=100000", "env_setting.num_workers=1"],
+        cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.read_text().count("\n") >= 3):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "interrupted at step" in out and "Traceback" not in err
+    step = latest_pair(tmp_path / "run")[2]
+    assert f"interrupted at step {step}" in out
+    assert load_checkpoint(tmp_path / "run" / f"do_{step:08d}.pth")["steps"] == step
+
+
+def test_bad_batches_are_skipped_counted_and_named(recipe, tmp_path, capsys):
+    trainer = _trainer(recipe, tmp_path, "training_cfg.max_steps=4")
+    losses, poisoned = trainer.compute_losses, []
+
+    def sometimes_nan(batch):
+        total, terms = losses(batch)
+        if trainer.step == 1:
+            poisoned.append({n: p.detach().clone() for n, p in trainer.generator.named_parameters()})
+            return total * torch.nan, terms | {"phase": terms["phase"] * torch.nan}
+        if trainer.step == 2:
+            for name, value in poisoned[0].items():  # the bad batch moved nothing
+                assert torch.equal(value, dict(trainer.generator.named_parameters())[name])
+        return total, terms
+
+    trainer.compute_losses = sometimes_nan
+    assert trainer.run() == "finished"
+    assert trainer.bad_batches == 1 and trainer.bad_in_row == 0
+    skipped = _log(tmp_path, "skipped")
+    assert len(skipped) == 1 and "phase=nan" in skipped[0]["problem"]
+
+
+def test_many_bad_batches_in_a_row_go_back_to_the_checkpoint(recipe, tmp_path):
+    trainer = _trainer(recipe, tmp_path, "training_cfg.max_steps=8", "training_cfg.nan_patience=2")
+    losses, seen = trainer.compute_losses, {}
+
+    def broken_for_a_while(batch):
+        if trainer.step in (2, 3):
+            with torch.no_grad():
+                trainer.parameters[0].fill_(torch.nan)  # such as a broken optimiser step leaves behind
+        if trainer.step == 4:
+            seen["finite"] = bool(torch.isfinite(trainer.parameters[0]).all())
+        return losses(batch)
+
+    trainer.compute_losses = broken_for_a_while
+    assert trainer.run() == "finished"
+    assert seen["finite"] and trainer.bad_batches == 2
+
+
+def test_a_run_that_cannot_recover_stops_with_a_reason(recipe, tmp_path):
+    trainer = _trainer(recipe, tmp_path, "training_cfg.nan_patience=2")
+    losses = trainer.compute_losses
+    trainer.compute_losses = lambda batch: (losses(batch)[0] * torch.nan, {})
+    with pytest.raises(ValueError, match="does not recover"):
+        trainer.run()
+
+
+def test_validation_keeps_the_best_and_the_checkpoint_enhances(recipe, tmp_path):
+    assert _train(recipe, tmp_path, "run", "training_cfg.max_steps=2", "env_setting.validation_interval=2") == 0
+    scores = _log(tmp_path / "run", "validation")[0]
+    for name in ("pesq", "stoi", "estoi", "si_sdr"):
+        assert np.isfinite(scores[name]) and np.isfinite(scores[f"{name}_improvement"])
+    assert scores["n"] == 1 and scores["n_failed"] == 0
+    model, cfg = load_generator(tmp_path / "run" / "best.pth")
+    assert cfg["model_cfg"]["hid_feature"] == 8 and not model.training
+    assert load_checkpoint(tmp_path / "run" / "do_00000002.pth")["best"] == {"pesq": scores["pesq"], "step": 2}
+
+
+def test_what_made_the_run_is_kept_with_it(recipe, tmp_path):
+    assert _train(recipe, tmp_path, "run", "training_cfg.max_steps=1", "training_cfg.learning_rate=0.002") == 0
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert kept["training_cfg"]["learning_rate"] == 0.002
+    assert kept == load_config(tmp_path / "run" / "config.yaml")  # complete: it reproduces itself
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["packages"]["torch"] == torch.__version__ and environment["revision"]
+
+
+def test_old_checkpoints_are_pruned(recipe, tmp_path):
+    assert _train(recipe, tmp_path, "run", "env_setting.checkpoint_interval=1", "env_setting.keep_checkpoints=2") == 0
+    assert sorted(p.name for p in (tmp_path / "run").glob("g_*.pth")) == ["g_00000004.pth", "g_00000005.pth"]
+
+
+def test_epoch_order_is_a_permutation_that_changes():
+    assert sorted(epoch_order(10, None, 1, 0)) == list(range(10))
+    assert epoch_order(10, None, 1, 0) == epoch_order(10, None, 1, 0) != epoch_order(10, None, 1, 1)
+    assert len(epoch_order(10, 4, 1, 0)) == 4
+    assert sorted(epoch_order(3, 6, 1, 0)) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("training_cfg.batch_sise=2", "did you mean batch_size"),
+    ("data_cfg.train_data_json=nowhere.json", "nowhere.json"),
+    ("data_cfg.train_noise_json=null", "train_noise_json"),
+    ("training_cfg.batch_size=50", "batch_size 50 is more than the 4 clips"),
+    ("batch_size=2", "section.key=value"),
+])  # fmt: skip
+def test_a_users_mistake_is_one_clear_line(recipe, tmp_path, capsys, override, said):
+    assert _train(recipe, tmp_path, "run", override) != 0
+    assert said in only_line(capsys.readouterr().err)
+
+
+def test_a_folder_with_another_model_is_not_overwritten(recipe, tmp_path, capsys):
+    assert _train(recipe, tmp_path, "run", "training_cfg.max_steps=1") == 0
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    capsys.readouterr()
+    assert _train(recipe, tmp_path, "run", "model_cfg.hid_feature=16") == 1
+    assert "model_cfg.hid_feature: 8, this one has 16" in only_line(capsys.readouterr().err)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
