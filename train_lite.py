@@ -6,7 +6,6 @@ Interrupt it at any moment and run the same command again: it goes on as if it h
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,12 +22,13 @@ from models.scan import describe_backend
 from models.stfts import mag_phase_istft
 from models.timing import video_frame_index
 from utils.config import load_config
+from utils.console import EXIT_INTERRUPTED, Parser, run
 from utils.training import Losses, Trainer, record_run
 from utils.util import initialize_seed, pick_device, reuse_freed_memory
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("train_lite.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="recipes/LiteAVSE/LiteAVSE.yaml", help="recipe (YAML)")
     parser.add_argument("--exp_folder", default="exp", help="where runs are kept")
     parser.add_argument("--exp_name", default=None, help="name of this run; default: the recipe's file name")
@@ -59,8 +59,9 @@ def compute_losses(model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.
     audio = mag_phase_istft(out.mag, out.pha, **stft, length=item.clean_audio.shape[1])
     trust = trust_mask = None
     if out.alpha_logits is not None:
-        index = video_frame_index(out.mag.shape[2], **model.timing).clamp(max=item.video.shape[2] - 1).to(device)
-        trust, trust_mask = 1.0 - item.corruption[:, index], item.video_mask[:, index]  # [B, T] each
+        index = video_frame_index(out.mag.shape[2], **model.timing).to(device)
+        shown = index.clamp(max=item.video.shape[2] - 1)  # past the last picture there is none, as in encode_video
+        trust, trust_mask = 1.0 - item.corruption[:, shown], item.video_mask[:, shown] & (index < item.video.shape[2])
     return generator_losses(
         cfg["training_cfg"]["loss"], mag_g=out.mag, pha_g=out.pha, com_g=out.com, audio_g=audio,
         clean_mag=item.clean_mag, clean_pha=item.clean_pha, clean_com=item.clean_com, clean_audio=item.clean_audio,
@@ -81,25 +82,29 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device) -> Trainer:
     )
 
 
+def train(args: argparse.Namespace) -> int:
+    cfg = load_config(args.config, args.override)
+    device = pick_device(args.device)
+    exp_path = Path(args.exp_folder) / (args.exp_name or Path(args.config).stem)
+    trainer = build_trainer(cfg, exp_path, device)
+    record_run(exp_path, cfg)
+    resumed = trainer.resume()
+    trainable, parameters = (sum(p.numel() for p in ps) for ps in (trainer.parameters, trainer.generator.parameters()))
+    print(
+        f"{exp_path}: {trainable:,} trainable of {parameters:,} parameters on {device}; {describe_backend(device)}; "
+        f"{len(trainer.dataset)} clips" + (f"; goes on from step {trainer.step}" if resumed else "")
+    )
+    outcome = trainer.run()
+    best = trainer.best
+    said = f"best PESQ {best['pesq']:.3f} at step {best['step']}" if best["step"] >= 0 else "no validation gave a PESQ yet"
+    print(f"{outcome} at step {trainer.step}; {said}")
+    return 0 if outcome == "finished" else EXIT_INTERRUPTED
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     reuse_freed_memory()
-    try:
-        cfg = load_config(args.config, args.override)
-        device = pick_device(args.device)
-        exp_path = Path(args.exp_folder) / (args.exp_name or Path(args.config).stem)
-        trainer = build_trainer(cfg, exp_path, device)
-        record_run(exp_path, cfg)
-        resumed = trainer.resume()
-        counts = sum(p.numel() for p in trainer.parameters), sum(p.numel() for p in trainer.generator.parameters())
-        print(f"{exp_path}: {counts[0]:,} trainable of {counts[1]:,} parameters on {device}; {describe_backend(device)}; "
-              f"{len(trainer.dataset)} clips" + (f"; goes on from step {trainer.step}" if resumed else ""))
-        outcome = trainer.run()
-    except (ValueError, FileNotFoundError) as error:
-        print(f"train_lite.py: {error}", file=sys.stderr)
-        return 1
-    print(f"{outcome} at step {trainer.step}; best PESQ {trainer.best['pesq']:.3f} at step {trainer.best['step']}")
-    return 0 if outcome == "finished" else 130
+    return run("train_lite.py", lambda: train(args))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,24 @@
-"""Scores of a model on a fixed list of mixtures, by the same pipeline that enhances a user's file."""
+"""Scores of a model on a fixed list of mixtures, by the same pipeline that enhances a user's file.
+
+    python -m evaluation.validation --checkpoint_file ckpts/LiteAVSE_small.pth --data_json clips.json --noise_json noise.json
+
+prints the noisy input's scores, the enhanced sound's with the video withheld, and with it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from dataloaders.dataloader_av import AVDataset
 from models.enhancer import Enhancer
-from utils.metrics import METRICS, mean_score, score_many
+from utils.config import complete_config
+from utils.console import Parser, run
+from utils.metrics import METRICS, mean_score, require_scorers, score_many
 
 
 class Validation:
@@ -18,6 +28,7 @@ class Validation:
     """
 
     def __init__(self, dataset: Dataset, workers: int = 1) -> None:
+        require_scorers()
         self.dataset, self.workers = dataset, max(1, workers)
         self._noisy: list[dict] | None = None
 
@@ -48,3 +59,44 @@ class Validation:
 
     def _score(self, references: list[np.ndarray], estimates: list[np.ndarray]) -> list[dict]:
         return score_many(list(zip(references, estimates, strict=True)), self.workers)
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("validation.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint_file", default="ckpts/LiteAVSE_small.pth")
+    parser.add_argument("--data_json", required=True, help="list of clean clips")
+    parser.add_argument("--noise_json", required=True, help="list of noises")
+    parser.add_argument("--snr_db", type=float, nargs="+", default=[0.0], help="SNRs, taken in turn over the clips")
+    parser.add_argument("--seed", type=int, default=1234, help="draws the noises; the same seed gives the same mixtures")
+    parser.add_argument("--workers", type=int, default=1, help="processes to score in")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    return parser.parse_args(argv)
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Print the table; 1 when a clip could not be scored."""
+    enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device)
+    cfg = complete_config({
+        **enhancer.cfg, "env_setting": {**enhancer.cfg["env_setting"], "seed": args.seed},
+        "training_cfg": {**enhancer.cfg["training_cfg"], "valid_snrs_db": args.snr_db},
+    })  # fmt: skip
+    validation = Validation(AVDataset(args.data_json, args.noise_json, cfg, "test"), args.workers)
+    print(enhancer.describe())
+    rows = {"sound only": validation(enhancer, use_video=False), "sound and video": validation(enhancer)}
+    withheld = rows["sound only"]
+    noisy = {metric: withheld[metric] - withheld[f"{metric}_improvement"] for metric in METRICS}
+    print(f"{withheld['n']} clips, SNR {', '.join(f'{snr:g}' for snr in args.snr_db)} dB, seed {args.seed}")
+    print(f"{'':18s}{'PESQ-WB':>9s}{'STOI':>9s}{'ESTOI':>9s}{'SI-SDR dB':>11s}{'n_failed':>10s}")
+    for name, row in ({"noisy": noisy} | rows).items():
+        scores = f"{row['pesq']:9.3f}{row['stoi']:9.4f}{row['estoi']:9.4f}{row['si_sdr']:11.2f}"
+        print(f"{name:18s}{scores}{row.get('n_failed', ''):>10}")
+    return 1 if any(row["n_failed"] for row in rows.values()) else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    return run("validation.py", lambda: compare(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

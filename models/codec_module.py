@@ -205,6 +205,10 @@ class DenseEncoder(_Codec):
         self.dense_conv_1 = nn.Sequential(
             PointwiseConv2d(inputs, channels), make_norm(self.norm, channels), nn.PReLU(channels)
         )
+        if self.norm == "channel":
+            # The phase is louder than the magnitude and close to random: a norm over channels would let it drown the rest.
+            with torch.no_grad():
+                self.dense_conv_1[0].weight[:, 1] *= 0.1
         self.dense_conv_2 = nn.Sequential(
             _frequency_conv(channels, self.block.light), make_norm(self.norm, channels), nn.PReLU(channels)
         )
@@ -228,6 +232,12 @@ class MagDecoder(_Codec):
             PointwiseConv2d(outputs, outputs),
         )
         self.lsigmoid = LearnableSigmoid2D(cfg["stft_cfg"]["n_fft"] // 2 + 1, beta=cfg["model_cfg"]["beta"])
+        if self.norm == "channel":
+            # Without statistics to lean on, one channel through a random factor may start out nearly deaf: start as identity.
+            with torch.no_grad():
+                self.mask_conv[3].weight.fill_(1.0)
+                self.mask_conv[4].weight.fill_(1.0)
+                self.mask_conv[4].bias.zero_()
 
     def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         x, state = self.dense_block.step(x, state)

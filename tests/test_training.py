@@ -242,6 +242,6 @@ def test_a_folder_with_another_model_is_not_overwritten(recipe, tmp_path, capsys
     assert _train(recipe, tmp_path, "run", "training_cfg.max_steps=1") == 0
     before = (tmp_path / "run" / "config.yaml").read_bytes()
     capsys.readouterr()
-    assert _train(recipe, tmp_path, "run", "model_cfg.hid_feature=16") == 1
+    assert _train(recipe, tmp_path, "run", "model_cfg.hid_feature=16") == 2
     assert "model_cfg.hid_feature: 8, this one has 16" in only_line(capsys.readouterr().err)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before

@@ -23,7 +23,7 @@ RECIPE = {
         "valid_snrs_db": [0], "loss": {"magnitude": 0.9, "phase": 0.1, "complex": 0.2, "si_sdr": 1.0, "consistancy": 0.0},
     },
     "model_cfg": {
-        "hid_feature": 16, "num_tfmamba": 2, "d_state": 8, "expand": 2, "causal": True, "phase_residual": True,
+        "hid_feature": 16, "num_tfmamba": 1, "d_state": 8, "expand": 2, "causal": True, "phase_residual": True,
     },
     "visual_cfg": {"visual_dim": 128},
     "lite_cfg": {"visual_encoder_type": "custom3d"},

@@ -1,0 +1,227 @@
+"""Enhances the clips in samples/ with and without their video, scores both against the clean sound, draws one picture."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.enhance_files import write_wav
+from models.enhancer import Enhancer, EnhanceResult
+from models.stfts import mag_phase_stft
+from utils import console
+from utils.media import VIDEO_EXTENSIONS, load_audio
+from utils.metrics import METRICS, mean_score, require_scorers, score_clip
+
+ROOT = Path(__file__).resolve().parents[1]
+COLUMNS = {"pesq": ("PESQ-WB", ".2f"), "stoi": ("STOI", ".3f"), "estoi": ("ESTOI", ".3f"), "si_sdr": ("SI-SDR/dB", ".2f")}
+NOISY, AUDIO_ONLY, AUDIO_VISUAL = "noisy", "audio only", "audio-visual"
+DYNAMIC_RANGE_DB = 70.0  # of the spectrograms, below the loudest bin of all three
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One clip: a video with the noisy sound inside, and the clean sound beside it."""
+
+    video: Path
+    noisy: np.ndarray  # float32 [L]
+    clean: np.ndarray  # float32 [L]
+
+    @property
+    def name(self) -> str:
+        return self.video.stem
+
+
+def load_samples(folder: Path, sample_rate: int) -> list[Sample]:
+    """Every NAME.mp4 (or other video) in `folder` that has NAME_clean.flac beside it, sorted by name.
+
+    FileNotFoundError or ValueError, one line, for a folder that is not there or holds none, and for lengths that differ.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"samples folder {folder} does not exist")
+    videos = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_EXTENSIONS]
+    pairs = [(path, path.with_name(f"{path.stem}_clean.flac")) for path in videos]
+    pairs = [(video, clean) for video, clean in pairs if clean.is_file()]
+    if not pairs:
+        raise ValueError(f"samples folder {folder} holds no pair of NAME.mp4 and NAME_clean.flac")
+    samples = [Sample(video, load_audio(video, sample_rate), load_audio(clean, sample_rate)) for video, clean in pairs]
+    for sample in samples:
+        if len(sample.noisy) != len(sample.clean):
+            raise ValueError(
+                f"{sample.video} has {len(sample.noisy)} samples, its clean sound {len(sample.clean)}; they must match"
+            )
+    return samples
+
+
+def usable_metrics() -> list[str]:
+    """Metrics whose packages are installed; the others are named in a line each."""
+    usable = []
+    for metric in METRICS:
+        try:
+            require_scorers([metric])
+        except ValueError as error:
+            print(f"note: {error}")
+        else:
+            usable.append(metric)
+    return usable
+
+
+def enhance(enhancer: Enhancer, sample: Sample, folder: Path) -> dict[str, EnhanceResult]:
+    """Enhance with the video withheld and, where the model can use it, with the video; both are written as wav."""
+    rate = enhancer.sample_rate
+    results = {AUDIO_ONLY: enhancer.enhance(sample.noisy, rate)}
+    if enhancer.uses_video:
+        crops, mask = enhancer.load_video(sample.video, len(sample.noisy) / rate)
+        results[AUDIO_VISUAL] = enhancer.enhance(sample.noisy, rate, crops, mask, return_details=True)
+    write_wav(folder / f"{sample.name}_noisy.wav", sample.noisy, rate)
+    for row, result in results.items():
+        write_wav(folder / f"{sample.name}_{row.replace(' ', '_').replace('-', '_')}.wav", result.wav, rate)
+        for note in result.notes:
+            print(f"note: {sample.name}: {note}")
+    return results
+
+
+def table(scores: Mapping[str, Mapping[str, Mapping]], metrics: Sequence[str]) -> str:
+    """Text table of scores[clip][row][metric], with the means of each row over the clips that could be scored."""
+    lines = [f"{'clip':<14}{'':<14}" + "".join(f"{COLUMNS[metric][0]:>11}" for metric in metrics)]
+
+    def add(clip: str, row: str, values: Mapping[str, float]) -> None:
+        cells = (f"{values[metric]:{COLUMNS[metric][1]}}" for metric in metrics)
+        lines.append(f"{clip:<14}{row:<14}" + "".join(f"{cell:>11}" for cell in cells))
+
+    for clip, rows in scores.items():
+        for number, (row, values) in enumerate(rows.items()):
+            add(clip if number == 0 else "", row, values)
+    for number, row in enumerate(next(iter(scores.values()))):
+        every = [rows[row] for rows in scores.values()]
+        add("mean" if number == 0 else "", row, {metric: mean_score(every, metric) for metric in metrics})
+    for clip, rows in scores.items():
+        for row, values in rows.items():
+            lines += [f"not scored: {clip}, {row}, {metric}: {why}" for metric, why in values["errors"].items()]
+    return "\n".join(lines)
+
+
+def spectrogram_db(wav: np.ndarray, stft: Mapping) -> np.ndarray:
+    """Level of each bin in dB, [F, T]."""
+    mag, _, _ = mag_phase_stft(torch.from_numpy(wav)[None], stft["n_fft"], stft["hop_size"], stft["win_size"], 1.0)
+    return 20 * np.log10(np.maximum(mag[0].numpy(), 1e-8))
+
+
+def draw(path: Path, sample: Sample, result: EnhanceResult, cfg: Mapping) -> None:
+    """Noisy, enhanced and clean spectrogram on one dB scale, alpha over time, the gate over frequency, as a .png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from utils.util import atomic_write
+
+    stft = cfg["stft_cfg"]
+    duration_sec, top_khz = len(sample.noisy) / stft["sampling_rate"], stft["sampling_rate"] / 2000
+    figure = Figure(figsize=(10, 12), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(5, 1, height_ratios=(3, 3, 3, 1.5, 2))
+    way = AUDIO_ONLY if result.alpha is None else AUDIO_VISUAL
+    spectra = {
+        title: spectrogram_db(wav, stft)
+        for title, wav in (("noisy", sample.noisy), (f"enhanced, {way}", result.wav), ("clean", sample.clean))
+    }
+    highest = max(float(spectrum.max()) for spectrum in spectra.values())
+    for axis, (title, spectrum) in zip(axes, spectra.items(), strict=False):
+        image = axis.imshow(
+            spectrum - highest, origin="lower", aspect="auto", cmap="magma", vmin=-DYNAMIC_RANGE_DB, vmax=0,
+            extent=(0, duration_sec, 0, top_khz),
+        )  # fmt: skip
+        axis.set(title=f"{sample.name}: {title}", ylabel="frequency in kHz")
+    figure.colorbar(image, ax=list(axes[:3]), label="dB below the loudest bin", shrink=0.6)
+    draw_alpha(axes[3], result, duration_sec)
+    draw_gate(axes[4], result, top_khz)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def draw_alpha(axis, result: EnhanceResult, duration_sec: float) -> None:
+    if result.alpha is not None:
+        axis.plot(np.linspace(0, duration_sec, len(result.alpha)), result.alpha)
+    title = "alpha: trust in the picture" + ("" if result.alpha is not None else " (no picture was used)")
+    axis.set(title=title, xlabel="time in s", ylabel="alpha", xlim=(0, duration_sec), ylim=(-0.05, 1.05))
+    axis.grid(alpha=0.3)
+
+
+def draw_gate(axis, result: EnhanceResult, top_khz: float) -> None:
+    if result.gate is not None:
+        n_freq = result.gate.shape[1]
+        centre_khz = (np.arange(n_freq) + 0.5) * top_khz / n_freq
+        low, high = np.percentile(result.gate, (10, 90), axis=0)
+        axis.fill_between(centre_khz, low, high, alpha=0.3, label="10 % to 90 % of the moments")
+        axis.plot(centre_khz, result.gate.mean(axis=0), label="mean over time")
+        axis.legend(loc="upper right")
+    title = "gate: frequencies that the picture helps" + ("" if result.gate is not None else " (no gate in this model)")
+    axis.set(title=title, xlabel="frequency in kHz", ylabel="gate", xlim=(0, top_khz), ylim=(-0.05, 1.05))
+    axis.grid(alpha=0.3)
+
+
+def report_speed(results: Mapping[str, Mapping[str, EnhanceResult]]) -> str:
+    """Real-time factor of each row over all clips."""
+    parts = []
+    for row in next(iter(results.values())):
+        every = [rows[row] for rows in results.values()]
+        parts.append(f"{row} {sum(r.seconds for r in every) / sum(r.duration_sec for r in every):.2f}")
+    return f"RTF (seconds of computing per second of sound, without decoding the video): {', '.join(parts)}"
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = console.Parser(prog="evaluation.demo", description=__doc__)
+    parser.add_argument("--checkpoint_file", type=Path, default=ROOT / "ckpts" / "LiteAVSE_small.pth",
+                        help="default: ckpts/LiteAVSE_small.pth")
+    parser.add_argument("--samples", type=Path, default=ROOT / "samples", help="folder of NAME.mp4 and NAME_clean.flac")
+    parser.add_argument("--output_dir", type=Path, default=Path("results/demo"), help="for the sound and the picture")
+    parser.add_argument("--picture", metavar="NAME", help="clip to draw (default: the last by name)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    return parser.parse_args(argv)
+
+
+def demonstrate(args: argparse.Namespace) -> int:
+    if not args.checkpoint_file.is_file():
+        raise FileNotFoundError(
+            f"checkpoint {args.checkpoint_file} does not exist; train one with train_lite.py, or name another with "
+            "--checkpoint_file"
+        )
+    enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device)
+    samples = load_samples(args.samples, enhancer.sample_rate)
+    drawn = next((sample for sample in samples if sample.name == args.picture), None) if args.picture else samples[-1]
+    if drawn is None:
+        raise ValueError(f"--picture {args.picture}: the clips are {', '.join(sample.name for sample in samples)}")
+    print(enhancer.describe(), flush=True)
+    metrics = usable_metrics()
+    enhancer.warm_up()
+    results, scores = {}, {}
+    for sample in samples:
+        results[sample.name] = enhance(enhancer, sample, args.output_dir)
+        estimates = {NOISY: sample.noisy} | {row: result.wav for row, result in results[sample.name].items()}
+        scores[sample.name] = {
+            row: score_clip(sample.clean, wav, enhancer.sample_rate, metrics) for row, wav in estimates.items()
+        }
+    print(f"\n{table(scores, metrics)}\n\n{report_speed(results)}")
+    print(f"sound: {args.output_dir / '*.wav'}")
+    if importlib.util.find_spec("matplotlib") is None:
+        print("note: no picture: it needs the matplotlib package, which is not installed: pip install matplotlib")
+        return 0
+    picture = args.output_dir / f"{drawn.name}.png"
+    rows = results[drawn.name]
+    draw(picture, drawn, rows.get(AUDIO_VISUAL, rows[AUDIO_ONLY]), enhancer.cfg)
+    print(f"picture: {picture}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    args = parse(argv)
+    return console.run("evaluation.demo", lambda: demonstrate(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,266 @@
+"""The shape of the repository: what may import what, what runs without which package, what every recipe builds."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import save_tiny_checkpoint
+
+from models.generator import ARCHITECTURES
+from utils.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+# Each may import itself and what stands here: imports only point left.
+LEFT_OF = {
+    "utils": set(),
+    "models": {"utils"},
+    "dataloaders": {"utils", "models"},
+    "evaluation": {"utils", "models", "dataloaders"},
+    "data": {"utils"},
+}
+SCRIPTS_MAY_IMPORT = {"utils", "models", "dataloaders", "evaluation"}
+SCORING_ONLY = {"pesq", "pystoi"}
+NOT_FOR_ENHANCING = ["pesq", "pystoi", "matplotlib", "tensorboard", "torchvision", "torchaudio", "pytest"]
+LONGEST_FILE = 400  # lines
+MACHINE_PATH = re.compile(r"(?<![\w.:/~-])/(?:home|root|work|Users|mnt|opt|scratch|workspace|tmp)/[\w.]")
+
+
+def product_files() -> list[Path]:
+    scripts = sorted(ROOT.glob("*.py"))
+    return scripts + [path for package in LEFT_OF for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+PRODUCT = product_files()
+ALL = PRODUCT + sorted((ROOT / "tests").rglob("*.py"))
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), name(path))
+
+
+def imported(node: ast.AST) -> Iterator[str]:
+    """Top-level names of what an import statement brings in; a relative import is its dots."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name.split(".")[0] for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield "." * node.level if node.level else str(node.module).split(".")[0]
+
+
+def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node below `node` that is run when the module is imported: function bodies are not."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            yield child
+            yield from at_import_time(child)
+
+
+def test_packages_are_the_ones_we_know() -> None:
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} == set(LEFT_OF)
+    assert not (ROOT / "data" / "utils.py").exists()  # it would shadow utils when a script in data/ is run
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name)
+def test_imports_only_point_left(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    allowed = LEFT_OF[package] | {package} if package in LEFT_OF else SCRIPTS_MAY_IMPORT
+    ours = set(LEFT_OF) | {script.stem for script in ROOT.glob("*.py")} | {"tests", "conftest"}
+    wrong = [
+        (node.lineno, what) for node in ast.walk(tree(path)) for what in imported(node)
+        if what.startswith(".") or (what in ours and what not in allowed)
+    ]  # fmt: skip
+    assert not wrong, f"{name(path)} may import {sorted(allowed)}; (line, import): {wrong}"
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name)
+def test_scorers_are_imported_only_where_something_is_scored(path: Path) -> None:
+    top = {what for node in at_import_time(tree(path)) for what in imported(node)}
+    assert not top & SCORING_ONLY
+
+
+@pytest.mark.parametrize("path", ALL, ids=name)
+def test_no_path_tricks(path: Path) -> None:
+    module = tree(path)
+    touched = [node.lineno for node in ast.walk(module) if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"]
+    taken = [
+        node.lineno for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom) and node.module == "sys" and any(alias.name == "path" for alias in node.names)
+    ]  # fmt: skip
+    assert not touched + taken
+
+
+@pytest.mark.parametrize("path", ALL, ids=name)
+def test_checkpoints_are_loaded_without_running_code(path: Path) -> None:
+    for node in ast.walk(tree(path)):
+        if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"):
+            continue
+        given = {word.arg: word.value for word in node.keywords}
+        assert "weights_only" in given and ast.unparse(given["weights_only"]) == "True", f"{name(path)}:{node.lineno}"
+
+
+@pytest.mark.parametrize("path", ALL, ids=name)
+def test_files_stay_readable(path: Path) -> None:
+    n_lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert n_lines <= LONGEST_FILE, f"{name(path)} has {n_lines} lines; split it"
+
+
+def texts() -> list[Path]:
+    top = [ROOT / part for part in ("Makefile", "pyproject.toml", ".ci/run")]
+    return PRODUCT + RECIPES + top + sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*.txt")) + sorted(ROOT.glob("samples/*.md"))
+
+
+@pytest.mark.parametrize("path", texts(), ids=name)
+def test_no_paths_of_one_machine(path: Path) -> None:
+    found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
+    assert found is None, f"{name(path)}: {found}"
+
+
+def test_metadata_names_every_package_and_script() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="tomllib comes with Python 3.11")
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert sorted(listed["packages"]) == sorted(LEFT_OF)
+    assert sorted(listed["py-modules"]) == sorted(path.stem for path in ROOT.glob("*.py"))
+
+
+@pytest.mark.parametrize("path", PRODUCT, ids=name)
+def test_scripts_have_a_main_that_takes_arguments(path: Path) -> None:
+    module = tree(path)
+    if not any(isinstance(node, ast.If) and "__name__" in ast.unparse(node.test) for node in module.body):
+        assert path.parent != ROOT, f"{name(path)} lies at the top and is no script"
+        return
+    mains = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+    assert len(mains) == 1 and mains[0].args.args[0].arg == "argv"
+
+
+WITHOUT_THE_REST = """
+import importlib.abc, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[2].split(","):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+import inference, inference_av
+import numpy as np
+from models.enhancer import Enhancer
+
+wav = np.sin(np.arange(2000) / 9)
+video = np.zeros((4, 96, 96, 3), np.uint8)
+print(len(Enhancer.from_checkpoint(sys.argv[1], "cpu").enhance(wav, 16000, video).wav))
+"""
+
+
+def test_enhancing_needs_none_of_what_training_and_scoring_need(tmp_path: Path) -> None:
+    checkpoint = save_tiny_checkpoint(tmp_path / "tiny.pth")
+    command = [sys.executable, "-c", WITHOUT_THE_REST, str(checkpoint), ",".join(NOT_FOR_ENHANCING)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["2000"]
+
+
+def test_a_script_runs_as_a_file_from_anywhere(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "evaluation" / "demo.py"), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--checkpoint_file" in done.stdout
+
+
+# Recipes -------------------------------------------------------------------------------------------------------------
+
+
+def architecture(recipe: Path) -> str:
+    return "LiteAVSEMamba" if recipe.is_relative_to(ROOT / "recipes" / "LiteAVSE") else "SEMamba"
+
+
+def differences(one: dict, other: dict, prefix: str = "") -> dict[str, tuple]:
+    """{"section.key": (value in one, value in other)} where two configurations differ."""
+    found = {}
+    for key, value in one.items():
+        if isinstance(value, dict):
+            found |= differences(value, other[key], f"{prefix}{key}.")
+        elif value != other[key]:
+            found[prefix + key] = (value, other[key])
+    return found
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_every_recipe_builds_its_model(path: Path) -> None:
+    cfg = load_config(path, ["visual_cfg.backbone_weights=none"])
+    model = ARCHITECTURES[architecture(path)](cfg)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert trained > 100_000
+    if architecture(path) == "SEMamba":
+        assert trained == 2_258_769
+    assert model.causal == cfg["model_cfg"]["causal"]
+    for part, on in (("vce", cfg["lite_cfg"]["use_vce"]), ("fsvg", cfg["lite_cfg"]["use_fsvg"])):
+        wanted = on and architecture(path) == "LiteAVSEMamba" and cfg["visual_cfg"]["use_visual"]
+        assert (getattr(model, part, None) is not None) == wanted
+
+
+def test_the_recipes_that_the_design_names_are_there() -> None:
+    assert {name(path).removeprefix("recipes/") for path in RECIPES} >= {
+        "LiteAVSE/LiteAVSE.yaml", "LiteAVSE/LiteAVSE_offline.yaml", "LiteAVSE/LiteAVSE_small.yaml",
+        "LiteAVSE/LiteAVSE_smoke.yaml", "SEMamba_advanced/SEMamba_advanced.yaml",
+        "SEMamba_advanced_PCS/SEMamba_advanced_PCS.yaml",
+    }  # fmt: skip
+
+
+NO_ALPHA = {"training_cfg.loss.confidence": (0.05, 0.0)}
+
+
+@pytest.mark.parametrize(
+    ("variant", "wanted"),
+    [
+        ("LiteAVSE_offline", {"model_cfg.causal": (True, False), "model_cfg.norm": ("channel", "instance"),
+                              "lite_cfg.use_lite_dense": (True, False)}),
+        ("ablations/LiteAVSE_no_vce", {"lite_cfg.use_vce": (True, False), **NO_ALPHA}),
+        ("ablations/LiteAVSE_no_fsvg", {"lite_cfg.use_fsvg": (True, False)}),
+        ("ablations/LiteAVSE_audio_only", {"visual_cfg.use_visual": (True, False), **NO_ALPHA,
+                                           "training_cfg.video_dropout": (0.15, 0.0)}),
+        ("ablations/LiteAVSE_custom3d", {"lite_cfg.visual_encoder_type": ("mobilenet", "custom3d")}),
+    ],
+)  # fmt: skip
+def test_variants_differ_from_the_full_recipe_in_what_they_are_named_after(variant: str, wanted: dict) -> None:
+    folder = ROOT / "recipes" / "LiteAVSE"
+    full, other = load_config(folder / "LiteAVSE.yaml"), load_config(folder / f"{variant}.yaml")
+    assert differences(full, other) == wanted
+
+
+def test_the_full_recipe_keeps_the_numbers_of_the_design() -> None:
+    cfg = load_config(ROOT / "recipes" / "LiteAVSE" / "LiteAVSE.yaml")
+    training, model, lite = cfg["training_cfg"], cfg["model_cfg"], cfg["lite_cfg"]
+    assert (training["training_epochs"], training["batch_size"], training["learning_rate"]) == (100, 2, 5e-4)
+    assert (training["adam_b1"], training["adam_b2"], training["lr_decay"]) == (0.8, 0.99, 0.99)
+    assert (training["segment_size"], training["snr_range"], training["use_discriminator"]) == (16000, [-5, 20], False)
+    assert training["loss"] == {
+        "metric": 0, "magnitude": 0.9, "phase": 0.3, "complex": 0.1, "time": 0, "consistancy": 0.1, "si_sdr": 0.3,
+        "confidence": 0.05,
+    }  # fmt: skip
+    assert (model["hid_feature"], model["num_tfmamba"], model["d_state"], model["d_conv"], model["expand"]) == (64, 4, 16, 4, 4)
+    assert model["causal"] and model["phase_residual"] and lite["visual_encoder_type"] == "mobilenet" and lite["use_lite_dense"]
+
+
+def test_semamba_recipes_keep_the_published_numbers() -> None:
+    recipes = ROOT / "recipes"
+    plain, pcs = (load_config(recipes / stem / f"{stem}.yaml") for stem in ("SEMamba_advanced", "SEMamba_advanced_PCS"))
+    assert set(differences(plain, pcs)) == {"training_cfg.use_PCS400", "env_setting.dist_cfg.dist_url"}
+    assert pcs["training_cfg"]["use_PCS400"]
+    env, training = plain["env_setting"], plain["training_cfg"]
+    assert (env["num_gpus"], env["num_workers"], env["seed"], env["summary_interval"]) == (2, 20, 1234, 100)
+    assert env["dist_cfg"] == {"dist_backend": "nccl", "dist_url": "tcp://localhost:19477", "world_size": 1}
+    assert (training["training_epochs"], training["batch_size"], training["segment_size"]) == (200, 4, 32000)
+    assert (training["loss"]["metric"], training["loss"]["time"], training["loss"]["si_sdr"]) == (0.05, 0.2, 0)
+    assert plain["data_cfg"]["test_noisy_json"] == "data/test_noisy.json"

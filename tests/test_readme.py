@@ -1,0 +1,263 @@
+"""The README's commands: each one parses with today's options, and each one is run, in the order in which they stand there."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import all_files, face_crops, save_tiny_checkpoint, voice, write_mpg
+
+from models.generator import ARCHITECTURES
+from utils.checkpoint import load_checkpoint
+from utils.config import Config, load_config
+from utils.media import write_clip
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHECKPOINT = ROOT / "ckpts" / "LiteAVSE_small.pth"
+LARGEST_CHECKPOINT = 15e6  # bytes
+
+# What is appended where a command is run here, so that it takes a second; the options before it stay as they are.
+TINY = [
+    "env_setting.num_workers=0", "training_cfg.max_steps=2", "training_cfg.batch_size=1", "training_cfg.segment_size=4000",
+    "training_cfg.valid_clips=1", "env_setting.validation_interval=1", "model_cfg.hid_feature=8", "model_cfg.num_tfmamba=1",
+    "model_cfg.d_state=4", "visual_cfg.visual_dim=32",
+]  # fmt: skip
+SHORTER = {
+    "train_lite": ["--device", "cpu", "--override", *TINY],
+    "data.make_synthetic": ["--speakers", "3", "--clips_per_speaker", "2", "--duration_sec", "1", "--noise_sec", "1"],
+    "data.prepare_faces": ["--workers", "1"],
+}
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+
+
+class Command(NamedTuple):
+    module: str  # e.g. "data.make_grid_json"
+    arguments: list[str]
+
+
+def blocks() -> list[Block]:
+    return [Block(*match) for match in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)]
+
+
+def lines(block: Block) -> list[str]:
+    return [line for line in block.text.replace("\\\n", " ").splitlines() if shlex.split(line, comments=True)]
+
+
+def python_command(line: str) -> Command | None:
+    words = shlex.split(line, comments=True)
+    if words[0] != "python":
+        return None
+    if words[1] == "-m":
+        return Command(words[2], words[3:])
+    return Command(words[1].removesuffix(".py").replace("/", "."), words[2:])
+
+
+BASH = [block for block in blocks() if block.language == "bash"]
+DOWNLOAD = [block for block in BASH if "curl" in block.text]
+PYTHON_LINES = [line for block in BASH if block not in DOWNLOAD for line in lines(block) if not line.startswith("make ")]
+MAKE_LINES = [line for block in BASH if block not in DOWNLOAD for line in lines(block) if line.startswith("make ")]
+
+
+class _ParsedError(BaseException):
+    """Carries out of a script what its parser made of the arguments; no `except Exception` keeps it."""
+
+
+def parsed(command: Command, monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
+    """The arguments as the script's own parser sees them; the script goes no further."""
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_and_stop(self, args=None, namespace=None):
+        raise _ParsedError(parse_args(self, args, namespace))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
+    with pytest.raises(_ParsedError) as stopped:
+        importlib.import_module(command.module).main(command.arguments)
+    return stopped.value.args[0]
+
+
+def test_every_block_says_what_it_is() -> None:
+    assert {block.language for block in blocks()} == {"bash", "python"}
+    assert len(DOWNLOAD) == 1 and len(PYTHON_LINES) >= 10
+
+
+@pytest.mark.parametrize("line", PYTHON_LINES)
+def test_options_are_those_of_today(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = python_command(line)
+    assert command is not None, f"neither make nor python: {line}"
+    written = ROOT / (command.module.replace(".", "/") + ".py")
+    assert written.is_file()
+    parsed(command, monkeypatch)
+    for word in command.arguments:
+        if word.split("/")[0] in ("recipes", "samples"):
+            assert (ROOT / word).exists(), f"{word} is not in this repository"
+
+
+@pytest.mark.parametrize("line", MAKE_LINES)
+def test_make_targets_exist(line: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in shlex.split(line, comments=True)[1:] + re.findall(r"`make ([\w-]+)`", line):
+        assert re.search(rf"^{re.escape(target)}:", makefile, re.MULTILINE), f"make {target}"
+
+
+def test_there_are_two_commands() -> None:
+    assert [shlex.split(line, comments=True) for line in MAKE_LINES] == [["make", "demo"], ["make", "test"]]
+
+
+STUB = """#!/bin/sh
+echo "$(basename "$0") $*" >> "$CALLS"
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_download_asks_for_every_speaker_with_video(tmp_path: Path) -> None:
+    for tool in ("curl", "unzip"):
+        (tmp_path / "bin" / tool).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / tool).write_text(STUB)
+        (tmp_path / "bin" / tool).chmod(0o755)
+    calls = tmp_path / "calls"
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "CALLS": str(calls)}
+    subprocess.run(["bash", "-euc", DOWNLOAD[0].text], cwd=tmp_path, env=environment, check=True, timeout=60)
+    assert (tmp_path / "data" / "grid").is_dir()
+    speakers = [n for n in range(1, 35) if n != 21]
+    expected = []
+    for n in speakers:
+        address = f"https://zenodo.org/records/3625687/files/s{n}.zip?download=1"
+        expected += [f"curl -L --fail -o data/grid/s{n}.zip {address}", f"unzip -q data/grid/s{n}.zip -d data/grid"]
+    assert calls.read_text().splitlines() == expected
+
+
+def make_place(place: Path) -> Path:
+    """What a reader has beside the repository's own files: recordings, a corpus, noises, checkpoints; all tiny."""
+    (place / "recipes").symlink_to(ROOT / "recipes")
+    sound = voice(1.0) + 0.02 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    for folder in ("samples", "recordings"):
+        (place / folder).mkdir()
+        write_clip(place / folder / "talker_awb.mp4", face_crops(25), sound)
+    soundfile.write(place / "samples" / "talker_awb_clean.flac", voice(1.0), 16000)
+    soundfile.write(place / "recordings" / "meeting.wav", sound, 16000)
+    soundfile.write(place / "noisy.wav", voice(1.0, 44100), 44100)
+    write_clip(place / "face.mp4", face_crops(25), sound)
+    for speaker in ("s1", "s29", "s32"):
+        (place / "data" / "grid" / speaker).mkdir(parents=True)
+        write_mpg(place / "data" / "grid" / speaker / "bbaf2n.mpg", face_crops(25), voice(1.0, 44100))
+    (place / "data" / "noise").mkdir()
+    for number in range(4):
+        noise = np.random.default_rng(number).standard_normal(20000) * 0.05
+        soundfile.write(place / "data" / "noise" / f"{number}.wav", noise, 16000)
+    (place / "ckpts").mkdir()
+    save_tiny_checkpoint(place / "ckpts" / "LiteAVSE_small.pth", model_cfg={"causal": True})
+    save_tiny_checkpoint(place / "ckpts" / "g_00500000.pth", "SEMamba")
+    return place
+
+
+# By the place in the README where it must have come into being.
+LEAVES_BEHIND = {
+    "results/talker_awb_enhanced.wav", "clean.wav", "results/recordings/meeting_enhanced.wav",
+    "results/recordings/talker_awb_enhanced.wav", "enhanced.wav", "results/semamba/meeting.wav",
+    "data/lists/raw/grid_train.json", "data/lists/grid_train.json", "data/lists/grid_valid.json", "data/lists/grid_test.json",
+    "data/lists/noise_train.json", "exp/small/best.pth", "exp/small/config.yaml", "exp/small/environment.json",
+    "exp/small/log.jsonl", "results/small/talker_awb_enhanced.wav", "data/synthetic/synth_train.json", "exp/smoke/log.jsonl",
+    "results/small_demo/talker_awb_audio_visual.wav", "results/small_demo/talker_awb.png",
+}  # fmt: skip
+
+
+def test_all_of_it_runs_in_the_order_in_which_it_stands_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_place(tmp_path)
+    monkeypatch.chdir(place)
+    import inference_av
+
+    monkeypatch.setattr(inference_av, "DEFAULT_CHECKPOINT", Path("ckpts/LiteAVSE_small.pth"))
+    for block in blocks():
+        if block in DOWNLOAD:
+            continue
+        if block.language == "python":
+            exec(compile(block.text, "README.md", "exec"), {"__name__": "readme"})
+            continue
+        for line in lines(block):
+            command = python_command(line)
+            if command is None:
+                continue
+            arguments = command.arguments + SHORTER.get(command.module, [])
+            assert importlib.import_module(command.module).main(arguments) == 0, f"{line}\n{capsys.readouterr().err}"
+    said = capsys.readouterr().out
+    left = all_files(place)
+    assert left >= LEAVES_BEHIND, sorted(LEAVES_BEHIND - left)
+    assert soundfile.info(place / "enhanced.wav").samplerate == 44100
+    assert "sound and video {'pesq':" in said and "sound only {'pesq':" in said
+
+
+def test_five_lines_of_python_are_five() -> None:
+    assert len(next(block for block in blocks() if block.language == "python").text.splitlines()) == 5
+
+
+def test_links_into_the_repository_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(([^)#]+)\)", README)
+    assert targets
+    for target in targets:
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_keys_that_are_explained_exist() -> None:
+    table = README.split("| key | |")[1].split("\n\n")[0]
+    section, known = None, 0
+    for cell in re.findall(r"^\| (.+?) \|", table, re.MULTILINE)[1:]:
+        for key in re.findall(r"`([\w.]+)`", cell):
+            section, _, leaf = key.rpartition(".") if "." in key else (section, "", key)
+            fields = Config.model_fields[section].annotation.model_fields
+            assert leaf in fields, f"{section}.{leaf}"
+            known += 1
+    assert known > 10
+
+
+@pytest.mark.parametrize("stem", ["LiteAVSE", "LiteAVSE_offline", "LiteAVSE_small", "LiteAVSE_smoke"])
+def test_parameter_counts_are_true(stem: str) -> None:
+    row = next(line for line in README.splitlines() if line.startswith(f"| `{stem}.yaml`"))
+    cfg = load_config(ROOT / "recipes" / "LiteAVSE" / f"{stem}.yaml", ["visual_cfg.backbone_weights=none"])
+    weights = list(ARCHITECTURES["LiteAVSEMamba"](cfg).parameters())
+    every, trained = sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
+    told = f"{every / 1e6:.2f} M" + (f", {trained / 1e6:.2f} M trained" if trained < every else "")
+    assert f"| {told} |" in row
+
+
+def test_files_in_the_map_exist() -> None:
+    section = README.split("## Map")[1].split("\n## ")[0]
+    folders = re.findall(r"`(\w+)/`", section)
+    assert len(folders) >= 8
+    for folder in folders:
+        assert folder == "ckpts" or (ROOT / folder).is_dir(), folder
+    for module in ("generator", "scan", "enhancer"):
+        assert f"`{module}.py`" in README and (ROOT / "models" / f"{module}.py").is_file()
+
+
+def results_table() -> list[list[str]]:
+    """Cells of the table of results, without its head and the names of its rows."""
+    table = README.split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
+    return [row[1:] for row in rows[2:]]
+
+
+def test_the_checkpoint_behind_the_results_is_there() -> None:
+    numbers = [cell for row in results_table() for cell in row]
+    if not any(numbers):
+        pytest.skip("no results in README.md yet, and so no checkpoint to look for")
+    assert all(re.fullmatch(r"-?\d+\.\d+", number) for number in numbers), numbers
+    assert CHECKPOINT.stat().st_size <= LARGEST_CHECKPOINT
+    held = load_checkpoint(CHECKPOINT)
+    assert held["architecture"] == "LiteAVSEMamba" and held["config"]["model_cfg"]["causal"]
