@@ -1,0 +1,96 @@
+"""Runs compiled kernels (models/lanes.py) on torch's own threads.
+
+Numba's thread pools work beside torch's: with two pools on two cores each pool's idle threads spin on the core that the
+other one needs, and a matrix product followed by a kernel runs several times slower than either alone. So numba's
+threading is not used at all. A kernel is handed to the OpenMP runtime that torch itself uses (`GOMP_parallel`, which
+GNU's, Intel's and LLVM's all have on Linux); elsewhere to Python threads, which sleep while they wait. It follows
+torch.set_num_threads() by construction and changes nothing outside. After a fork the runtime's threads are missing and
+it would wait for them for ever: a forked child works alone, and torch with it (as in every DataLoader worker).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from array import array
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+# Multiply-adds under which waking threads (7 us) costs more than they save.
+SERIAL_WORK = 200_000
+
+_CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+def _torch_openmp():
+    """GOMP_parallel(function, data, threads, flags) of the OpenMP runtime torch runs on; None if there is no telling."""
+    if not sys.platform.startswith("linux"):
+        return None
+    with open("/proc/self/maps") as maps:
+        mapped = {line.split()[-1] for line in maps if ".so" in line}
+    names = ("libgomp", "libiomp5", "libomp")
+    runtimes = sorted(path for path in mapped if os.path.basename(path).startswith(names))
+    home = os.path.dirname(os.path.dirname(torch.__file__))
+    of_torch = [path for path in runtimes if path.startswith(os.path.join(home, "torch"))]
+    candidates = of_torch or runtimes
+    if len(candidates) != 1:
+        return None
+    function = getattr(ctypes.CDLL(candidates[0]), "GOMP_parallel", None)
+    if function is not None:
+        function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+        function.restype = None
+    return function
+
+
+class _Threads:
+    def __init__(self) -> None:
+        self.forked = False
+        self.openmp = _torch_openmp()
+        self.pool: ThreadPoolExecutor | None = None
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._after_fork)
+
+    def _after_fork(self) -> None:
+        self.forked, self.pool = True, None
+
+    def run(self, address: int, block: int, n_threads: int) -> None:
+        if n_threads == 1:
+            _CALL(address)(block)
+        elif self.openmp is not None:
+            self.openmp(address, block, n_threads, 0)
+        else:
+            self.pool = self.pool or ThreadPoolExecutor(os.cpu_count())
+            for done in [self.pool.submit(_CALL(address), block) for _ in range(n_threads)]:
+                done.result()
+
+    def settle(self) -> None:
+        """To be called before an operator touches tensors: torch's own copies would wait in a forked child, too."""
+        if self.forked and torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+
+
+threads = _Threads()
+
+
+def launch(
+    kernel, names: tuple[str, ...], fields: Mapping[str, int], tasks: int, scratch_floats: int, multiply_adds: int
+) -> None:
+    """Runs the kernel's tasks.
+
+    `fields` fill its parameter block by name, the others are 0; the tensors they point to must outlive the call.
+    """
+    parallel = tasks > 1 and multiply_adds >= SERIAL_WORK
+    # Always all of torch's threads or one: a smaller team would make the runtime end threads and start them again.
+    n_threads = torch.get_num_threads() if parallel else 1
+    scratch = torch.empty(n_threads * scratch_floats)
+    counters = array("q", (0, 0))
+    counter = counters.buffer_info()[0]
+    fields = {
+        **fields, "tasks": tasks, "counter": counter, "worker": counter + counters.itemsize,
+        "work": scratch.data_ptr(), "work_size": 4 * scratch_floats,
+    }  # fmt: skip
+    block = array("q", [fields.get(name, 0) for name in names])
+    threads.run(kernel.address, block.buffer_info()[0], n_threads)

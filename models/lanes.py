@@ -1,0 +1,251 @@
+"""A vector of LANES float32 channels as a value in numba code, and kernels as C functions of a parameter block.
+
+Numba leaves vectorising to LLVM, which gives up, or compares dozens of pointers at run time, whenever it cannot prove
+that arrays do not overlap. A `Lanes` value is an LLVM vector from the start: + - * / work on it and on a float32
+beside it, `load` and `store` take addresses, and what a loop carries along stays in registers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import warnings
+from pathlib import Path
+
+import numpy as np
+from llvmlite import ir
+from numba import cfunc, from_dtype, njit, types
+from numba.core import cgutils
+from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
+from numba.extending import intrinsic, lower_builtin, models, register_model
+
+LANES = 64  # four AVX-512 or eight AVX2 vectors: independent work enough to hide the latency of a multiply-add
+ROW = 4 * LANES  # bytes
+f32 = np.float32
+LOG2E = f32(1.4426950408889634)
+# No nnan or ninf: NaN must come out as NaN. No reassoc: it would undo the rounding trick of exp2.
+_FLAGS = ("contract", "nsz", "arcp")
+_ROUND = f32(1.5 * 2**23 + 127)  # x + _ROUND rounds x to an integer i and leaves i + 127 in the lowest bits
+_LOWEST, _HIGHEST = -126.0, 128.0  # exponents of the smallest normal number and of infinity
+
+_float, _i8p, _i32, _i64 = ir.FloatType(), ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
+_vector, _bits = ir.VectorType(_float, LANES), ir.VectorType(_i32, LANES)
+_undefined = ir.Constant(_vector, ir.Undefined)
+
+inlined = njit(forceinline=True)
+
+
+class _LanesType(types.Type):
+    def __init__(self) -> None:
+        super().__init__(name=f"Lanes{LANES}")
+
+
+Lanes = _LanesType()
+
+
+@register_model(_LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager, frontend_type) -> None:
+        super().__init__(manager, frontend_type, _vector)
+
+
+def _constant(x: float) -> ir.Constant:
+    return ir.Constant(_vector, [float(x)] * LANES)
+
+
+def _splat(builder, x):
+    if x.type == _vector:
+        return x
+    first = builder.insert_element(_undefined, x, _i32(0))
+    return builder.shuffle_vector(first, _undefined, ir.Constant(_bits, [0] * LANES))
+
+
+def _define_operator(function, instruction: str) -> None:
+    def lower(context, builder, sig, args):
+        return getattr(builder, instruction)(*(_splat(builder, x) for x in args), flags=_FLAGS)
+
+    cases = [(Lanes, Lanes), (Lanes, types.float32), (types.float32, Lanes)]
+    template = {"cases": [signature(Lanes, *case) for case in cases]}
+    infer_global(function)(type(f"Lanes_{instruction}", (ConcreteTemplate,), template))
+    for case in cases:
+        lower_builtin(function, *case)(lower)
+
+
+_define_operator(operator.add, "fadd")
+_define_operator(operator.sub, "fsub")
+_define_operator(operator.mul, "fmul")
+_define_operator(operator.truediv, "fdiv")
+
+
+def _emits(result, *arguments):
+    """Makes an intrinsic of `build(builder, *args)`, typed as given."""
+
+    def wrap(build):
+        def lower(context, builder, sig, args):
+            return build(builder, *args)
+
+        one = {1: lambda typing, a: (result(a), lower), 2: lambda typing, a, b: (result(a, b), lower)}
+        function = one[len(arguments)]
+        function.__name__, function.__doc__ = build.__name__, build.__doc__
+        return intrinsic(function)
+
+    return wrap
+
+
+def _at(builder, address, kind):
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+@_emits(Lanes, "address")
+def load_full(builder, address):
+    return builder.load(_at(builder, address, _vector), align=4)
+
+
+@_emits(types.int64, "address", "value")
+def store_full(builder, address, value):
+    builder.store(value, _at(builder, address, _vector), align=4)
+    return address
+
+
+@_emits(types.float32, "address")
+def peek(builder, address):
+    """One float."""
+    return builder.load(_at(builder, address, _float), align=4)
+
+
+@_emits(types.int64, "address", "value")
+def poke(builder, address, value):
+    builder.store(value, _at(builder, address, _float), align=4)
+    return address
+
+
+@_emits(types.int64, "address")
+def take(builder, address):
+    """The int64 at the address, which grows by one, in one atomic step."""
+    return builder.atomic_rmw("add", _at(builder, address, _i64), _i64(1), "monotonic")
+
+
+@_emits(types.int64, "address")
+def _prefetch_line(builder, address):
+    kind = ir.FunctionType(ir.VoidType(), (_i8p, _i32, _i32, _i32))
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, (builder.inttoptr(address, _i8p), _i32(0), _i32(3), _i32(1)))  # read, keep, data
+    return address
+
+
+@_emits(Lanes, "x")
+def broadcast(builder, x):
+    return _splat(builder, x)
+
+
+@_emits(types.float32, "x")
+def total(builder, x):
+    """Sum over lanes, as a tree."""
+    kind = ir.FunctionType(_float, (_float, _vector))
+    function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+    return builder.call(function, (_float(-0.0), x), fastmath=("reassoc", "nsz"))
+
+
+@_emits(Lanes, "x")
+def _clamped(builder, x):
+    """Into the range of exponents; a NaN fails both comparisons and stays."""
+    low, high = _constant(_LOWEST), _constant(_HIGHEST)
+    x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+    return builder.select(builder.fcmp_ordered(">", x, high), high, x)
+
+
+@_emits(Lanes, "x")
+def _positive(builder, x):
+    zero = _constant(0.0)
+    return builder.select(builder.fcmp_ordered(">", x, zero), x, zero)
+
+
+@_emits(Lanes, "x")
+def _absolute(builder, x):
+    magnitude = ir.Constant(_bits, [0x7FFFFFFF] * LANES)
+    return builder.bitcast(builder.and_(builder.bitcast(x, _bits), magnitude), _vector)
+
+
+@_emits(Lanes, "shifted")
+def _power(builder, shifted):
+    """2^i of the integers i in the lowest bits of i + _ROUND."""
+    return builder.bitcast(builder.shl(builder.bitcast(shifted, _bits), ir.Constant(_bits, [23] * LANES)), _vector)
+
+
+@inlined
+def exp2(x):
+    """2^x to 2e-7 relative, saturating at infinity and at 2^-126."""
+    x = _clamped(x)
+    shifted = x + _ROUND
+    r = x - (shifted - _ROUND)
+    p = r * f32(1.3264727e-3) + f32(9.6715130e-3)  # minimax for relative error on [-1/2, 1/2], with p(0) = 1 exactly:
+    p = p * r + f32(5.5507336e-2)  # a step of length zero keeps a state bit for bit
+    p = p * r + f32(2.4022242e-1)
+    p = p * r + f32(6.9314700e-1)
+    p = p * r + f32(1)
+    return p * _power(shifted)
+
+
+@inlined
+def sigmoid(x):
+    return f32(1) / (exp2(x * -LOG2E) + f32(1))
+
+
+@inlined
+def softplus(x):
+    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), log1p(e) = 2 atanh(e / (2 + e)) by a minimax in its square; to 3e-7."""
+    e = exp2(_absolute(x) * -LOG2E)
+    s = e / (e + f32(2))
+    q = s * s
+    p = q * f32(0.28178346) + f32(0.27960601)
+    p = p * q + f32(0.40024909)
+    p = p * q + f32(0.66666317)
+    p = p * q + f32(2)
+    return s * p + _positive(x)
+
+
+@inlined
+def load(address, width, spare):
+    """The floats at the address; zeros past the width, and everywhere if the address is 0. `spare`: a row of scratch."""
+    if address != 0 and width == LANES:
+        return load_full(address)
+    store_full(spare, broadcast(f32(0)))
+    if address != 0:
+        for d in range(width):
+            poke(spare + 4 * d, peek(address + 4 * d))
+    return load_full(spare)
+
+
+@inlined
+def store(address, width, x, spare):
+    if width == LANES:
+        store_full(address, x)
+    else:
+        store_full(spare, x)
+        for d in range(width):
+            poke(address + 4 * d, peek(spare + 4 * d))
+
+
+@inlined
+def prefetch(address):
+    for line in range(0, ROW, 64):
+        _prefetch_line(address + line)
+
+
+def parameter_block(*names: str) -> np.dtype:
+    """Layout of a kernel's parameters, all int64. The last field makes numba's disk cache, which looks only at the
+    kernel's own file and at this type, notice a change of this file."""
+    source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
+    return np.dtype([(name, np.int64) for name in (*names, f"lanes_{source}")])
+
+
+def compiled(function, layout: np.dtype):
+    """`function(params)` as a C function of a pointer to the block (`.address`), kept on disk once compiled."""
+    kind = types.void(types.CPointer(from_dtype(layout)))
+    try:
+        return cfunc(kind, cache=True, error_model="numpy")(function)
+    except RuntimeError as error:
+        if "cannot cache function" not in str(error):
+            raise
+        warnings.warn(f"compiled kernels are not kept ({error}); set NUMBA_CACHE_DIR to a writable folder", stacklevel=2)
+        return cfunc(kind, error_model="numpy")(function)

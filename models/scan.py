@@ -1,0 +1,238 @@
+"""The selective scan and the causal depthwise convolution of Mamba behind one call each, and the choice of a backend.
+
+`reference`: plain torch, any device and float type, the oracle; slow. `numba`: compiled CPU kernels, float32.
+`mamba_ssm`: the CUDA kernels of the mamba-ssm and causal-conv1d packages, float32.
+Sequences are [B, L, D] (channels last). All backends compute in float32, also under autocast and for half precision,
+except that float64 always takes the reference, which stays in float64.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_ENV = "LITEAVSE_SCAN"
+_DEVICES = {"reference": None, "numba": "cpu", "mamba_ssm": "cuda"}  # None: any
+
+
+@functools.cache
+def _why_not(name: str) -> str:
+    """Why this installation cannot use a backend; empty if it can."""
+    if name == "numba":
+        try:
+            import numba  # noqa: F401
+        except ImportError as error:
+            return f"numba cannot be imported ({error}); pip install numba"
+    if name == "mamba_ssm":
+        from models.scan_mamba_ssm import missing_half
+
+        return missing_half() or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
+    return ""
+
+
+def available_backends() -> list[str]:
+    """Names of the backends that this installation can run, each on the devices it is for."""
+    return [name for name in _DEVICES if not _why_not(name)]
+
+
+def _usable_on(device_type: str) -> list[str]:
+    return [name for name in available_backends() if _DEVICES[name] in (None, device_type)]
+
+
+@torch.compiler.assume_constant_result
+def resolve_backend(device: torch.device | str, backend: str | None = None) -> str:
+    """The backend for a device: `backend` if given, else the environment's LITEAVSE_SCAN, else the fastest there is.
+
+    Raises ValueError, naming the alternatives, for one that does not exist, is not installed or is for other devices.
+    """
+    device_type = torch.device(device).type
+    usable = _usable_on(device_type)
+    wanted = backend or os.environ.get(_ENV)
+    if not wanted:
+        return usable[-1]
+    if wanted in usable:
+        return wanted
+    if wanted not in _DEVICES:
+        reason = "is not a scan backend"
+    else:
+        reason = "cannot be used: " + (_why_not(wanted) or f"it runs on {_DEVICES[wanted]}, not on {device_type}")
+    source = f"backend={wanted!r}" if backend else f"{_ENV}={wanted}"
+    raise ValueError(f"{source} {reason}; available on {device_type}: {', '.join(usable)}")
+
+
+def describe_backend(device: torch.device | str) -> str:
+    """One line for logs: the backend a device gets and, where that is the slow one, why."""
+    device_type = torch.device(device).type
+    name = resolve_backend(device)
+    where = device_type.upper()
+    if device_type == "cpu":
+        n = torch.get_num_threads()
+        where += f", {n} thread{'s' if n > 1 else ''}"
+    line = f"selective scan: {name} ({where})"
+    if name != "reference":
+        return line
+    fast = next((fast for fast, runs_on in _DEVICES.items() if runs_on == device_type), None)
+    why = f"no compiled kernel for {device_type}" if fast is None else _why_not(fast) or f"{_ENV} asks for it"
+    return f"{line}: the slow path, because {why}"
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    delta_softplus: bool = True,
+    reverse: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The selective state space recurrence h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t, y_t = (C_t h_t + D u_t) silu(z_t).
+
+    Shapes: u, delta, z [B, L, D]; A [D, N]; B, C [B, L, N]; D, delta_bias [D]; initial_state [B, D, N] (zeros if None).
+    dt = softplus(delta + delta_bias), or delta + delta_bias without delta_softplus. `reverse` runs t = L-1 ... 0: the
+    same as flip, scan, flip, without the copies. N up to 64 is what the kernels are tuned for; more works.
+    Returns y [B, L, D] in u's dtype and the state after the last step read [B, D, N] in float32 (float64 for float64):
+    fed to the next call as initial_state, pieces of a sequence give what the whole gives.
+    Raises ValueError on shapes or devices that do not fit, or a backend that is not available.
+    Source: Gu & Dao 2023, Mamba, arXiv:2312.00752, eq. 2a with the simplified discretisation of its code.
+    """
+    _require(u.dim() == 3, "u must be [B, L, D], not {}", u)
+    _require(A.dim() == 2 and A.shape[1] > 0, "A must be [D, N] with N > 0, not {}", A)
+    (batch, length, dim), n = u.shape, A.shape[1]
+    sequence, coefficients = (batch, length, dim), (batch, length, n)
+    _check("u", u, delta=(delta, sequence), A=(A, (dim, n)), B=(B, coefficients), C=(C, coefficients), D=(D, (dim,)),
+           z=(z, sequence), delta_bias=(delta_bias, (dim,)), initial_state=(initial_state, (batch, dim, n)))  # fmt: skip
+    name, dtype = _backend_and_dtype(u, backend)
+    tensors = [_cast(x, dtype) for x in (u, delta, A, B, C, D, z, delta_bias, initial_state)]
+    with torch.autocast(u.device.type, enabled=False):
+        y, last = _SCANS[name](*tensors, delta_softplus, reverse)
+    return _cast(y, u.dtype), last
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    *,
+    reverse: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """silu of the causal depthwise convolution sum_k weight[:, k] x_{t-K+1+k} + bias.
+
+    Shapes: x [B, L, D]; weight [D, K]; bias [D]; initial_state [B, K-1, D], the inputs before the first, oldest first
+    (zeros if None). `reverse` reads t = L-1 ... 0: the same as flip, convolve, flip.
+    Returns y [B, L, D] in x's dtype and the last K-1 inputs read, oldest first, in float32 (float64 for float64).
+    Raises ValueError on shapes or devices that do not fit, or a backend that is not available.
+    """
+    _require(x.dim() == 3, "x must be [B, L, D], not {}", x)
+    _require(weight.dim() == 2 and weight.shape[1] > 0, "weight must be [D, K] with K > 0, not {}", weight)
+    (batch, _, dim), width = x.shape, weight.shape[1]
+    _check("x", x, weight=(weight, (dim, width)), bias=(bias, (dim,)),
+           initial_state=(initial_state, (batch, width - 1, dim)))  # fmt: skip
+    name, dtype = _backend_and_dtype(x, backend)
+    tensors = [_cast(v, dtype) for v in (x, weight, bias, initial_state)]
+    with torch.autocast(x.device.type, enabled=False):
+        y, last = _CONVOLUTIONS[name](*tensors, reverse)
+    return _cast(y, x.dtype), last
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join(str(n) for n in shape) + "]"
+
+
+def _require(condition: bool, otherwise: str, x: Tensor) -> None:
+    if not condition:
+        raise ValueError(otherwise.format(_shape(x.shape)))
+
+
+def _check(first: str, like: Tensor, **tensors: tuple[Tensor | None, tuple[int, ...]]) -> None:
+    if not like.is_floating_point():
+        raise ValueError(f"{first} must be floating point, not {like.dtype}")
+    for name, (x, shape) in tensors.items():
+        if x is None:
+            continue
+        if x.shape != shape:
+            raise ValueError(f"{name} has shape {_shape(x.shape)} where {first} {_shape(like.shape)} needs {_shape(shape)}")
+        if x.device != like.device:
+            raise ValueError(f"{name} is on {x.device}, {first} on {like.device}")
+
+
+def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return x if x is None or x.dtype == dtype else x.to(dtype)  # streaming calls are short enough to feel an idle .to()
+
+
+def _backend_and_dtype(x: Tensor, backend: str | None) -> tuple[str, torch.dtype]:
+    name = resolve_backend(x.device, backend)
+    return ("reference", torch.float64) if x.dtype == torch.float64 else (name, torch.float32)
+
+
+def _reference_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse):
+    dt = delta if delta_bias is None else delta + delta_bias
+    dt = F.softplus(dt) if softplus else dt
+    batch, length, dim = u.shape
+    state = u.new_zeros(batch, dim, A.shape[1]) if initial_state is None else initial_state
+    ys = []
+    for t in reversed(range(length)) if reverse else range(length):
+        decay = torch.exp(dt[:, t, :, None] * A)  # [B, D, N]
+        state = decay * state + (dt[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]
+        ys.append((state * C[:, t, None, :]).sum(-1))
+    y = torch.stack(ys[::-1] if reverse else ys, dim=1) if ys else torch.zeros_like(u)
+    y = y if D is None else y + D * u
+    return (y if z is None else y * F.silu(z)), state
+
+
+def _reference_conv(x, weight, bias, initial_state, reverse):
+    (batch, length, dim), width = x.shape, weight.shape[1]
+    state = x.new_zeros(batch, width - 1, dim) if initial_state is None else initial_state
+    joined = torch.cat((state, x.flip(1) if reverse else x), dim=1)  # [B, K-1+L, D] in reading order
+    y = sum(joined[:, k : k + length] * weight[:, k] for k in range(width))
+    y = F.silu(y if bias is None else y + bias)
+    return (y.flip(1) if reverse else y), joined[:, length:]
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def _numba_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse):
+    from models.scan_ops import scan_forward
+
+    # The kernels' state is [B, N, D]. Both ways are views, so a state that goes round a stream is never copied.
+    h0 = None if initial_state is None else initial_state.transpose(1, 2)
+    keep = _needs_grad(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    y, last, _ = scan_forward(u, delta, A.t(), B, C, D, z, delta_bias, h0, softplus, reverse, keep)
+    return y, last.transpose(1, 2)
+
+
+def _numba_conv(x, weight, bias, initial_state, reverse):
+    from models.scan_ops import conv_forward
+
+    return conv_forward(x, weight.t(), bias, initial_state, reverse)
+
+
+def _mamba_ssm_scan(*args):
+    from models.scan_mamba_ssm import scan
+
+    return scan(*args)
+
+
+def _mamba_ssm_conv(x, weight, bias, initial_state, reverse):
+    from models.scan_mamba_ssm import WIDTHS, convolve
+
+    if weight.shape[1] not in WIDTHS:  # the CUDA kernel has no others
+        return _reference_conv(x, weight, bias, initial_state, reverse)
+    return convolve(x, weight, bias, initial_state, reverse)
+
+
+_SCANS = {"reference": _reference_scan, "numba": _numba_scan, "mamba_ssm": _mamba_ssm_scan}
+_CONVOLUTIONS = {"reference": _reference_conv, "numba": _numba_conv, "mamba_ssm": _mamba_ssm_conv}

@@ -1,0 +1,244 @@
+"""The compiled CPU kernels as torch operators: autograd, torch.compile and the flop counter see them.
+
+Operators take float32, states as [B, N, D] and A as [N, D] (channels innermost); models/scan.py turns the public layout
+into views of these. An empty tensor stands for an output that was not asked for: operators cannot return None.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from models import conv_numba, scan_numba
+from models.kernel_threads import launch, threads
+from models.lanes import LANES, compiled
+
+# Sums over the batch are kept in this many parts, whatever the number of threads: same bits on any machine.
+_GROUPS = 16
+
+
+@functools.cache
+def _kernel(name: str):
+    return compiled(getattr(scan_numba if name.startswith("scan") else conv_numba, name), _LAYOUTS[name[:4]])
+
+
+_LAYOUTS = {"scan": scan_numba.SCAN, "conv": conv_numba.CONV}
+_NAMES = {key: layout.names for key, layout in _LAYOUTS.items()}
+
+
+def _run(name: str, tasks: int, rows: int, multiply_adds: int, pointers: dict[str, int], **sizes: int) -> None:
+    launch(_kernel(name), _NAMES[name[:4]], pointers | sizes, tasks, rows * LANES, multiply_adds)
+
+
+def _flat(x: Tensor | None) -> Tensor | None:
+    return x if x is None else x.contiguous()
+
+
+def _rows(x: Tensor | None) -> Tensor | None:
+    """[B, L, *] as the kernels want it: the last axis contiguous, the others anyhow."""
+    return x if x is None or x.stride(-1) == 1 else x.contiguous()
+
+
+def _strided(**tensors: Tensor | None) -> dict[str, int]:
+    """Addresses and byte strides of [B, L, *] tensors."""
+    fields = {}
+    for name, x in tensors.items():
+        if x is not None:
+            fields[name] = x.data_ptr()
+            b, t, _ = x.stride()
+            fields[name + "_b"], fields[name + "_t"] = 4 * b, 4 * t
+    return fields
+
+
+def _addresses(**tensors: Tensor | None) -> dict[str, int]:
+    return {name: x.data_ptr() for name, x in tensors.items() if x is not None}
+
+
+def _total(parts: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0)
+
+
+def _blocks(D: int) -> int:
+    return -(-D // LANES)
+
+
+def _chunk(N: int) -> int:
+    """Steps between kept states: more save memory, fewer let a chunk's states stay in L2 on the way back."""
+    return 16 if N <= 16 else 32
+
+
+@torch.library.custom_op("liteavse::scan_forward", mutates_args=(), device_types="cpu")
+def scan_forward(
+    u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor | None, z: Tensor | None,
+    bias: Tensor | None, h0: Tensor | None, softplus: bool, reverse: bool, save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """u, delta, z [B, L, D]; a [N, D]; b, c [B, L, N]; h0 [B, N, D] -> y, last state, states at chunk starts."""
+    threads.settle()
+    (B, L, D), N = u.shape, a.shape[0]
+    y, last, chunks = _scan_outputs(u, a, save)
+    u, delta, z, b, c = _rows(u), _rows(delta), _rows(z), _rows(b), _rows(c)
+    a, skip, bias, h0 = _flat(a), _flat(skip), _flat(bias), _flat(h0)
+    pointers = _strided(u=u, delta=delta, z=z, b=b, c=c)
+    pointers |= _addresses(a=a, skip=skip, bias=bias, h0=h0, y=y, last=last, chunks=chunks if save else None)
+    rows = scan_numba.scan_work_rows(N, _chunk(N), backward=False)
+    _run("scan_forward", B * _blocks(D), rows, B * L * D * N, pointers,
+         chunk=_chunk(N), B=B, L=L, D=D, N=N, softplus=softplus, reverse=reverse)  # fmt: skip
+    return y, last, chunks
+
+
+def _scan_outputs(u: Tensor, a: Tensor, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    (B, L, D), N = u.shape, a.shape[0]
+    n_chunks = -(-L // _chunk(N)) if save else 0
+    return u.new_empty(B, L, D), u.new_empty(B, N, D), u.new_empty(B, n_chunks, N, D)
+
+
+@scan_forward.register_fake
+def _(u, delta, a, b, c, skip, z, bias, h0, softplus, reverse, save):
+    return _scan_outputs(u, a, save)
+
+
+@torch.library.custom_op("liteavse::scan_backward", mutates_args=(), device_types="cpu")
+def scan_backward(
+    gy: Tensor, glast: Tensor | None, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor | None,
+    z: Tensor | None, bias: Tensor | None, chunks: Tensor, softplus: bool, reverse: bool,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of u, delta, a, b, c, skip, z, bias, h0, in this order."""
+    threads.settle()
+    (B, L, D), N = u.shape, a.shape[0]
+    blocks, groups = _blocks(D), min(_GROUPS, B)
+    gy, u, delta, z, b, c = _rows(gy), _rows(u), _rows(delta), _rows(z), _rows(b), _rows(c)
+    a, skip, bias, glast = _flat(a), _flat(skip), _flat(bias), _flat(glast)
+    gu, gdelta = u.new_empty(B, L, D), u.new_empty(B, L, D)
+    gz = u.new_empty((B, L, D) if z is not None else 0)
+    ga, gskip, gbias = u.new_empty(groups, N, D), u.new_empty(groups, D), u.new_empty(groups, D)
+    gb, gc, gh0 = u.new_empty(blocks, B, L, N), u.new_empty(blocks, B, L, N), u.new_empty(B, N, D)
+    pointers = _strided(u=u, delta=delta, z=z, b=b, c=c, gy=gy)
+    pointers |= _addresses(a=a, skip=skip, bias=bias, chunks=chunks, glast=glast)
+    pointers |= _addresses(gu=gu, gdelta=gdelta, gz=gz, ga=ga, gb=gb, gc=gc, gskip=gskip, gbias=gbias, gh0=gh0)
+    rows = scan_numba.scan_work_rows(N, _chunk(N), backward=True)
+    _run("scan_backward", groups * blocks, rows, 3 * B * L * D * N, pointers,
+         groups=groups, chunk=_chunk(N), B=B, L=L, D=D, N=N, softplus=softplus, reverse=reverse)  # fmt: skip
+    return [gu, gdelta, _total(ga), _total(gb), _total(gc), _total(gskip), gz, _total(gbias), gh0]
+
+
+@scan_backward.register_fake
+def _(gy, glast, u, delta, a, b, c, skip, z, bias, chunks, softplus, reverse):
+    (B, L, D), N = u.shape, a.shape[0]
+    gz = u.new_empty((B, L, D) if z is not None else 0)
+    shapes = (u.shape, u.shape, (N, D), (B, L, N), (B, L, N), (D,))
+    return [*(u.new_empty(s) for s in shapes), gz, u.new_empty(D), u.new_empty(B, N, D)]
+
+
+def _scan_save(ctx, inputs, output) -> None:
+    u, delta, a, b, c, skip, z, bias, h0, ctx.softplus, ctx.reverse, save = inputs
+    assert save, "a scan that is differentiated must keep its states"
+    ctx.absent = [x is None for x in (skip, z, bias, h0)]
+    ctx.save_for_backward(u, delta, a, b, c, skip, z, bias, output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _scan_grad(ctx, gy, glast, _):
+    u, delta, a, b, c, skip, z, bias, chunks = ctx.saved_tensors
+    gy = torch.zeros_like(u) if gy is None else gy
+    gu, gdelta, ga, gb, gc, *rest = scan_backward(
+        gy, glast, u, delta, a, b, c, skip, z, bias, chunks, ctx.softplus, ctx.reverse
+    )
+    rest = [None if absent else g for g, absent in zip(rest, ctx.absent, strict=True)]
+    return gu, gdelta, ga, gb, gc, *rest, None, None, None
+
+
+scan_forward.register_autograd(_scan_grad, setup_context=_scan_save)
+
+
+@torch.library.custom_op("liteavse::conv_forward", mutates_args=(), device_types="cpu")
+def conv_forward(x: Tensor, w: Tensor, bias: Tensor | None, s0: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
+    """x [B, L, D], w [K, D], s0 [B, K-1, D] -> silu of the causal depthwise convolution, and its last K-1 inputs."""
+    threads.settle()
+    (B, L, D), K = x.shape, w.shape[0]
+    y, last = x.new_empty(B, L, D), x.new_empty(B, K - 1, D)
+    x, w, bias, s0 = _rows(x), _flat(w), _flat(bias), _flat(s0)
+    pointers = _strided(x=x) | _addresses(w=w, bias=bias, s0=s0, y=y, last=last)
+    rows = conv_numba.conv_work_rows(K)
+    _run("conv_forward", B * _blocks(D), rows, B * L * D * K, pointers, B=B, L=L, D=D, K=K, reverse=reverse)
+    return y, last
+
+
+@conv_forward.register_fake
+def _(x, w, bias, s0, reverse):
+    B, L, D = x.shape
+    return x.new_empty(B, L, D), x.new_empty(B, w.shape[0] - 1, D)
+
+
+@torch.library.custom_op("liteavse::conv_backward", mutates_args=(), device_types="cpu")
+def conv_backward(
+    gy: Tensor, glast: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, s0: Tensor | None, reverse: bool
+) -> list[Tensor]:
+    """Gradients of x, w, bias, s0."""
+    threads.settle()
+    (B, L, D), K = x.shape, w.shape[0]
+    groups = min(_GROUPS, B)
+    gy, x, w, bias, s0 = _rows(gy), _rows(x), _flat(w), _flat(bias), _flat(s0)
+    gx, gs0 = x.new_empty(B, L, D), x.new_empty(B, K - 1, D)
+    gw, gbias = x.new_empty(groups, K, D), x.new_empty(groups, D)
+    pointers = _strided(x=x, gy=gy) | _addresses(w=w, bias=bias, s0=s0, gx=gx, gw=gw, gbias=gbias, gs0=gs0)
+    _run("conv_backward", groups * _blocks(D), conv_numba.conv_work_rows(K), 3 * B * L * D * K, pointers,
+         groups=groups, B=B, L=L, D=D, K=K, reverse=reverse)  # fmt: skip
+    if glast is not None:  # the last state is the end of (state, inputs)
+        n = min(L, K - 1)
+        newest = glast[:, K - 1 - n :]
+        if reverse:
+            gx[:, :n] += newest.flip(1)
+        else:
+            gx[:, L - n :] += newest
+        gs0[:, n:] += glast[:, : K - 1 - n]
+    return [gx, _total(gw), _total(gbias), gs0]
+
+
+@conv_backward.register_fake
+def _(gy, glast, x, w, bias, s0, reverse):
+    (B, L, D), K = x.shape, w.shape[0]
+    return [x.new_empty(s) for s in ((B, L, D), (K, D), (D,), (B, K - 1, D))]
+
+
+def _conv_save(ctx, inputs, output) -> None:
+    *tensors, ctx.reverse = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)
+
+
+def _conv_grad(ctx, gy, glast):
+    x, w, bias, s0 = ctx.saved_tensors
+    gy = torch.zeros_like(x) if gy is None else gy
+    gx, gw, gbias, gs0 = conv_backward(gy, glast, x, w, bias, s0, ctx.reverse)
+    return gx, gw, None if bias is None else gbias, None if s0 is None else gs0, None
+
+
+conv_forward.register_autograd(_conv_grad, setup_context=_conv_save)
+
+
+# Multiply-adds count as two, as everywhere in torch's counter; exponentials and gates are not counted.
+@register_flop_formula(torch.ops.liteavse.scan_forward)
+def _(u_shape, delta_shape, a_shape, *args, out_shape=None, **kwargs) -> int:
+    B, L, D = u_shape
+    return 2 * 3 * B * L * D * a_shape[0]
+
+
+@register_flop_formula(torch.ops.liteavse.scan_backward)
+def _(gy_shape, glast_shape, u_shape, delta_shape, a_shape, *args, out_shape=None, **kwargs) -> int:
+    B, L, D = u_shape
+    return 2 * 8 * B * L * D * a_shape[0]
+
+
+@register_flop_formula(torch.ops.liteavse.conv_forward)
+def _(x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
+    B, L, D = x_shape
+    return 2 * B * L * D * w_shape[0]
+
+
+@register_flop_formula(torch.ops.liteavse.conv_backward)
+def _(gy_shape, glast_shape, x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
+    B, L, D = x_shape
+    return 2 * 3 * B * L * D * w_shape[0]
