@@ -69,8 +69,19 @@ def compute_losses(model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.
     )
 
 
+def refuse_adversarial(cfg: dict) -> None:
+    """ValueError for keys of SEMamba's adversarial recipe: better than training as if they were not there."""
+    training = cfg["training_cfg"]
+    for key in ("use_discriminator", "use_PCS400", "use_pretrainedD"):
+        if training[key]:
+            raise ValueError(f"training_cfg.{key}: true is not something train_lite.py does; set it to false")
+    if training["loss"]["metric"] > 0:
+        raise ValueError("training_cfg.loss.metric needs a discriminator, which train_lite.py does not train; set it to 0")
+
+
 def build_trainer(cfg: dict, exp_path: Path, device: torch.device) -> Trainer:
-    """Model, data and loop of a recipe, at the newest checkpoint in `exp_path`."""
+    """Model, data and loop of a recipe; `resume` brings it to the newest checkpoint in `exp_path`."""
+    refuse_adversarial(cfg)
     initialize_seed(cfg["env_setting"]["seed"])
     model = LiteAVSEMamba(cfg).to(device)
     validation = Validation(make_valid_set(cfg), cfg["env_setting"]["num_workers"])

@@ -57,9 +57,7 @@ class Mamba(nn.Module):
     def step(self, x: torch.Tensor, state: State | None, reverse: bool = False) -> tuple[torch.Tensor, State]:
         """x [B, L, C] -> (y [B, L, C], the state after the last frame read). State None is the zero state."""
         conv_state, ssm_state = state if state is not None else (None, None)
-        # Two products rather than one that is cut in half: the scan wants each of them contiguous.
-        weight_x, weight_z = self.in_proj.weight.chunk(2)
-        u, z = F.linear(x, weight_x), F.linear(x, weight_z)  # [B, L, D] each
+        u, z = self.in_proj(x).chunk(2, dim=-1)  # [B, L, D] each; the kernels read slices as they are
         u, conv_state = causal_conv1d(
             u, self.conv1d.weight.squeeze(1), self.conv1d.bias, initial_state=conv_state, reverse=reverse
         )

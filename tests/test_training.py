@@ -232,6 +232,8 @@ def test_epoch_order_is_a_permutation_that_changes():
     ("data_cfg.train_noise_json=null", "train_noise_json"),
     ("training_cfg.batch_size=50", "batch_size 50 is more than the 4 clips"),
     ("batch_size=2", "section.key=value"),
+    ("training_cfg.use_discriminator=true", "use_discriminator"),
+    ("training_cfg.loss.metric=0.05", "loss.metric"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_clear_line(recipe, tmp_path, capsys, override, said):
     assert _train(recipe, tmp_path, "run", override) != 0
