@@ -20,9 +20,37 @@ from utils.config import complete_config
 
 _WIDTH = 256  # channels of the temporal head
 _LEAST_SPREAD = 0.02  # of full scale: a black frame stays black instead of becoming its own noise
+_LEAST_CHANGE = 0.1  # of a feature: less than this is no movement
 _FRAMES_PER_PASS = 64  # video frames the frozen backbone takes at once: bounds its memory
 
 State = list[torch.Tensor]  # every tensor has the batch first, so streams can be joined and taken apart
+
+
+class _MeanRemoval(nn.Module):
+    """What changed: features less their mean over the last `frames` frames (all frames of the clip when not causal).
+
+    Who speaks and how the head is held stays the same for seconds and is most of what an image encoder sees; the norms
+    behind would scale by it, and the movement of the lips would be lost in the rest.
+    """
+
+    def __init__(self, frames: int, causal: bool) -> None:
+        super().__init__()
+        self.frames, self.causal = frames, causal
+
+    def init_state(self, x: torch.Tensor) -> torch.Tensor:
+        """No frames yet: [B, frames - 1, D + 1] zeros, the last channel counting those that were seen; x [B, ., D]."""
+        return x.new_zeros(x.shape[0], max(0, self.frames - 1), x.shape[2] + 1)
+
+    def step(self, x: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x [B, v, D] -> (the same less the mean, next state)."""
+        if not self.frames:
+            return x, state
+        if not self.causal:
+            return x - x.mean(1, keepdim=True), state
+        counted = torch.cat((x, torch.ones_like(x[..., :1])), dim=2)
+        joined = torch.cat((self.init_state(x) if state is None else state, counted), dim=1)
+        means = F.avg_pool1d(joined.transpose(1, 2), self.frames, stride=1).transpose(1, 2)  # [B, v, D + 1]
+        return x - means[..., :-1] / means[..., -1:], joined[:, joined.shape[1] - self.frames + 1 :]
 
 
 class _TemporalHead(nn.Module):
@@ -32,21 +60,24 @@ class _TemporalHead(nn.Module):
     time Mamba blocks behind the fusion see further; what is wanted here is how the mouth is moving now.
     """
 
-    def __init__(self, in_dim: int, out_dim: int, causal: bool) -> None:
+    def __init__(self, in_dim: int, out_dim: int, causal: bool, mean_frames: int) -> None:
         super().__init__()
         self.input = nn.Linear(in_dim, _WIDTH)
-        self.norms = nn.ModuleList(nn.LayerNorm(_WIDTH) for _ in range(2))
+        self.change = _MeanRemoval(mean_frames, causal)
+        # A still face changes by rounding errors alone: those must not be blown up to unit variance.
+        eps = _LEAST_CHANGE**2 if mean_frames else 1e-5
+        self.norms = nn.ModuleList(nn.LayerNorm(_WIDTH, eps=eps) for _ in range(2))
         self.convs = nn.ModuleList(TimeConv1d(_WIDTH, _WIDTH, 3, causal) for _ in range(2))
-        self.output_norm = nn.LayerNorm(_WIDTH)
+        self.output_norm = nn.LayerNorm(_WIDTH, eps=eps)
         self.output = nn.Linear(_WIDTH, out_dim)
 
     def init_state(self, batch: int) -> State:
         nothing = self.input.weight.new_zeros(batch, _WIDTH, 0)
-        return [conv.init_state(nothing) for conv in self.convs]
+        return [*(conv.init_state(nothing) for conv in self.convs), self.change.init_state(nothing.transpose(1, 2))]
 
     def step(self, x: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
         """x [B, v, in_dim] -> ([B, out_dim, v], next state); state None: the whole clip at once."""
-        x = self.input(x)
+        x, seen = self.change.step(self.input(x), None if state is None else state[-1])
         next_state = []
         for position, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             y = F.relu(norm(x)).transpose(1, 2)  # [B, width, v]
@@ -56,7 +87,7 @@ class _TemporalHead(nn.Module):
                 y, past = conv.step(y, state[position])
                 next_state.append(past)
             x = x + y.transpose(1, 2)
-        return self.output(self.output_norm(x)).transpose(1, 2), next_state
+        return self.output(self.output_norm(x)).transpose(1, 2), next_state + ([] if state is None else [seen])
 
 
 class _LiteVisualEncoder(nn.Module):
@@ -71,6 +102,7 @@ class _LiteVisualEncoder(nn.Module):
         self.face_size: int = visual["face_size"]
         self.video_fps: float = visual["video_fps"]
         self.visual_dim: int = visual["visual_dim"]
+        self.mean_frames: int = visual["remove_mean_frames"]
         self.hop_size: int = stft["hop_size"]
         self.sampling_rate: int = stft["sampling_rate"]
 
@@ -142,7 +174,7 @@ class LiteVisualEncoderA(_LiteVisualEncoder):
         self.pool = nn.Conv2d(OUT_CHANNELS, OUT_CHANNELS, cells, groups=OUT_CHANNELS)
         nn.init.constant_(self.pool.weight, 1 / cells**2)
         nn.init.zeros_(self.pool.bias)
-        self.head = _TemporalHead(OUT_CHANNELS, self.visual_dim, self.causal)
+        self.head = _TemporalHead(OUT_CHANNELS, self.visual_dim, self.causal, self.mean_frames)
 
     def third_party_keys(self) -> list[str]:
         """The backbone's names while it is the published one; random or fine-tuned weights belong into the checkpoint."""
@@ -215,7 +247,7 @@ class LiteVisualEncoderB(_LiteVisualEncoder):
             channels = out_channels
         self.blocks = nn.Sequential(*blocks)
         cells = -(-self.face_size // STRIDE)
-        self.head = _TemporalHead(channels * cells**2, self.visual_dim, self.causal)
+        self.head = _TemporalHead(channels * cells**2, self.visual_dim, self.causal, self.mean_frames)
 
     def _zero_state(self, batch: int) -> State:
         nothing = self.stem.weight.new_zeros(batch, self.channels, 0, self.face_size, self.face_size)

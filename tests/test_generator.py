@@ -170,22 +170,22 @@ def test_a_mask_of_another_length_is_refused():
 @pytest.mark.parametrize("encoder", ["custom3d", "mobilenet"])
 @pytest.mark.parametrize("version", [1, 2])
 def test_gradients_reach_every_trainable_weight_and_no_frozen_one(encoder, version):
-    model, _ = tiny_model(
-        seed=1,  # of a draw in which the mask's single channel is positive everywhere, its PReLU slope learns nothing
-        model_cfg={"causal": True, "phase_residual": True, "mamba_version": version},
-        lite_cfg={"visual_encoder_type": encoder},
-    )
-    model.train()
-    mag, pha, video = _clip()
-    out = model.forward_with_gates(mag, pha, video)
-    target = torch.randn(out.com.shape, generator=torch.Generator().manual_seed(1))
-    ((out.com - target).square().mean() + out.alpha_logits.square().mean()).backward()
-    without = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    assert without == []
+    reached: set[str] = set()
+    for seed in (1, 2, 3):  # in one draw the mask's single channel may be positive everywhere: its PReLU slope learns nothing
+        model, _ = tiny_model(
+            seed=seed, model_cfg={"causal": True, "phase_residual": True, "mamba_version": version},
+            lite_cfg={"visual_encoder_type": encoder},
+        )
+        model.train()
+        mag, pha, video = _clip(seed=seed)
+        out = model.forward_with_gates(mag, pha, video)
+        target = torch.randn(out.com.shape, generator=torch.Generator().manual_seed(1))
+        ((out.com - target).square().mean() + out.alpha_logits.square().mean()).backward()
+        reached |= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert {n for n, _ in model.named_parameters()} - reached == frozen
     assert all(n.startswith("visual_encoder.") for n in frozen)
     assert bool(frozen) == (encoder == "mobilenet")
-    assert all(p.grad is None for p in model.parameters() if not p.requires_grad)
 
 
 def test_an_untrained_phase_residual_passes_the_phase_on():

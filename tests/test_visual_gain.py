@@ -18,9 +18,9 @@ from utils.config import load_config
 RECIPE = {
     "env_setting": {"num_workers": 1, "seed": 3, "checkpoint_interval": 100, "validation_interval": 100_000},
     "training_cfg": {
-        "training_epochs": 1000, "max_steps": 300, "batch_size": 4, "segment_size": 20480, "learning_rate": 0.002,
+        "training_epochs": 1000, "max_steps": 150, "batch_size": 4, "segment_size": 20480, "learning_rate": 0.002,
         "warmup_steps": 20, "lr_decay": 0.95, "snr_range": [0, 0], "video_dropout": 0.25, "visual_degradation": False,
-        "valid_snrs_db": [0], "loss": {"magnitude": 0.9, "phase": 0.1, "complex": 0.2, "si_sdr": 1.0, "consistancy": 0.0},
+        "valid_snrs_db": [0], "loss": {"magnitude": 0.9, "phase": 0.1, "complex": 0.2, "si_sdr": 1.0, "consistancy": 0.0, "confidence": 0.1},
     },
     "model_cfg": {
         "hid_feature": 16, "num_tfmamba": 1, "d_state": 8, "expand": 2, "causal": True, "phase_residual": True,

@@ -158,6 +158,7 @@ class VisualCfg(_Section):
     face_crop: Literal["auto", "haar", "center", "none"] = "auto"
     backbone_weights: str = "auto"  # auto: fetched once and cached; none: random; or a path
     visual_dim: PositiveInt = 512
+    remove_mean_frames: NonNegativeInt = 25  # visual features less their mean over so many past frames; 0: as they are
 
 
 class LiteCfg(_Section):
