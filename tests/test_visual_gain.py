@@ -20,7 +20,10 @@ RECIPE = {
     "training_cfg": {
         "training_epochs": 1000, "max_steps": 150, "batch_size": 4, "segment_size": 20480, "learning_rate": 0.002,
         "warmup_steps": 20, "lr_decay": 0.95, "snr_range": [0, 0], "video_dropout": 0.25, "visual_degradation": False,
-        "valid_snrs_db": [0], "loss": {"magnitude": 0.9, "phase": 0.1, "complex": 0.2, "si_sdr": 1.0, "consistancy": 0.0, "confidence": 0.1},
+        "valid_snrs_db": [0],
+        # Confidence has to be among them: while the encoder is untrained the picture is noise, and an alpha that is left
+        # to itself shuts it out for good.
+        "loss": {"magnitude": 0.9, "phase": 0.1, "complex": 0.2, "si_sdr": 1.0, "consistancy": 0.0, "confidence": 0.1},
     },
     "model_cfg": {
         "hid_feature": 16, "num_tfmamba": 1, "d_state": 8, "expand": 2, "causal": True, "phase_residual": True,
