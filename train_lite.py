@@ -24,7 +24,7 @@ from models.timing import video_frame_index
 from utils.config import load_config
 from utils.console import EXIT_INTERRUPTED, Parser, run
 from utils.training import Losses, Trainer, record_run
-from utils.util import initialize_seed, pick_device, reuse_freed_memory
+from utils.util import initialize_seed, pick_device
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -114,7 +114,6 @@ def train(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
-    reuse_freed_memory()
     return run("train_lite.py", lambda: train(args))
 
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from utils.util import reuse_freed_memory
+
 EXIT_FAILED = 1  # some of the work could not be done
 EXIT_USAGE = 2  # nothing was begun: what was asked for cannot be
 EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
@@ -35,6 +37,7 @@ def one_line(error: BaseException) -> str:
 
 def run(program: str, body: Callable[[], int]) -> int:
     """Exit code of `body()`; a mistake of the user's (ValueError, OSError) becomes one line on stderr and EXIT_USAGE."""
+    reuse_freed_memory()
     try:
         return body()
     except (ValueError, OSError) as error:
