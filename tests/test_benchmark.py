@@ -1,0 +1,33 @@
+"""The benchmark measures what it says and writes it down; how fast anything is is not tested."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import only_line
+
+from evaluation import benchmark
+
+
+def test_medians_leave_the_first_call_out_and_take_turns():
+    calls: list[str] = []
+    seconds = benchmark.medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 4
+    assert set(seconds) == {"a", "b"} and all(value >= 0 for value in seconds.values())
+
+
+def test_the_scan_table_is_written_with_ratios_against_the_reference(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "SCAN_SHAPES", {"tiny": (2, 3, 4, 2)})
+    assert benchmark.main(["--only", "scan", "--repeats", "1", "--output_dir", str(tmp_path), "--device", "cpu"]) == 0
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["tables"]["Selective scan"]
+    assert {(row["pass"], row["backend"]) for row in rows} >= {("forward", "reference"), ("forward + backward", "reference")}
+    reference = {row["pass"]: row["ms"] for row in rows if row["backend"] == "reference"}
+    for row in rows:
+        assert row["times reference"] == pytest.approx(reference[row["pass"]] / row["ms"])
+    assert "| tiny | forward |" in (tmp_path / "benchmark.md").read_text() and "threads" in capsys.readouterr().out
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path, capsys):
+    assert benchmark.main(["--device", "abacus", "--output_dir", str(tmp_path)]) == 2
+    assert "abacus" in only_line(capsys.readouterr().err)
