@@ -16,11 +16,12 @@ from dataloaders.dataloader_av import AVDataset, AVItem
 from dataloaders.degrade import VisualDegradation
 from evaluation.validation import Validation
 from models.enhancer import Enhancer
-from models.generator import LiteAVSEMamba, pack_generator, third_party_keys
+from models.generator import LiteAVSEMamba, pack_generator, start_from, third_party_keys
 from models.loss import generator_losses
 from models.scan import describe_backend
 from models.stfts import mag_phase_istft
 from models.timing import video_frame_index
+from utils.checkpoint import latest_pair
 from utils.config import load_config
 from utils.console import EXIT_INTERRUPTED, Parser, run
 from utils.training import Losses, Trainer, record_run
@@ -84,6 +85,9 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device) -> Trainer:
     refuse_adversarial(cfg)
     initialize_seed(cfg["env_setting"]["seed"])
     model = LiteAVSEMamba(cfg).to(device)
+    start = cfg["training_cfg"]["init_checkpoint"]
+    if start is not None and latest_pair(exp_path) is None:
+        print(start_from(model, cfg, start, cfg["training_cfg"]["init_parts"]))
     validation = Validation(make_valid_set(cfg), cfg["env_setting"]["num_workers"])
     enhancer = Enhancer(model, cfg, device)
     return Trainer(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from utils.checkpoint import load_checkpoint, load_state
 from utils.config import complete_config
 
 VISUAL_ENCODERS = {"mobilenet": LiteVisualEncoderA, "custom3d": LiteVisualEncoderB}
+VISUAL_PREFIXES = ("visual_encoder.", "visual_projection.", "vce.", "fsvg.")  # the visual branch in a state dict
 VISUAL_RANK = 8  # frequency profiles a visual feature may draw on
 
 
@@ -298,12 +299,35 @@ def load_generator(
     return model.to(device).eval(), cfg
 
 
-def _refuse_other_model(path: str | os.PathLike, own: Mapping, given: Mapping) -> None:
+def start_from(model: SEMamba, cfg: Mapping, path: str | os.PathLike, parts: str = "all") -> str:
+    """Load the weights of another run into a new model; a sentence that says what was taken.
+
+    parts "all": every weight, strictly. "audio": all but the visual branch, which keeps its fresh values; an audio-only
+    checkpoint will do. ValueError when the checkpoint's numbers mean something else (another STFT, norm or size).
+    """
+    checkpoint = load_checkpoint(path)
+    weights = checkpoint.get("generator")
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"training_cfg.init_checkpoint {path} holds no generator")
+    if checkpoint.get("config") is not None:
+        _refuse_other_model(path, checkpoint["config"], complete_config(cfg), ("stft_cfg", "model_cfg"))
+    may_miss = third_party_keys(model)
+    taken = dict(weights)
+    if parts == "audio":
+        taken = {key: value for key, value in weights.items() if not key.startswith(VISUAL_PREFIXES)}
+        may_miss = may_miss | {key for key in model.state_dict() if key.startswith(VISUAL_PREFIXES)}
+    load_state(model, taken, f"checkpoint {path}", may_miss)
+    return f"starts from {len(taken)} of {len(model.state_dict())} weights of {path} ({parts})"
+
+
+def _refuse_other_model(
+    path: str | os.PathLike, own: Mapping, given: Mapping, sections: Sequence[str] = ("stft_cfg", "model_cfg", "lite_cfg")
+) -> None:
     own = complete_config(own, source=f"config of {path}")
-    for section in ("stft_cfg", "model_cfg", "lite_cfg"):
+    for section in sections:
         for key, value in own[section].items():
             if given[section][key] != value:
                 raise ValueError(
                     f"checkpoint {path} was trained with {section}.{key}: {value}, the given config says "
-                    f"{given[section][key]}; leave --config out, the checkpoint carries its own"
+                    f"{given[section][key]}; use the checkpoint's own configuration, which it carries"
                 )

@@ -84,6 +84,8 @@ class LossCfg(_Section):
 
 
 class TrainingCfg(_Section):
+    init_checkpoint: str | None = None  # weights that a new run starts from
+    init_parts: Literal["all", "audio"] = "all"  # audio: all but the visual branch, which starts anew
     training_epochs: PositiveInt = 100
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 2
