@@ -62,27 +62,7 @@ class TimeConv2d(_TimeConv, nn.Conv2d):
         self._set_up_time(causal)
 
     def _convolve(self, x: torch.Tensor) -> torch.Tensor:
-        dilation = self.dilation[0]
-        foldable = self.groups == self.in_channels and self.stride[1] == self.dilation[1] == 1
-        if dilation > 1 and foldable and x.device.type == "cpu" and x.requires_grad:
-            return self._convolve_folded(x, dilation)
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
-
-    def _convolve_folded(self, x: torch.Tensor, dilation: int) -> torch.Tensor:
-        """The same sums without dilation: oneDNN's gradient of a dilated depthwise convolution is 8 times slower.
-
-        Time t = k * dilation + p becomes row k, and phase p joins the frequency axis: dilated rows are then neighbours.
-        Channel-last, that is a view; the frequency padding keeps the phases apart.
-        """
-        b, c, t, _ = x.shape
-        pad = self.padding[1]
-        x = F.pad(x, (pad, pad, 0, -t % dilation)).contiguous(memory_format=torch.channels_last)
-        width = x.shape[3]
-        rows = x.permute(0, 2, 3, 1).reshape(b, -1, dilation * width, c).permute(0, 3, 1, 2)
-        # One phase's last columns read the next one's first: those land beyond this phase's outputs and are cut off.
-        rows = F.conv2d(F.pad(rows, (0, 2 * pad)), self.weight, self.bias, groups=self.groups)
-        y = rows.permute(0, 2, 3, 1).reshape(b, -1, width, c)  # [B, T, F + 2 pad, C]
-        return y[:, : t - self.context, : width - (self.kernel_size[1] - 1)].permute(0, 3, 1, 2)
 
 
 class TimeConv3d(_TimeConv, nn.Conv3d):

@@ -6,7 +6,7 @@ in the normalisation. Tensors are [B, C, T, F]; F' is the number of bins after t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.causal import TimeConv2d
+from models.depthwise import compiled_for, depthwise_rows
 from models.lsigmoid import LearnableSigmoid2D
 
 
@@ -96,6 +97,23 @@ class DepthwiseSeparableConv2d(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.pointwise(self.depthwise(x))
 
+    def beside(self, sources: Sequence[torch.Tensor], before: Sequence[torch.Tensor] | None) -> torch.Tensor:
+        """The convolution of sources [B, C, T, F] that lie side by side in the input channels, without joining them.
+
+        Causal 3x3 kernels only. `before`: the sources' earlier frames [B, C, R, F], R at least what the kernel reaches
+        back, or None for zeros.
+        """
+        conv = self.depthwise
+        plain = conv.stride == (1, 1) and conv.kernel_size == (3, 3) and conv.dilation[1] == conv.padding[1] == 1
+        if plain and compiled_for(sources[0], sources[0].shape[1]):
+            before = None if before is None else [x.permute(0, 2, 3, 1) for x in before]
+            rows = depthwise_rows([x.permute(0, 2, 3, 1) for x in sources], before, conv.weight, conv.dilation[0])
+            return self.pointwise(rows.permute(0, 3, 1, 2))
+        x = torch.cat(tuple(sources), dim=1)
+        if before is None:
+            return self.forward(x)
+        return self.step(x, torch.cat(tuple(before), dim=1)[:, :, before[0].shape[2] - conv.context :])[0]
+
 
 class ConvNormAct(nn.Sequential):
     """Convolution, normalisation, PReLU, in nn.Sequential's numbering; only the convolution carries time."""
@@ -135,7 +153,7 @@ class DenseBlock(nn.Module):
         model = cfg["model_cfg"]
         channels, causal = model["hid_feature"], bool(model.get("causal", False))
         norm = model.get("norm") or ("channel" if causal else "instance")
-        self.causal = causal
+        self.causal, self.channels = causal, channels
         self.dense_block = nn.ModuleList()
         for i in range(depth):
             dilation, across = 2**i, kernel_size[1] // 2
@@ -171,9 +189,40 @@ class DenseBlock(nn.Module):
 
 
 class LiteDenseBlock(DenseBlock):
-    """DenseBlock of depthwise-separable convolutions."""
+    """DenseBlock of depthwise-separable convolutions.
+
+    The causal one keeps the last frames of each layer's input once, for all the layers that read it.
+    """
 
     light = True
+
+    def init_state(self, x: torch.Tensor) -> list[torch.Tensor]:
+        if not self.causal:
+            return super().init_state(x)
+        reach = self.dense_block[-1][0].depthwise.context
+        shape = (x.shape[0], self.channels, reach, x.shape[3])
+        return [x.new_zeros(shape).contiguous(memory_format=torch.channels_last) for _ in self.dense_block]
+
+    def step(self, x: torch.Tensor, state: list[torch.Tensor] | None) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+        if not self.causal:
+            return super().step(x, state)
+        sources, before = [], []  # newest first, as the weights count them
+        after = []
+        for i, (conv, norm, activation) in enumerate(self.dense_block):
+            sources.insert(0, x)
+            if state is not None:
+                before.insert(0, state[i])
+                after.append(_last_frames(state[i], x))
+            x = activation(norm(conv.beside(sources, before or None)))
+        return x, None if state is None else after
+
+
+def _last_frames(before: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The newest frames of before [B, C, R, F] and x [B, C, t, F] after it, R of them, in memory of their own."""
+    reach, new = before.shape[2], x.shape[2]
+    if new >= reach:
+        return x[:, :, new - reach :].clone(memory_format=torch.channels_last)
+    return torch.cat((before[:, :, new:], x), dim=2)
 
 
 class _Codec(nn.Module):

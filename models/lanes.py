@@ -120,6 +120,20 @@ def poke(builder, address, value):
 
 
 @_emits(types.int64, "address")
+def peek_int(builder, address):
+    """One int64."""
+    return builder.load(_at(builder, address, _i64))
+
+
+@_emits(types.int64, "to", "address")
+def copy_piece(builder, to, address):
+    """16 floats from one address to another."""
+    kind = ir.VectorType(_float, 16)
+    builder.store(builder.load(_at(builder, address, kind), align=4), _at(builder, to, kind), align=4)
+    return to
+
+
+@_emits(types.int64, "address")
 def take(builder, address):
     """The int64 at the address, which grows by one, in one atomic step."""
     return builder.atomic_rmw("add", _at(builder, address, _i64), _i64(1), "monotonic")

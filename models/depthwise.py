@@ -1,0 +1,183 @@
+"""Depthwise 3x3 convolution, dilated and causal in time, over a list of channel-last tensors that belong together.
+
+What `F.conv2d(torch.cat(sources), groups=channels)` computes, without the concatenation and without the padded copy: on
+a CPU those two and oneDNN's gradient of a dilated depthwise convolution are most of what a light dense block costs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from array import array
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from models.scan import resolve_backend
+
+PIECE = 16  # of models/depthwise_numba.py, which is imported only where it is used
+_GROUPS = 16  # parts in which the weights' gradient is summed, whatever the number of threads: same bits on any machine
+
+
+def compiled_for(x: Tensor, channels: int) -> bool:
+    """Whether `depthwise_rows` takes a tensor like x with so many channels a source."""
+    return (
+        channels % PIECE == 0 and x.dtype == torch.float32 and x.device.type == "cpu" and resolve_backend(x.device) == "numba"
+    )
+
+
+@functools.cache
+def _kernel(name: str):
+    from models import depthwise_numba
+    from models.lanes import compiled
+
+    return compiled(getattr(depthwise_numba, name), depthwise_numba.ROWS), depthwise_numba.ROWS.names
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[B, T, F, C] with contiguous channels."""
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _fields(x: Tensor) -> tuple[int, int, int, int]:
+    return x.data_ptr(), *(4 * stride for stride in x.stride()[:3])
+
+
+def _entry(source: Tensor, before: Tensor | None, result: Tensor) -> tuple[int, ...]:
+    past = (*_fields(before), before.shape[1]) if before is not None else (0, 0, 0, 0, 0)
+    return *_fields(source), *past, *_fields(result)
+
+
+def _launch(
+    name: str, entries: Sequence[tuple[int, ...]], like: Tensor, dilation: int, reverse: bool, tasks: int, groups: int,
+    w: Tensor | None, gw: Tensor | None, period: int,
+) -> None:  # fmt: skip
+    from models.depthwise_numba import padded_row_vectors
+    from models.kernel_threads import launch
+    from models.lanes import LANES
+
+    B, T, F, C = like.shape
+    S = len(entries)
+    table = array("q", [number for entry in entries for number in entry])
+    kernel, names = _kernel(name)
+    row = padded_row_vectors(F, C)
+    fields = {
+        "table": table.buffer_info()[0], "S": S, "B": B, "T": T, "F": F, "C": C, "row": row, "period": period, "groups": groups,
+        "dilation": dilation, "reverse": reverse, "w": w.data_ptr() if w is not None else 0,
+        "gw": gw.data_ptr() if gw is not None else 0,
+    }  # fmt: skip
+    launch(kernel, names, fields, tasks, 4 * row * LANES, 9 * S * B * T * F * C)
+
+
+def _period(C: int) -> int:
+    from models.lanes import LANES
+
+    return math.lcm(C, LANES)
+
+
+def _tiled(weight: Tensor, S: int, C: int, flip: bool) -> Tensor:
+    """weight [S * C, 3, 3] -> [S, 9, period]: taps in rows, channels repeated; `flip` turns the frequency axis round."""
+    taps = (weight.flip(2) if flip else weight).reshape(S, C, 9).transpose(1, 2)  # [S, 9, C]
+    return taps.repeat(1, 1, _period(C) // C)
+
+
+def _units(B: int, T: int) -> int:
+    from models.depthwise_numba import SEGMENT
+
+    return B * -(-T // SEGMENT)
+
+
+@torch.library.custom_op("liteavse::depthwise_forward", mutates_args=(), device_types="cpu")
+def depthwise_forward(sources: list[Tensor], before: list[Tensor], weight: Tensor, dilation: int) -> Tensor:
+    """sources, S of [B, T, F, C]; before, S of [B, R >= 2 dilation, F, C] or none; weight [S C, 3, 3] -> [B, T, F, S C]."""
+    from models.kernel_threads import threads
+
+    threads.settle()
+    sources, before = [_rows(x) for x in sources], [_rows(x) for x in before]
+    (B, T, F, C), S = sources[0].shape, len(sources)
+    y = sources[0].new_empty(B, T, F, S * C)
+    results = y.split(C, dim=3)
+    entries = [_entry(x, before[i] if before else None, results[i]) for i, x in enumerate(sources)]
+    _launch("rows_forward", entries, sources[0], dilation, False, S * _units(B, T), 0, _tiled(weight, S, C, False),
+            None, _period(C))  # fmt: skip
+    return y
+
+
+@depthwise_forward.register_fake
+def _(sources, before, weight, dilation):
+    B, T, F, C = sources[0].shape
+    return sources[0].new_empty(B, T, F, len(sources) * C)
+
+
+@torch.library.custom_op("liteavse::depthwise_backward", mutates_args=(), device_types="cpu")
+def depthwise_backward(gy: Tensor, sources: list[Tensor], weight: Tensor, dilation: int) -> list[Tensor]:
+    """Gradients of the sources (no frames before them), then of the weight."""
+    from models.kernel_threads import threads
+
+    threads.settle()
+    gy, sources = _rows(gy), [_rows(x) for x in sources]
+    (B, T, F, C), S = sources[0].shape, len(sources)
+    units, period = _units(B, T), _period(C)
+    gradients = gy.split(C, dim=3)
+    gx = [x.new_empty(B, T, F, C) for x in sources]
+    entries = [_entry(g, None, x) for g, x in zip(gradients, gx, strict=True)]
+    _launch("rows_forward", entries, sources[0], dilation, True, S * units, 0, _tiled(weight, S, C, True), None, period)
+    groups = min(_GROUPS, units)
+    gw = gy.new_empty(groups, S, 9, period)
+    entries = [_entry(x, None, g) for x, g in zip(sources, gradients, strict=True)]
+    _launch("rows_weight_gradient", entries, sources[0], dilation, False, S * groups, groups, None, gw, period)
+    gw = gw.sum(0).reshape(S, 9, period // C, C).sum(2).transpose(1, 2)  # [S, C, 9]
+    return [*gx, gw.reshape(S * C, 3, 3)]
+
+
+@depthwise_backward.register_fake
+def _(gy, sources, weight, dilation):
+    return [*(x.new_empty(x.shape) for x in sources), weight.new_empty(weight.shape)]
+
+
+def _save(ctx, inputs, output) -> None:
+    sources, before, weight, ctx.dilation = inputs
+    assert not before, "a convolution that is differentiated starts at its first frame"
+    ctx.save_for_backward(*sources, weight)
+
+
+def _gradient(ctx, gy):
+    *sources, weight = ctx.saved_tensors
+    *gx, gw = depthwise_backward(gy, sources, weight, ctx.dilation)
+    return gx, [], gw, None
+
+
+depthwise_forward.register_autograd(_gradient, setup_context=_save)
+
+
+def depthwise_rows(
+    sources: Sequence[Tensor], before: Sequence[Tensor] | None, weight: Tensor, dilation: int
+) -> Tensor:
+    """Causal depthwise 3x3 convolution of all sources side by side, in time dilated, in frequency padded by a bin of zeros.
+
+    sources: S tensors [B, T, F, C]; before: their frames before the first, S of [B, R >= 2 dilation, F, C], or None for
+    zeros; weight [S C, 1, 3, 3], the sources' channels one after the other -> [B, T, F, S C]. float32 on a CPU, C a
+    multiple of 16 (see `compiled_for`).
+    """
+    weight = weight.flatten(0, 1)
+    if before is None:
+        return depthwise_forward(list(sources), [], weight, dilation)
+    reach = 2 * dilation
+    before = [x[:, x.shape[1] - reach :] for x in before]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (*sources, *before, weight)):
+        joined = [torch.cat(pair, dim=1) for pair in zip(before, sources, strict=True)]
+        return depthwise_forward(joined, [], weight, dilation)[:, reach:]
+    return depthwise_forward(list(sources), before, weight, dilation)
+
+
+# Multiply-adds count as two, as everywhere in torch's counter.
+@register_flop_formula(torch.ops.liteavse.depthwise_forward)
+def _(source_shapes, before_shapes, weight_shape, *args, out_shape=None, **kwargs) -> int:
+    return 2 * 9 * sum(torch.Size(shape).numel() for shape in source_shapes)
+
+
+@register_flop_formula(torch.ops.liteavse.depthwise_backward)
+def _(gy_shape, source_shapes, *args, out_shape=None, **kwargs) -> int:
+    return 2 * 2 * 9 * torch.Size(gy_shape).numel()
