@@ -160,12 +160,22 @@ def total(builder, x):
     return builder.call(function, (_float(-0.0), x), fastmath=("reassoc", "nsz"))
 
 
+def _between(builder, x, low, high):
+    """A NaN fails both comparisons and stays."""
+    x = builder.select(builder.fcmp_ordered("<", x, _constant(low)), _constant(low), x)
+    return builder.select(builder.fcmp_ordered(">", x, _constant(high)), _constant(high), x)
+
+
 @_emits(Lanes, "x")
 def _clamped(builder, x):
-    """Into the range of exponents; a NaN fails both comparisons and stays."""
-    low, high = _constant(_LOWEST), _constant(_HIGHEST)
-    x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
-    return builder.select(builder.fcmp_ordered(">", x, high), high, x)
+    """Into the range of exponents, infinity's included."""
+    return _between(builder, x, _LOWEST, _HIGHEST)
+
+
+@_emits(Lanes, "x")
+def _clamped_finite(builder, x):
+    """Into the exponents of normal numbers whose inverse is normal, too."""
+    return _between(builder, x, _LOWEST, -_LOWEST)
 
 
 @_emits(Lanes, "x")
@@ -180,6 +190,13 @@ def _absolute(builder, x):
     return builder.bitcast(builder.and_(builder.bitcast(x, _bits), magnitude), _vector)
 
 
+@_emits(Lanes, "x")
+def _inverse_estimate(builder, x):
+    """1 / x to 12 % for normal x > 0: the exponent negated, the mantissa on a straight line."""
+    magic = ir.Constant(_bits, [0x7EF311C3] * LANES)
+    return builder.bitcast(builder.sub(magic, builder.bitcast(x, _bits)), _vector)
+
+
 @_emits(Lanes, "shifted")
 def _power(builder, shifted):
     """2^i of the integers i in the lowest bits of i + _ROUND."""
@@ -189,7 +206,11 @@ def _power(builder, shifted):
 @inlined
 def exp2(x):
     """2^x to 2e-7 relative, saturating at infinity and at 2^-126."""
-    x = _clamped(x)
+    return _exp2(_clamped(x))
+
+
+@inlined
+def _exp2(x):
     shifted = x + _ROUND
     r = x - (shifted - _ROUND)
     p = r * f32(1.3264727e-3) + f32(9.6715130e-3)  # minimax for relative error on [-1/2, 1/2], with p(0) = 1 exactly:
@@ -201,15 +222,25 @@ def exp2(x):
 
 
 @inlined
+def _inverse(x):
+    """1 / x to 1e-7 for x in [1, 2^126]: Newton's iteration, a third of the time that dividing takes."""
+    r = _inverse_estimate(x)
+    r = r * (f32(2) - x * r)
+    r = r * (f32(2) - x * r)
+    return r + r * (f32(1) - x * r)
+
+
+@inlined
 def sigmoid(x):
-    return f32(1) / (exp2(x * -LOG2E) + f32(1))
+    """To 2e-7; at least 2^-126, which is what the inverse can take."""
+    return _inverse(_exp2(_clamped_finite(x * -LOG2E)) + f32(1))
 
 
 @inlined
 def softplus(x):
     """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), log1p(e) = 2 atanh(e / (2 + e)) by a minimax in its square; to 3e-7."""
     e = exp2(_absolute(x) * -LOG2E)
-    s = e / (e + f32(2))
+    s = e * _inverse(e + f32(2))
     q = s * s
     p = q * f32(0.28178346) + f32(0.27960601)
     p = p * q + f32(0.40024909)
