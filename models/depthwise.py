@@ -52,23 +52,22 @@ def _entry(source: Tensor, before: Tensor | None, result: Tensor) -> tuple[int, 
 
 def _launch(
     name: str, entries: Sequence[tuple[int, ...]], like: Tensor, dilation: int, reverse: bool, tasks: int, groups: int,
-    w: Tensor | None, gw: Tensor | None, period: int,
+    w: Tensor | None, gw: Tensor | None,
 ) -> None:  # fmt: skip
-    from models.depthwise_numba import padded_row_vectors
+    from models.depthwise_numba import row_geometry, work_vectors
     from models.kernel_threads import launch
     from models.lanes import LANES
 
     B, T, F, C = like.shape
-    S = len(entries)
+    S, period = len(entries), _period(C)
     table = array("q", [number for entry in entries for number in entry])
     kernel, names = _kernel(name)
-    row = padded_row_vectors(F, C)
     fields = {
-        "table": table.buffer_info()[0], "S": S, "B": B, "T": T, "F": F, "C": C, "row": row, "period": period, "groups": groups,
-        "dilation": dilation, "reverse": reverse, "w": w.data_ptr() if w is not None else 0,
+        **row_geometry(F, C), "table": table.buffer_info()[0], "S": S, "B": B, "T": T, "F": F, "C": C, "period": period,
+        "groups": groups, "dilation": dilation, "reverse": reverse, "w": w.data_ptr() if w is not None else 0,
         "gw": gw.data_ptr() if gw is not None else 0,
     }  # fmt: skip
-    launch(kernel, names, fields, tasks, 4 * row * LANES, 9 * S * B * T * F * C)
+    launch(kernel, names, fields, tasks, work_vectors(F, C, period) * LANES, 9 * S * B * T * F * C)
 
 
 def _period(C: int) -> int:
@@ -77,10 +76,9 @@ def _period(C: int) -> int:
     return math.lcm(C, LANES)
 
 
-def _tiled(weight: Tensor, S: int, C: int, flip: bool) -> Tensor:
-    """weight [S * C, 3, 3] -> [S, 9, period]: taps in rows, channels repeated; `flip` turns the frequency axis round."""
-    taps = (weight.flip(2) if flip else weight).reshape(S, C, 9).transpose(1, 2)  # [S, 9, C]
-    return taps.repeat(1, 1, _period(C) // C)
+def _by_tap(weight: Tensor) -> Tensor:
+    """[S C, 3, 3] -> [9, S C]."""
+    return weight.flatten(1).t().contiguous()
 
 
 def _units(B: int, T: int) -> int:
@@ -100,8 +98,7 @@ def depthwise_forward(sources: list[Tensor], before: list[Tensor], weight: Tenso
     y = sources[0].new_empty(B, T, F, S * C)
     results = y.split(C, dim=3)
     entries = [_entry(x, before[i] if before else None, results[i]) for i, x in enumerate(sources)]
-    _launch("rows_forward", entries, sources[0], dilation, False, S * _units(B, T), 0, _tiled(weight, S, C, False),
-            None, _period(C))  # fmt: skip
+    _launch("rows_forward", entries, sources[0], dilation, False, S * _units(B, T), 0, _by_tap(weight), None)
     return y
 
 
@@ -123,11 +120,11 @@ def depthwise_backward(gy: Tensor, sources: list[Tensor], weight: Tensor, dilati
     gradients = gy.split(C, dim=3)
     gx = [x.new_empty(B, T, F, C) for x in sources]
     entries = [_entry(g, None, x) for g, x in zip(gradients, gx, strict=True)]
-    _launch("rows_forward", entries, sources[0], dilation, True, S * units, 0, _tiled(weight, S, C, True), None, period)
+    _launch("rows_forward", entries, sources[0], dilation, True, S * units, 0, _by_tap(weight), None)
     groups = min(_GROUPS, units)
     gw = gy.new_empty(groups, S, 9, period)
     entries = [_entry(x, None, g) for x, g in zip(sources, gradients, strict=True)]
-    _launch("rows_weight_gradient", entries, sources[0], dilation, False, S * groups, groups, None, gw, period)
+    _launch("rows_weight_gradient", entries, sources[0], dilation, False, S * groups, groups, None, gw)
     gw = gw.sum(0).reshape(S, 9, period // C, C).sum(2).transpose(1, 2)  # [S, C, 9]
     return [*gx, gw.reshape(S * C, 3, 3)]
 

@@ -1,9 +1,9 @@
 """Compiled CPU kernels (float32) of the dense block's depthwise 3x3 convolution, dilated and causal in time.
 
-Tensors are [B, T, F, C] in memory. A row of one frame, F * C floats, is read as it lies: a tap in frequency is the same row
+Tensors are [B, T, F, C] in memory. The row of a frame, F * C floats, is read as it lies: a tap in frequency is the same row
 C floats further on, and the weights repeat every C floats. So vectors are full whatever C is, as long as it is a multiple of
-PIECE. Rows are copied once into scratch with a bin of zeros on either side; three of them, one dilation apart, make a
-frame. The block's inputs are read where they are, one after the other, instead of being concatenated first.
+PIECE. Only the ends of a row, where a tap would fall outside, are copied into scratch with zeros beside them; rows whose
+bins do not lie side by side are gathered there. The block's inputs are read where they are instead of being concatenated.
 
 `rows_forward` also gives the gradient of the inputs: time reversed, taps in frequency reversed.
 """
@@ -24,6 +24,7 @@ from models.lanes import (
     peek_int,
     store_full,
     take,
+    zero_piece,
 )  # fmt: skip
 
 PIECE = 16  # floats that are moved at once
@@ -34,15 +35,24 @@ SEGMENT = 32  # frames a task takes on: independent of the number of threads
 TABLE = 13
 
 ROWS = parameter_block(
-    *("counter", "worker", "work", "work_size", "tasks", "groups", "table", "S", "B", "T", "F", "C", "row", "period"),
-    *("dilation", "reverse", "w", "gw"),  # w [S, 9, period]; gw [groups, S, 9, period]
+    *("counter", "worker", "work", "work_size", "tasks", "groups", "table", "S", "B", "T", "F", "C", "period"),
+    *("vectors", "left", "right", "edge"),  # vectors of a row; inside are left .. right - 1; scratch of the others
+    *("dilation", "reverse", "w", "gw"),  # w [9, S C]; gw [groups, S, 9, period]
 )
 
 
-def padded_row_vectors(F: int, C: int) -> int:
-    """Vectors of LANES floats that a frame takes in scratch, with a bin on either side; a thread needs four such rows."""
-    whole = -(-F * C // LANES) * LANES
-    return -(-(whole + 2 * C) // LANES)
+def row_geometry(F: int, C: int) -> dict[str, int]:
+    """Sizes in vectors of LANES floats: of a row, of its inside, and of the scratch for its ends."""
+    vectors = -(-F * C // LANES)
+    left = min(vectors, -(-C // LANES))
+    right = max(left, (F * C - C) // LANES)
+    return {"vectors": vectors, "left": left, "right": right, "edge": left + vectors - right + 2 * -(-2 * C // LANES)}
+
+
+def work_vectors(F: int, C: int, period: int) -> int:
+    """Rows of LANES floats that a thread needs as scratch: weights, three gathered rows, a row of zeros, a result, ends."""
+    sizes = row_geometry(F, C)
+    return 9 * period // LANES + 5 * sizes["vectors"] + 3 * sizes["edge"]
 
 
 @inlined
@@ -71,60 +81,103 @@ def _scatter(p, source, address, stride):
 
 
 @inlined
-def _load_row(p, entry, b, t, row):
-    """Frame t of a source into a padded row; those before the first come from the state or are zero."""
-    inside = row + 4 * p.C
+def _row(p, entry, b, t, zeros, buffer):
+    """Where the row of frame t lies; frames before the first come from the state or are zero."""
     if 0 <= t < p.T:
-        _gather(p, peek_int(entry) + b * peek_int(entry + 8) + t * peek_int(entry + 16), peek_int(entry + 24), inside)
+        at = peek_int(entry) + b * peek_int(entry + 8) + t * peek_int(entry + 16)
+        stride = peek_int(entry + 24)
     elif t < 0 and peek_int(entry + 32):
         at = peek_int(entry + 32) + b * peek_int(entry + 40) + (peek_int(entry + 64) + t) * peek_int(entry + 48)
-        _gather(p, at, peek_int(entry + 56), inside)
+        stride = peek_int(entry + 56)
     else:
-        _zero(row, p.row)
+        return zeros
+    if stride == 4 * p.C:
+        return at
+    _gather(p, at, stride, buffer)
+    return buffer
 
 
 @inlined
-def _convolve_rows(p, w, oldest, middle, newest, out):
-    vectors = (p.F * p.C + LANES - 1) // LANES
-    bin_ = 4 * p.C
-    for j in range(p.period // LANES):
-        at = w + j * ROW
-        next_tap = 4 * p.period
-        for v in range(j, vectors, p.period // LANES):
-            x = v * ROW
-            y = load_full(at) * load_full(oldest + x)
-            y = y + load_full(at + next_tap) * load_full(oldest + x + bin_)
-            y = y + load_full(at + 2 * next_tap) * load_full(oldest + x + 2 * bin_)
-            y = y + load_full(at + 3 * next_tap) * load_full(middle + x)
-            y = y + load_full(at + 4 * next_tap) * load_full(middle + x + bin_)
-            y = y + load_full(at + 5 * next_tap) * load_full(middle + x + 2 * bin_)
-            y = y + load_full(at + 6 * next_tap) * load_full(newest + x)
-            y = y + load_full(at + 7 * next_tap) * load_full(newest + x + bin_)
-            y = y + load_full(at + 8 * next_tap) * load_full(newest + x + 2 * bin_)
-            store_full(out + x, y)
+def _pad(p, row, first, end, to):
+    """Floats first ... end - 1 of a row, zeros where it has none."""
+    for i in range(first, end, PIECE):
+        if 0 <= i < p.F * p.C:
+            copy_piece(to, row + 4 * i)
+        else:
+            zero_piece(to)
+        to += 4 * PIECE
+
+
+@inlined
+def _right_edge(p, edge):
+    """Where float 0 would lie, for the taps of the vectors from `right` on."""
+    return edge + (p.left + (2 * p.C + LANES - 1) // LANES) * ROW + 4 * p.C - p.right * ROW
+
+
+@inlined
+def _pad_ends(p, row, edge):
+    _pad(p, row, -p.C, p.left * LANES + p.C, edge)
+    _pad(p, row, p.right * LANES - p.C, p.vectors * LANES + p.C, _right_edge(p, edge) + p.right * ROW - 4 * p.C)
+
+
+@inlined
+def _tile_weights(p, s, w):
+    """w [9, period] of source s: channels repeated, taps in frequency turned round for the gradient."""
+    for tap in range(9):
+        source = p.w + 4 * ((tap // 3 * 3 + (2 - tap % 3 if p.reverse else tap % 3)) * p.S * p.C + s * p.C)
+        for i in range(0, p.period, PIECE):
+            copy_piece(w + 4 * (tap * p.period + i), source + 4 * (i % p.C))
+
+
+@inlined
+def _convolve(p, w, first, end, oldest, middle, newest, out):
+    """Vectors first ... end - 1 of a row; the addresses are those of float 0."""
+    bin_, tap, turn = 4 * p.C, 4 * p.period, p.period // LANES
+    for v in range(first, end):
+        at, x = w + v % turn * ROW, v * ROW
+        y = load_full(at) * load_full(oldest + x - bin_)
+        y = y + load_full(at + tap) * load_full(oldest + x)
+        y = y + load_full(at + 2 * tap) * load_full(oldest + x + bin_)
+        y = y + load_full(at + 3 * tap) * load_full(middle + x - bin_)
+        y = y + load_full(at + 4 * tap) * load_full(middle + x)
+        y = y + load_full(at + 5 * tap) * load_full(middle + x + bin_)
+        y = y + load_full(at + 6 * tap) * load_full(newest + x - bin_)
+        y = y + load_full(at + 7 * tap) * load_full(newest + x)
+        y = y + load_full(at + 8 * tap) * load_full(newest + x + bin_)
+        store_full(out + x, y)
 
 
 @njit
 def _forward_task(p, s, b, first, work):
-    size = p.row * ROW
     entry = p.table + 8 * TABLE * s
-    out = work + 3 * size
-    w = p.w + 4 * 9 * p.period * s
-    _zero(work, 3 * p.row)
+    size, edges = p.vectors * ROW, p.edge * ROW
+    w = work
+    buffers = w + 9 * 4 * p.period
+    zeros, out = buffers + 3 * size, buffers + 4 * size
+    pads = buffers + 5 * size
+    _tile_weights(p, s, w)
+    _zero(zeros, p.vectors)
     end = min(p.T, first + SEGMENT)
+    step = -p.dilation if p.reverse else p.dilation
     for phase in range(min(p.dilation, end - first)):
         i = first + phase  # in reading order: frame i, or T - 1 - i when reverse
-        step = -p.dilation if p.reverse else p.dilation
         t = p.T - 1 - i if p.reverse else i
-        _load_row(p, entry, b, t - 2 * step, work)
-        _load_row(p, entry, b, t - step, work + size)
+        oldest = _row(p, entry, b, t - 2 * step, zeros, buffers)
+        middle = _row(p, entry, b, t - step, zeros, buffers + size)
+        _pad_ends(p, oldest, pads)
+        _pad_ends(p, middle, pads + edges)
         turn = 0
         while i < end:
-            oldest, middle, newest = work + turn * size, work + (turn + 1) % 3 * size, work + (turn + 2) % 3 * size
-            _load_row(p, entry, b, t, newest)
-            _convolve_rows(p, w, oldest, middle, newest, out)
+            last = (turn + 2) % 3
+            newest = _row(p, entry, b, t, zeros, buffers + last * size)
+            _pad_ends(p, newest, pads + last * edges)
+            l, m, n = pads + turn * edges, pads + (turn + 1) % 3 * edges, pads + last * edges
+            _convolve(p, w, 0, p.left, l + 4 * p.C, m + 4 * p.C, n + 4 * p.C, out)
+            _convolve(p, w, p.left, p.right, oldest, middle, newest, out)
+            _convolve(p, w, p.right, p.vectors, _right_edge(p, l), _right_edge(p, m), _right_edge(p, n), out)
             to = peek_int(entry + 72) + b * peek_int(entry + 80) + t * peek_int(entry + 88)
             _scatter(p, out, to, peek_int(entry + 96))
+            oldest, middle = middle, newest
             turn = (turn + 1) % 3
             i += p.dilation
             t += step
@@ -143,44 +196,56 @@ def rows_forward(params):
 
 
 @inlined
-def _correlate_rows(p, gw, row, g):
+def _correlate(p, gw, first, end, row, g):
     """gw [3, period] of one frame of the window += sum over bins of g times the input at each of the three taps."""
-    vectors = (p.F * p.C + LANES - 1) // LANES
-    bin_ = 4 * p.C
-    for j in range(p.period // LANES):
-        left, centre, right = gw + j * ROW, gw + j * ROW + 4 * p.period, gw + j * ROW + 8 * p.period
-        a, b, c = load_full(left), load_full(centre), load_full(right)
-        for v in range(j, vectors, p.period // LANES):
+    bin_, tap, turn = 4 * p.C, 4 * p.period, p.period // LANES
+    for j in range(turn):
+        at = gw + j * ROW
+        a, b, c = load_full(at), load_full(at + tap), load_full(at + 2 * tap)
+        for v in range(first + (j - first) % turn, end, turn):
             x = row + v * ROW
             y = load_full(g + v * ROW)
-            a = a + y * load_full(x)
-            b = b + y * load_full(x + bin_)
-            c = c + y * load_full(x + 2 * bin_)
-        store_full(left, a)
-        store_full(centre, b)
-        store_full(right, c)
+            a = a + y * load_full(x - bin_)
+            b = b + y * load_full(x)
+            c = c + y * load_full(x + bin_)
+        store_full(at, a)
+        store_full(at + tap, b)
+        store_full(at + 2 * tap, c)
+
+
+@inlined
+def _correlate_row(p, gw, row, pad, g):
+    _correlate(p, gw, 0, p.left, pad + 4 * p.C, g)
+    _correlate(p, gw, p.left, p.right, row, g)
+    _correlate(p, gw, p.right, p.vectors, _right_edge(p, pad), g)
 
 
 @njit
 def _weight_task(p, s, b, first, gw, work):
-    size = p.row * ROW
     entry = p.table + 8 * TABLE * s
-    g = work + 3 * size
-    _zero(work, 4 * p.row)
+    size, edges = p.vectors * ROW, p.edge * ROW
+    zeros, g = work + 3 * size, work + 4 * size
+    pads = work + 5 * size
+    _zero(zeros, p.vectors)
+    _zero(g, p.vectors)
     end = min(p.T, first + SEGMENT)
     for phase in range(min(p.dilation, end - first)):
         t = first + phase
-        _load_row(p, entry, b, t - 2 * p.dilation, work)
-        _load_row(p, entry, b, t - p.dilation, work + size)
+        oldest = _row(p, entry, b, t - 2 * p.dilation, zeros, work)
+        middle = _row(p, entry, b, t - p.dilation, zeros, work + size)
+        _pad_ends(p, oldest, pads)
+        _pad_ends(p, middle, pads + edges)
         turn = 0
         while t < end:
-            oldest, middle, newest = work + turn * size, work + (turn + 1) % 3 * size, work + (turn + 2) % 3 * size
-            _load_row(p, entry, b, t, newest)
+            last = (turn + 2) % 3
+            newest = _row(p, entry, b, t, zeros, work + last * size)
+            _pad_ends(p, newest, pads + last * edges)
             at = peek_int(entry + 72) + b * peek_int(entry + 80) + t * peek_int(entry + 88)
             _gather(p, at, peek_int(entry + 96), g)
-            _correlate_rows(p, gw, oldest, g)
-            _correlate_rows(p, gw + 12 * p.period, middle, g)
-            _correlate_rows(p, gw + 24 * p.period, newest, g)
+            _correlate_row(p, gw, oldest, pads + turn * edges, g)
+            _correlate_row(p, gw + 12 * p.period, middle, pads + (turn + 1) % 3 * edges, g)
+            _correlate_row(p, gw + 24 * p.period, newest, pads + last * edges, g)
+            oldest, middle = middle, newest
             turn = (turn + 1) % 3
             t += p.dilation
 

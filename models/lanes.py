@@ -133,6 +133,14 @@ def copy_piece(builder, to, address):
     return to
 
 
+@_emits(types.int64, "to")
+def zero_piece(builder, to):
+    """16 zeros to an address."""
+    kind = ir.VectorType(_float, 16)
+    builder.store(ir.Constant(kind, [0.0] * 16), _at(builder, to, kind), align=4)
+    return to
+
+
 @_emits(types.int64, "address")
 def take(builder, address):
     """The int64 at the address, which grows by one, in one atomic step."""
