@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import only_line
 
-from evaluation import benchmark
+from evaluation import benchmark, benchmark_parts
 
 
 def test_medians_leave_the_first_call_out_and_take_turns():
     calls: list[str] = []
-    seconds = benchmark.medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    seconds = benchmark_parts.medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert calls == ["a", "b"] * 4
     assert set(seconds) == {"a", "b"} and all(value >= 0 for value in seconds.values())
 
 
 def test_the_scan_table_is_written_with_ratios_against_the_reference(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "SCAN_SHAPES", {"tiny": (2, 3, 4, 2)})
+    monkeypatch.setattr(benchmark_parts, "SCAN_SHAPES", {"tiny": (2, 3, 4, 2)})
     assert benchmark.main(["--only", "scan", "--repeats", "1", "--output_dir", str(tmp_path), "--device", "cpu"]) == 0
     rows = json.loads((tmp_path / "benchmark.json").read_text())["tables"]["Selective scan"]
     assert {(row["pass"], row["backend"]) for row in rows} >= {("forward", "reference"), ("forward + backward", "reference")}
@@ -31,3 +33,13 @@ def test_the_scan_table_is_written_with_ratios_against_the_reference(tmp_path, m
 def test_a_device_that_is_not_there_is_one_line(tmp_path, capsys):
     assert benchmark.main(["--device", "abacus", "--output_dir", str(tmp_path)]) == 2
     assert "abacus" in only_line(capsys.readouterr().err)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux's /proc")
+def test_peak_memory_is_that_of_the_call():
+    kept = []
+
+    def fill() -> None:
+        kept.append(np.ones(8_000_000))  # 64 MB
+
+    assert 60e6 < benchmark_parts._grown_by(1e-3, fill) < 90e6
