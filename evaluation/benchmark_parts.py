@@ -271,7 +271,8 @@ def _memory_of(kind: str, name: str) -> Row:
     architecture, cfg = recipes()[name]
     if kind == "training":
         step = _training_step(ARCHITECTURES[architecture](cfg), cfg, torch.device("cpu"))
-        return {"what": f"training step, {name}, batch {cfg['training_cfg']['batch_size']}", "peak MB": _grown_by(1e-2, step) / 1e6}
+        what = f"training step, {name}, batch {cfg['training_cfg']['batch_size']}"
+        return {"what": what, "peak MB": _grown_by(1e-2, step) / 1e6}
     enhancer = _enhancer(architecture, cfg, torch.device("cpu"))
     enhancer.warm_up()
     wav = 0.1 * np.random.default_rng(0).standard_normal(64000).astype(np.float32)
