@@ -30,7 +30,7 @@ RECIPE = {
         "num_workers": 0, "seed": 7, "stdout_interval": 1, "checkpoint_interval": 2, "validation_interval": 1000,
     },
     "training_cfg": {
-        "batch_size": 2, "segment_size": 4000, "max_steps": 5, "valid_clips": 1, "video_dropout": 0.2,
+        "batch_size": 2, "segment_size": 4000, "max_steps": 5, "ema_decay": 0.9, "valid_clips": 1, "video_dropout": 0.2,
         "loss": {"si_sdr": 0.3, "confidence": 0.05},
     },
     "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2, "causal": True, "phase_residual": True},
@@ -87,6 +87,7 @@ def test_resume_equals_uninterrupted_bit_for_bit(recipe, tmp_path):
         assert rest[name] == parts_rest[name]
     for a, b in zip(rest["optim_g"]["state"].values(), parts_rest["optim_g"]["state"].values(), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
+    assert all(torch.equal(a, b) for a, b in zip(rest["average"], parts_rest["average"], strict=True))
     assert _log(tmp_path / "whole") == _log(tmp_path / "parts")
     assert len(_log(tmp_path / "whole")) == 5
 
@@ -124,6 +125,51 @@ def test_one_batch_overfits(recipe, tmp_path):
     assert losses[-1]["magnitude"] < 0.5 * losses[0]["magnitude"]
     assert losses[-1]["si_sdr"] < losses[0]["si_sdr"] - 0.3  # bels: 3 dB
     assert losses[-1]["total"] < losses[0]["total"]
+
+
+def test_the_average_of_the_weights_is_validated_and_training_goes_on_with_its_own(recipe, tmp_path):
+    trainer = _trainer(recipe, tmp_path)
+    expected = [p.detach().clone() for p in trainer.parameters]
+    batch = next(iter(trainer._batches()))
+    for step in range(3):
+        trainer.train_step(batch)
+        trainer.step += 1
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = [decay * e + (1 - decay) * p.detach() for e, p in zip(expected, trainer.parameters, strict=True)]
+    own = [p.detach().clone() for p in trainer.parameters]
+    with trainer.averaged_weights():
+        for p, e in zip(trainer.parameters, expected, strict=True):
+            torch.testing.assert_close(p.detach(), e)
+        assert any(not torch.equal(p, before) for p, before in zip(trainer.parameters, own, strict=True))
+    assert all(torch.equal(p, before) for p, before in zip(trainer.parameters, own, strict=True))
+
+
+def test_a_run_may_start_from_the_audio_path_of_another(recipe, tmp_path, capsys):
+    assert _train(recipe, tmp_path, "first", "training_cfg.max_steps=2") == 0
+    first, path = _final(tmp_path / "first")[0], latest_pair(tmp_path / "first")[0]
+    settings = (f"training_cfg.init_checkpoint={path}", "training_cfg.init_parts=audio", "env_setting.seed=8")
+    weights = _trainer(recipe, tmp_path / "second", *settings).generator.state_dict()
+    said = capsys.readouterr().out
+    assert str(path) in said and "(audio)" in said
+    visual = [name for name in weights if name.startswith(("visual_", "vce.", "fsvg."))]
+    assert all(torch.equal(weights[name], first[name]) for name in weights if name not in visual)
+    assert any(not torch.equal(weights[name], first[name]) for name in visual)
+    # A run that has checkpoints of its own goes on from those, whether or not the other one still exists.
+    assert _train(recipe, tmp_path, "third", *settings, "training_cfg.max_steps=1") == 0
+    path.unlink()
+    assert _train(recipe, tmp_path, "third", *settings, "training_cfg.max_steps=2") == 0
+
+
+@pytest.mark.parametrize(
+    "override, named",
+    [("model_cfg.hid_feature=16", "model_cfg.hid_feature"), ("model_cfg.d_conv=3", "model_cfg.d_conv")],
+)
+def test_a_run_does_not_start_from_another_kind_of_model(recipe, tmp_path, capsys, override, named):
+    assert _train(recipe, tmp_path, "first", "training_cfg.max_steps=1") == 0
+    path = latest_pair(tmp_path / "first")[0]
+    capsys.readouterr()
+    assert _train(recipe, tmp_path, "second", f"training_cfg.init_checkpoint={path}", override) == 2
+    assert named in only_line(capsys.readouterr().err)
 
 
 def test_interrupted_run_saves_and_says_so(recipe, tmp_path):

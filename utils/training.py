@@ -12,6 +12,7 @@ import platform
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ class Trainer:
             self.parameters, lr=self.training["learning_rate"],
             betas=(self.training["adam_b1"], self.training["adam_b2"]),
         )
+        self.average = [p.detach().clone() for p in self.parameters] if self.training["ema_decay"] else []
         self.step = self.epoch = self.position = 0  # position: batches done in this epoch
         self.best = {"pesq": float("-inf"), "step": -1}
         self.bad_batches = self.bad_in_row = self.reloads = 0
@@ -142,6 +144,7 @@ class Trainer:
         save_checkpoint(self.exp_path / f"do_{name}", {
             "optim_g": self.optimizer.state_dict(), "steps": self.step, "epoch": self.epoch, "position": self.position,
             "best": dict(self.best), "bad_batches": self.bad_batches, "bad_in_row": self.bad_in_row,
+            "average": self.average,
             "rng": {
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -158,6 +161,8 @@ class Trainer:
         load_state(self.generator, load_checkpoint(weights)["generator"], str(weights), self.may_miss)
         state = load_checkpoint(rest)
         self.optimizer.load_state_dict(state["optim_g"])
+        if self.average:  # a run that begins to average on the way begins with the weights it has
+            self.average = [value.detach().clone() for value in state.get("average") or self.parameters]
         return state
 
     def resume(self) -> bool:
@@ -194,8 +199,26 @@ class Trainer:
         if problem is not None:
             return {}, problem
         self.optimizer.step()
+        self._update_average()
         values = {name: float(term.detach()) for name, term in terms.items()}
         return {"total": float(total.detach()), **values, "grad_norm": norm, "learning_rate": rate}, None
+
+    def _update_average(self) -> None:
+        """Exponential moving average of the weights; its memory grows with the run, so that the start is soon forgotten."""
+        if self.average:
+            decay = min(self.training["ema_decay"], (1 + self.step) / (10 + self.step))
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1.0 - decay)
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside, the generator has the averaged weights, if the recipe asks for an average."""
+        weights = [p.detach() for p in self.parameters]
+        own = [weight.clone() for weight in weights]
+        torch._foreach_copy_(weights, self.average or own)
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(weights, own)
 
     def _after_bad_batch(self, problem: str, log: RunLog) -> None:
         self.bad_batches += 1
@@ -235,11 +258,12 @@ class Trainer:
 
     def _validate(self, log: RunLog) -> None:
         self.generator.eval()
-        scores = self.validate()
+        with self.averaged_weights():
+            scores = self.validate()
+            if scores.get("pesq", float("-inf")) > self.best["pesq"]:
+                self.best = {"pesq": scores["pesq"], "step": self.step}
+                save_checkpoint(self.exp_path / "best.pth", self.pack({"step": self.step, "scores": scores}))
         self.generator.train()
-        if scores.get("pesq", float("-inf")) > self.best["pesq"]:
-            self.best = {"pesq": scores["pesq"], "step": self.step}
-            save_checkpoint(self.exp_path / "best.pth", self.pack({"step": self.step, "scores": scores}))
         shown = ", ".join(f"{k} {v:.3f}" for k, v in scores.items() if isinstance(v, float))
         tqdm.write(f"step {self.step} validation: {shown}; best PESQ {self.best['pesq']:.3f} at step {self.best['step']}")
         log.write("validation", self.step, scores)
