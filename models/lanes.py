@@ -192,6 +192,13 @@ def _positive(builder, x):
     return builder.select(builder.fcmp_ordered(">", x, zero), x, zero)
 
 
+@_emits(types.float32, "x")
+def root(builder, x):
+    """Square root of one float."""
+    kind = ir.FunctionType(_float, (_float,))
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.sqrt.f32"), (x,))
+
+
 @_emits(Lanes, "x")
 def _absolute(builder, x):
     magnitude = ir.Constant(_bits, [0x7FFFFFFF] * LANES)
