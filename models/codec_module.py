@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.causal import TimeConv2d
-from models.depthwise import compiled_for, depthwise_rows
+from models.depthwise import compiled_for, dense_layer, depthwise_rows, pack_layer
 from models.lsigmoid import LearnableSigmoid2D
+from models.packing import Packed
 
 
 class ChannelNorm(nn.Module):
@@ -196,6 +197,10 @@ class LiteDenseBlock(DenseBlock):
 
     light = True
 
+    def __init__(self, cfg: Mapping, kernel_size: tuple[int, int] = (3, 3), depth: int = 4) -> None:
+        super().__init__(cfg, kernel_size, depth)
+        self._packed = [Packed(pack_layer) for _ in self.dense_block]
+
     def init_state(self, x: torch.Tensor) -> list[torch.Tensor]:
         if not self.causal:
             return super().init_state(x)
@@ -208,13 +213,24 @@ class LiteDenseBlock(DenseBlock):
             return super().step(x, state)
         sources, before = [], []  # newest first, as the weights count them
         after = []
-        for i, (conv, norm, activation) in enumerate(self.dense_block):
+        for i in range(len(self.dense_block)):
             sources.insert(0, x)
             if state is not None:
                 before.insert(0, state[i])
                 after.append(_last_frames(state[i], x))
-            x = activation(norm(conv.beside(sources, before or None)))
+            x = self._layer(i, sources, before or None)
         return x, None if state is None else after
+
+    def _layer(self, i: int, sources: list[torch.Tensor], before: list[torch.Tensor] | None) -> torch.Tensor:
+        conv, norm, activation = self.dense_block[i]
+        if torch.is_grad_enabled() or not compiled_for(sources[0], self.channels):
+            return activation(norm(conv.beside(sources, before)))
+        packed = self._packed[i](
+            conv.depthwise.weight, conv.pointwise.weight, conv.pointwise.bias, norm.weight, norm.bias, activation.weight
+        )
+        before = None if before is None else [x.permute(0, 2, 3, 1) for x in before]
+        rows = [x.permute(0, 2, 3, 1) for x in sources]  # [B, T, F, C]
+        return dense_layer(rows, before, packed, conv.depthwise.dilation[0], norm.eps).permute(0, 3, 1, 2)
 
 
 def _last_frames(before: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from models.packing import padded
 from models.scan import resolve_backend
 
 PIECE = 16  # of models/depthwise_numba.py, which is imported only where it is used
@@ -30,10 +31,11 @@ def compiled_for(x: Tensor, channels: int) -> bool:
 
 @functools.cache
 def _kernel(name: str):
-    from models import depthwise_numba
+    from models import dense_numba, depthwise_numba
     from models.lanes import compiled
 
-    return compiled(getattr(depthwise_numba, name), depthwise_numba.ROWS), depthwise_numba.ROWS.names
+    module, layout = (dense_numba, dense_numba.DENSE) if name == "dense_forward" else (depthwise_numba, depthwise_numba.ROWS)
+    return compiled(getattr(module, name), layout), layout.names
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -45,9 +47,10 @@ def _fields(x: Tensor) -> tuple[int, int, int, int]:
     return x.data_ptr(), *(4 * stride for stride in x.stride()[:3])
 
 
-def _entry(source: Tensor, before: Tensor | None, result: Tensor) -> tuple[int, ...]:
+def _entry(source: Tensor, before: Tensor | None) -> tuple[int, ...]:
+    """A source's line in a kernel's table, up to where the result goes."""
     past = (*_fields(before), before.shape[1]) if before is not None else (0, 0, 0, 0, 0)
-    return *_fields(source), *past, *_fields(result)
+    return *_fields(source), *past
 
 
 def _launch(
@@ -81,6 +84,49 @@ def _by_tap(weight: Tensor) -> Tensor:
     return weight.flatten(1).t().contiguous()
 
 
+def pack_layer(
+    depthwise: Tensor, pointwise: Tensor, bias: Tensor, scale: Tensor, shift: Tensor, slope: Tensor
+) -> list[Tensor]:
+    """Weights of a layer of the light dense block as `dense_forward` wants them; depthwise [S C, 1, 3, 3]."""
+    return [_by_tap(depthwise.flatten(0, 1)), padded(pointwise.flatten(1).t()), padded(bias), padded(scale), padded(shift),
+            padded(slope), padded(torch.ones_like(bias))]  # fmt: skip
+
+
+@torch.library.custom_op("liteavse::dense_forward", mutates_args=(), device_types="cpu")
+def dense_forward(
+    sources: list[Tensor], before: list[Tensor], packed: list[Tensor], dilation: int, eps: float
+) -> Tensor:
+    """PReLU(LayerNorm(pointwise(depthwise(sources side by side)))): sources, before as `depthwise_forward` -> [B, T, F, C]."""
+    from models import dense_numba
+    from models.depthwise_numba import SEGMENT, row_geometry
+    from models.kernel_threads import launch, threads
+    from models.lanes import LANES
+
+    threads.settle()
+    sources, before = [_rows(x) for x in sources], [_rows(x) for x in before]
+    (B, T, F, C), S = sources[0].shape, len(sources)
+    y, small = sources[0].new_empty(B, T, F, C), torch.tensor([eps])
+    entries = [(*_entry(x, before[i] if before else None), 0, 0, 0, 0) for i, x in enumerate(sources)]
+    table = array("q", [number for entry in entries for number in entry])
+    sizes, period = row_geometry(F, C), _period(C)
+    wide, c_vectors = -(-F * S * C // LANES), packed[1].shape[1] // LANES
+    names = ("w", "w_point", "b_point", "scale", "shift", "slope", "inside")
+    fields = dict(zip(names, (w.data_ptr() for w in packed), strict=True)) | sizes | {
+        "table": table.buffer_info()[0], "S": S, "B": B, "T": T, "F": F, "C": C, "period": period, "wide": wide,
+        "c_vectors": c_vectors, "dilation": dilation, "y": y.data_ptr(), "y_b": 4 * y.stride(0), "y_t": 4 * y.stride(1),
+        "eps": small.data_ptr(),
+    }  # fmt: skip
+    rows = dense_numba.dense_work_rows(sizes, S, period, c_vectors, wide)
+    kernel, names = _kernel("dense_forward")
+    launch(kernel, names, fields, B * -(-T // SEGMENT), rows * LANES, B * T * F * S * C * (9 + C))
+    return y
+
+
+@dense_forward.register_fake
+def _(sources, before, packed, dilation, eps):
+    return sources[0].new_empty(sources[0].shape)
+
+
 def _units(B: int, T: int) -> int:
     from models.depthwise_numba import SEGMENT
 
@@ -97,7 +143,7 @@ def depthwise_forward(sources: list[Tensor], before: list[Tensor], weight: Tenso
     (B, T, F, C), S = sources[0].shape, len(sources)
     y = sources[0].new_empty(B, T, F, S * C)
     results = y.split(C, dim=3)
-    entries = [_entry(x, before[i] if before else None, results[i]) for i, x in enumerate(sources)]
+    entries = [(*_entry(x, before[i] if before else None), *_fields(results[i])) for i, x in enumerate(sources)]
     _launch("rows_forward", entries, sources[0], dilation, False, S * _units(B, T), 0, _by_tap(weight), None)
     return y
 
@@ -119,11 +165,11 @@ def depthwise_backward(gy: Tensor, sources: list[Tensor], weight: Tensor, dilati
     units, period = _units(B, T), _period(C)
     gradients = gy.split(C, dim=3)
     gx = [x.new_empty(B, T, F, C) for x in sources]
-    entries = [_entry(g, None, x) for g, x in zip(gradients, gx, strict=True)]
+    entries = [(*_entry(g, None), *_fields(x)) for g, x in zip(gradients, gx, strict=True)]
     _launch("rows_forward", entries, sources[0], dilation, True, S * units, 0, _by_tap(weight), None)
     groups = min(_GROUPS, units)
     gw = gy.new_empty(groups, S, 9, period)
-    entries = [_entry(x, None, g) for x, g in zip(sources, gradients, strict=True)]
+    entries = [(*_entry(x, None), *_fields(g)) for x, g in zip(sources, gradients, strict=True)]
     _launch("rows_weight_gradient", entries, sources[0], dilation, False, S * groups, groups, None, gw)
     gw = gw.sum(0).reshape(S, 9, period // C, C).sum(2).transpose(1, 2)  # [S, C, 9]
     return [*gx, gw.reshape(S * C, 3, 3)]
@@ -169,10 +215,23 @@ def depthwise_rows(
     return depthwise_forward(list(sources), before, weight, dilation)
 
 
+def dense_layer(
+    sources: Sequence[Tensor], before: Sequence[Tensor] | None, packed: list[Tensor], dilation: int, eps: float
+) -> Tensor:
+    """A whole layer of the light dense block, without gradients; sources and before as `depthwise_rows` -> [B, T, F, C]."""
+    before = [x[:, x.shape[1] - 2 * dilation :] for x in before or ()]
+    return dense_forward(list(sources), before, packed, dilation, eps)
+
+
 # Multiply-adds count as two, as everywhere in torch's counter.
 @register_flop_formula(torch.ops.liteavse.depthwise_forward)
 def _(source_shapes, before_shapes, weight_shape, *args, out_shape=None, **kwargs) -> int:
     return 2 * 9 * sum(torch.Size(shape).numel() for shape in source_shapes)
+
+
+@register_flop_formula(torch.ops.liteavse.dense_forward)
+def _(source_shapes, before_shapes, packed_shapes, *args, out_shape=None, **kwargs) -> int:
+    return 2 * (9 + source_shapes[0][3]) * sum(torch.Size(shape).numel() for shape in source_shapes)
 
 
 @register_flop_formula(torch.ops.liteavse.depthwise_backward)

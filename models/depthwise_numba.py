@@ -72,7 +72,7 @@ def _gather(p, address, stride, to):
 
 
 @inlined
-def _scatter(p, source, address, stride):
+def scatter(p, source, address, stride):
     for _ in range(p.F):
         for c in range(0, 4 * p.C, 4 * PIECE):
             copy_piece(address + c, source + c)
@@ -81,7 +81,7 @@ def _scatter(p, source, address, stride):
 
 
 @inlined
-def _row(p, entry, b, t, zeros, buffer):
+def row_of(p, entry, b, t, zeros, buffer):
     """Where the row of frame t lies; frames before the first come from the state or are zero."""
     if 0 <= t < p.T:
         at = peek_int(entry) + b * peek_int(entry + 8) + t * peek_int(entry + 16)
@@ -115,13 +115,13 @@ def _right_edge(p, edge):
 
 
 @inlined
-def _pad_ends(p, row, edge):
+def pad_ends(p, row, edge):
     _pad(p, row, -p.C, p.left * LANES + p.C, edge)
     _pad(p, row, p.right * LANES - p.C, p.vectors * LANES + p.C, _right_edge(p, edge) + p.right * ROW - 4 * p.C)
 
 
 @inlined
-def _tile_weights(p, s, w):
+def tile_weights(p, s, w):
     """w [9, period] of source s: channels repeated, taps in frequency turned round for the gradient."""
     for tap in range(9):
         source = p.w + 4 * ((tap // 3 * 3 + (2 - tap % 3 if p.reverse else tap % 3)) * p.S * p.C + s * p.C)
@@ -132,9 +132,10 @@ def _tile_weights(p, s, w):
 @inlined
 def _convolve(p, w, first, end, oldest, middle, newest, out):
     """Vectors first ... end - 1 of a row; the addresses are those of float 0."""
-    bin_, tap, turn = 4 * p.C, 4 * p.period, p.period // LANES
+    bin_, tap = 4 * p.C, 4 * p.period
+    at, wrap = w + first % (p.period // LANES) * ROW, w + tap
     for v in range(first, end):
-        at, x = w + v % turn * ROW, v * ROW
+        x = v * ROW
         y = load_full(at) * load_full(oldest + x - bin_)
         y = y + load_full(at + tap) * load_full(oldest + x)
         y = y + load_full(at + 2 * tap) * load_full(oldest + x + bin_)
@@ -145,6 +146,17 @@ def _convolve(p, w, first, end, oldest, middle, newest, out):
         y = y + load_full(at + 7 * tap) * load_full(newest + x)
         y = y + load_full(at + 8 * tap) * load_full(newest + x + bin_)
         store_full(out + x, y)
+        at += ROW
+        if at == wrap:
+            at = w
+
+
+@inlined
+def convolve_row(p, w, oldest, middle, newest, l, m, n, out):
+    """A row of the result from three rows and the scratch with their ends."""
+    _convolve(p, w, 0, p.left, l + 4 * p.C, m + 4 * p.C, n + 4 * p.C, out)
+    _convolve(p, w, p.left, p.right, oldest, middle, newest, out)
+    _convolve(p, w, p.right, p.vectors, _right_edge(p, l), _right_edge(p, m), _right_edge(p, n), out)
 
 
 @njit
@@ -155,28 +167,26 @@ def _forward_task(p, s, b, first, work):
     buffers = w + 9 * 4 * p.period
     zeros, out = buffers + 3 * size, buffers + 4 * size
     pads = buffers + 5 * size
-    _tile_weights(p, s, w)
+    tile_weights(p, s, w)
     _zero(zeros, p.vectors)
     end = min(p.T, first + SEGMENT)
     step = -p.dilation if p.reverse else p.dilation
     for phase in range(min(p.dilation, end - first)):
         i = first + phase  # in reading order: frame i, or T - 1 - i when reverse
         t = p.T - 1 - i if p.reverse else i
-        oldest = _row(p, entry, b, t - 2 * step, zeros, buffers)
-        middle = _row(p, entry, b, t - step, zeros, buffers + size)
-        _pad_ends(p, oldest, pads)
-        _pad_ends(p, middle, pads + edges)
+        oldest = row_of(p, entry, b, t - 2 * step, zeros, buffers)
+        middle = row_of(p, entry, b, t - step, zeros, buffers + size)
+        pad_ends(p, oldest, pads)
+        pad_ends(p, middle, pads + edges)
         turn = 0
         while i < end:
             last = (turn + 2) % 3
-            newest = _row(p, entry, b, t, zeros, buffers + last * size)
-            _pad_ends(p, newest, pads + last * edges)
+            newest = row_of(p, entry, b, t, zeros, buffers + last * size)
+            pad_ends(p, newest, pads + last * edges)
             l, m, n = pads + turn * edges, pads + (turn + 1) % 3 * edges, pads + last * edges
-            _convolve(p, w, 0, p.left, l + 4 * p.C, m + 4 * p.C, n + 4 * p.C, out)
-            _convolve(p, w, p.left, p.right, oldest, middle, newest, out)
-            _convolve(p, w, p.right, p.vectors, _right_edge(p, l), _right_edge(p, m), _right_edge(p, n), out)
+            convolve_row(p, w, oldest, middle, newest, l, m, n, out)
             to = peek_int(entry + 72) + b * peek_int(entry + 80) + t * peek_int(entry + 88)
-            _scatter(p, out, to, peek_int(entry + 96))
+            scatter(p, out, to, peek_int(entry + 96))
             oldest, middle = middle, newest
             turn = (turn + 1) % 3
             i += p.dilation
@@ -231,15 +241,15 @@ def _weight_task(p, s, b, first, gw, work):
     end = min(p.T, first + SEGMENT)
     for phase in range(min(p.dilation, end - first)):
         t = first + phase
-        oldest = _row(p, entry, b, t - 2 * p.dilation, zeros, work)
-        middle = _row(p, entry, b, t - p.dilation, zeros, work + size)
-        _pad_ends(p, oldest, pads)
-        _pad_ends(p, middle, pads + edges)
+        oldest = row_of(p, entry, b, t - 2 * p.dilation, zeros, work)
+        middle = row_of(p, entry, b, t - p.dilation, zeros, work + size)
+        pad_ends(p, oldest, pads)
+        pad_ends(p, middle, pads + edges)
         turn = 0
         while t < end:
             last = (turn + 2) % 3
-            newest = _row(p, entry, b, t, zeros, work + last * size)
-            _pad_ends(p, newest, pads + last * edges)
+            newest = row_of(p, entry, b, t, zeros, work + last * size)
+            pad_ends(p, newest, pads + last * edges)
             at = peek_int(entry + 72) + b * peek_int(entry + 80) + t * peek_int(entry + 88)
             _gather(p, at, peek_int(entry + 96), g)
             _correlate_row(p, gw, oldest, pads + turn * edges, g)

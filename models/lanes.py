@@ -187,7 +187,7 @@ def _clamped_finite(builder, x):
 
 
 @_emits(Lanes, "x")
-def _positive(builder, x):
+def positive(builder, x):
     zero = _constant(0.0)
     return builder.select(builder.fcmp_ordered(">", x, zero), x, zero)
 
@@ -261,7 +261,7 @@ def softplus(x):
     p = p * q + f32(0.40024909)
     p = p * q + f32(0.66666317)
     p = p * q + f32(2)
-    return s * p + _positive(x)
+    return s * p + positive(x)
 
 
 @inlined

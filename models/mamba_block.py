@@ -11,6 +11,7 @@ from torch import nn
 
 from models import mixer
 from models.mamba import Mamba, Mamba2
+from models.packing import Packed
 
 MIXERS = {1: Mamba, 2: Mamba2}
 
@@ -24,26 +25,23 @@ class ResidualMixer(nn.Module):
         super().__init__()
         self.mixer = MIXERS[mamba_version](channels, d_state=d_state, d_conv=d_conv, expand=expand)
         self.norm = nn.RMSNorm(channels, eps=norm_epsilon)
-        self._pack: tuple[list, list[torch.Tensor]] | None = None
+        self._packed = Packed(mixer.pack_weights)
 
     def init_state(self, x: torch.Tensor) -> Any:
         return self.mixer.init_state(x)
 
-    def _packed(self) -> list[torch.Tensor]:
-        """Weights as the compiled layer wants them, packed anew whenever one was changed or replaced."""
+    def _weights(self) -> tuple[torch.Tensor, ...]:
+        """In the order in which `mixer.pack_weights` takes them."""
         m = self.mixer
-        weights = (self.norm.weight, m.in_proj.weight, m.conv1d.weight, m.conv1d.bias, m.x_proj.weight, m.dt_proj.weight,
-                   m.dt_proj.bias, m.A_log, m.D, m.out_proj.weight)  # fmt: skip
-        key = [(w.data_ptr(), w._version) for w in weights]
-        if self._pack is None or self._pack[0] != key:
-            self._pack = key, mixer.pack_weights(*weights)
-        return self._pack[1]
+        return (self.norm.weight, m.in_proj.weight, m.conv1d.weight, m.conv1d.bias, m.x_proj.weight, m.dt_proj.weight,
+                m.dt_proj.bias, m.A_log, m.D, m.out_proj.weight)  # fmt: skip
 
     def step(self, x: torch.Tensor, state: Any, reverse: bool = False) -> tuple[torch.Tensor, Any]:
         if isinstance(self.mixer, Mamba) and mixer.usable(x):
             conv, h = state if state is not None else (None, None)
-            m, h = self.mixer, None if h is None else h.transpose(1, 2)  # the kernel's states are [B, N, D]
-            y, conv, h = mixer.mixer_forward(x, self._packed(), conv, h, m.d_inner, m.d_state, self.norm.eps, reverse)
+            h = None if h is None else h.transpose(1, 2)  # the kernel's states are [B, N, D]
+            sizes, packed = (self.mixer.d_inner, self.mixer.d_state), self._packed(*self._weights())
+            y, conv, h = mixer.mixer_forward(x, packed, conv, h, *sizes, self.norm.eps, reverse)
             return y, (conv, h.transpose(1, 2))
         y, state = self.mixer.step(self.norm(x), state, reverse)
         return x + y, state

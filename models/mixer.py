@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from models.packing import padded
 from models.scan import resolve_backend
 
 PACKED = ("w_in", "w_conv", "b_conv", "w_x", "w_dt", "b_dt", "a", "skip", "w_out")
@@ -30,14 +30,6 @@ def _kernel():
     return compiled(mixer_forward, MIXER), MIXER.names
 
 
-def _padded(x: Tensor) -> Tensor:
-    """Last axis to a multiple of LANES with zeros."""
-    from models.lanes import LANES
-
-    return F.pad(x, (0, -x.shape[-1] % LANES)).contiguous()
-
-
-@torch.no_grad()
 def pack_weights(
     norm: Tensor, in_proj: Tensor, conv: Tensor, conv_bias: Tensor, x_proj: Tensor, dt_proj: Tensor, dt_bias: Tensor,
     A_log: Tensor, D: Tensor, out_proj: Tensor,
@@ -47,16 +39,16 @@ def pack_weights(
 
     into, gate = (in_proj * norm).chunk(2)  # [D, C] each: what scales the input may as well scale the weights
     return [
-        torch.cat((_padded(into.t()), _padded(gate.t())), dim=1).contiguous(),  # [C, 2 D]
-        _padded(conv.squeeze(1).t()),  # [K, D]
-        _padded(conv_bias),
+        torch.cat((padded(into.t()), padded(gate.t())), dim=1).contiguous(),  # [C, 2 D]
+        padded(conv.squeeze(1).t()),  # [K, D]
+        padded(conv_bias),
         # Padding in D meets channels that are 0, whatever its weights are: x_proj and out_proj need none along it.
-        _padded(x_proj.t()),  # [D, rank + 2 N]
-        _padded(dt_proj.t()),  # [rank, D]
-        _padded(dt_bias),
-        _padded(-torch.exp(A_log.float()).t() * float(LOG2E)),  # [N, D], for powers of 2
-        _padded(D),
-        _padded(out_proj.t()),  # [D, C]
+        padded(x_proj.t()),  # [D, rank + 2 N]
+        padded(dt_proj.t()),  # [rank, D]
+        padded(dt_bias),
+        padded(-torch.exp(A_log.float()).t() * float(LOG2E)),  # [N, D], for powers of 2
+        padded(D),
+        padded(out_proj.t()),  # [D, C]
     ]
 
 

@@ -48,7 +48,7 @@ def mixer_work_rows(d_vectors: int, p_vectors: int, N: int, K: int) -> int:
 
 
 @inlined
-def _products(first, second, third, fourth, length, w, w_row, to, to_row):
+def products(first, second, third, fourth, length, w, w_row, to, to_row):
     """Four rows of `length` floats times one vector wide of weights; results to_row bytes apart."""
     a, b = broadcast(f32(0)), broadcast(f32(0))
     c, d = broadcast(f32(0)), broadcast(f32(0))
@@ -90,7 +90,7 @@ def _project_in(p, b, i, window, z, spare):
     fresh = window + (p.K - 1) * row
     for j in range(2 * p.d_vectors):
         to = fresh + j * ROW if j < p.d_vectors else z + (j - p.d_vectors) * ROW
-        _products(first, second, third, fourth, p.C, p.w_in + j * ROW, 2 * row, to, row)
+        products(first, second, third, fourth, p.C, p.w_in + j * ROW, 2 * row, to, row)
         store_full(to, load_full(to) * one)
         store_full(to + row, load_full(to + row) * two)
         store_full(to + 2 * row, load_full(to + 2 * row) * three)
@@ -188,7 +188,7 @@ def _project_out(p, b, i, steps, u, to, spare):
     row = p.d_vectors * ROW
     for j in range(p.c_vectors):
         width = min(LANES, p.C - j * LANES)
-        _products(u, u + row, u + 2 * row, u + 3 * row, p.D, p.w_out + j * ROW, p.c_vectors * ROW, to, ROW)
+        products(u, u + row, u + 2 * row, u + 3 * row, p.D, p.w_out + j * ROW, p.c_vectors * ROW, to, ROW)
         for s in range(steps):
             t = p.L - 1 - i - s if p.reverse else i + s
             y = load(_token(p, b, i + s) + j * ROW, width, spare) + load_full(to + s * ROW)
@@ -230,7 +230,7 @@ def _sequence(p, b, work):
         _convolve(p, window, u)
         _keep_window(p, window, steps)
         for j in range(p.p_vectors):
-            _products(u, u + row, u + 2 * row, u + 3 * row, p.D, p.w_x + j * ROW, dbc_row, dbc + j * ROW, dbc_row)
+            products(u, u + row, u + 2 * row, u + 3 * row, p.D, p.w_x + j * ROW, dbc_row, dbc + j * ROW, dbc_row)
         for j in range(p.d_vectors):
             if steps == STEPS:
                 _scan_whole(p, j, dbc, u, z, h)

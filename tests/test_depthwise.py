@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.codec_module import LiteDenseBlock
-from models.depthwise import compiled_for, depthwise_forward, depthwise_rows
+from models.depthwise import compiled_for, dense_forward, depthwise_forward, depthwise_rows, pack_layer
 from utils.config import complete_config
 
 
@@ -131,19 +133,41 @@ def test_flop_counter_counts_it():
     assert both.get_total_flops() == 3 * once
 
 
+@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize("channels, bins", [(16, 11), (32, 4), (64, 1), (80, 7)])
 @pytest.mark.parametrize("pieces", [(40,), (1,) * 40, (4, 17, 19), (3, 37)])
-def test_dense_block_compiled_and_plain_agree_whole_and_in_pieces(pieces, monkeypatch):
+def test_dense_block_compiled_and_plain_agree_whole_and_in_pieces(pieces, channels, bins, gradients, monkeypatch):
     torch.manual_seed(0)
-    block = LiteDenseBlock(complete_config({"model_cfg": {"hid_feature": 16, "causal": True}}))
-    x = torch.randn(2, 16, 40, 11).contiguous(memory_format=torch.channels_last)
+    block = LiteDenseBlock(complete_config({"model_cfg": {"hid_feature": channels, "causal": True}}))
+    with torch.no_grad():
+        for parameter in block.parameters():  # norms and slopes that are not 1 and 0.25
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    x = torch.randn(2, channels, 40, bins).contiguous(memory_format=torch.channels_last)
     monkeypatch.setenv("LITEAVSE_SCAN", "reference")
-    plain = block(x)
-    monkeypatch.setenv("LITEAVSE_SCAN", "numba")
-    torch.testing.assert_close(block(x), plain, rtol=1e-4, atol=1e-5)
-    for backend in ("numba", "reference"):
-        monkeypatch.setenv("LITEAVSE_SCAN", backend)
-        state, outputs = block.init_state(x), []
-        for piece in x.split(pieces, dim=2):
-            y, state = block.step(piece, state)
-            outputs.append(y)
-        torch.testing.assert_close(torch.cat(outputs, dim=2), plain, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        plain = copy.deepcopy(block).double()(x.double()).float()
+    with torch.set_grad_enabled(gradients):
+        for backend in ("numba", "reference"):
+            monkeypatch.setenv("LITEAVSE_SCAN", backend)
+            torch.testing.assert_close(block(x), plain, rtol=1e-3, atol=2e-5)
+            state, outputs = block.init_state(x), []
+            for piece in x.split(pieces, dim=2):
+                y, state = block.step(piece, state)
+                outputs.append(y)
+            torch.testing.assert_close(torch.cat(outputs, dim=2), plain, rtol=1e-3, atol=2e-5)
+
+
+def test_a_whole_layer_is_one_operator_without_gradients():
+    block = LiteDenseBlock(complete_config({"model_cfg": {"hid_feature": 16, "causal": True}}))
+    x = torch.randn(1, 16, 6, 5).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        with FlopCounterMode(display=False) as whole:
+            block(x)
+        conv, norm, activation = block.dense_block[0]
+        packed = pack_layer(conv.depthwise.weight, conv.pointwise.weight, conv.pointwise.bias, norm.weight, norm.bias,
+                            activation.weight)  # fmt: skip
+        torch.library.opcheck(dense_forward, ([x.permute(0, 2, 3, 1)], [], packed, 1, 1e-5))
+    with FlopCounterMode(display=False) as parts:
+        block(x)
+    assert list(whole.get_flop_counts()["Global"]) == [torch.ops.liteavse.dense_forward]
+    assert whole.get_total_flops() == parts.get_total_flops()

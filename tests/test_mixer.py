@@ -122,7 +122,7 @@ def test_torch_sees_a_whole_operator_and_counts_what_the_parts_would():
     made = layer(16, 4, 4, 2)
     x, state = inputs(made, 2, 6)
     with torch.no_grad():
-        arguments = (x, made._packed(), state[0], state[1].transpose(1, 2), 32, 4, 1e-5, False)
+        arguments = (x, made._packed(*made._weights()), state[0], state[1].transpose(1, 2), 32, 4, 1e-5, False)
         torch.library.opcheck(mixer.mixer_forward, arguments)
         with FlopCounterMode(display=False) as whole:
             made(x)
