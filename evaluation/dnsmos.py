@@ -36,7 +36,7 @@ def _mel_filters() -> np.ndarray:
 
 
 def mel_features(wav: np.ndarray) -> np.ndarray:
-    """Log-mel features of the P.808 model: wav [L] -> float32 [1 + L // 160, 120], 0 dB (the loudest) at 1."""
+    """Log-mel features of the P.808 model: wav [L] -> float32 [1 + (L - 1) // 160, 120], 0 dB (the loudest) at 1."""
     padded = np.pad(np.asarray(wav, np.float64), _N_FFT // 2)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_N_FFT) / _N_FFT)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _N_FFT)[::_HOP_SAMPLES]

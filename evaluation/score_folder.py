@@ -136,7 +136,7 @@ def length_note(differences: Sequence[int]) -> str | None:
         return None
     low, high = min(different), max(different)
     span = f"{low:+d}" if low == high else f"{low:+d} to {high:+d}"
-    return f"{len(different)} of {len(differences)} enhanced files differ in length by {span} samples: the longer one's end is cut"
+    return f"{len(different)} of {len(differences)} enhanced files differ in length by {span} samples: longer ends are cut"
 
 
 def table(results: Sequence[dict], metrics: Sequence[str]) -> list[str]:

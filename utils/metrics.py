@@ -343,7 +343,8 @@ def format_summary(summary: Mapping[str, Mapping]) -> str:
     unit = {"si_sdr": " dB"}
     parts = []
     for metric, entry in summary.items():
-        text = f"{metric} {entry['mean']:{digits.get(metric, '.3f')}}{unit.get(metric, '')} n {entry['n']} n_failed {entry['n_failed']}"
+        mean = f"{entry['mean']:{digits.get(metric, '.3f')}}{unit.get(metric, '')}"
+        text = f"{metric} {mean} n {entry['n']} n_failed {entry['n_failed']}"
         if entry["reasons"]:
             text += " (" + "; ".join(f"{count}x {reason}" for reason, count in entry["reasons"].items()) + ")"
         parts.append(text)
