@@ -46,12 +46,12 @@ def launch(program: str, args: argparse.Namespace, build: Build) -> int:
 def _train_here(program: str, args: argparse.Namespace, build: Build) -> int:
     cfg = load_config(args.config, args.override)
     if args.device != "auto":
-        return _train(args, cfg, build, pick_device(args.device), Group())
+        return train_in(args, cfg, build, pick_device(args.device), Group())
     count, said = usable_gpus(cfg, torch.cuda.device_count() if torch.cuda.is_available() else 0)
     if said is not None:
         print(said, flush=True)
     if count <= 1:
-        return _train(args, cfg, build, pick_device("cuda" if count else "cpu"), Group())
+        return train_in(args, cfg, build, pick_device("cuda" if count else "cpu"), Group())
     try:
         mp.spawn(_spawned, args=(program, args, build, count), nprocs=count)
     except mp.ProcessExitedException as ended:  # it has said why
@@ -89,10 +89,11 @@ def _train_in_group(args: argparse.Namespace, build: Build, local_rank: int, siz
     dist_cfg = cfg["env_setting"]["dist_cfg"]
     place = ("env://",) if size < 0 else (dist_cfg["dist_url"], local_rank, size)
     with process_group(dist_cfg["dist_backend"], device, *place) as group:
-        return _train(args, cfg, build, device, group)
+        return train_in(args, cfg, build, device, group)
 
 
-def _train(args: argparse.Namespace, cfg: dict, build: Build, device: torch.device, group: Group) -> int:
+def train_in(args: argparse.Namespace, cfg: dict, build: Build, device: torch.device, group: Group) -> int:
+    """Train in `exp_folder/exp_name` what `build` makes of a recipe, as one of a group; the exit code."""
     exp_path = Path(args.exp_folder) / (args.exp_name or Path(args.config).stem)
 
     def prepare() -> Trainer:
