@@ -75,6 +75,17 @@ class _Player:
             self.parameters, lr=training["learning_rate"], betas=(training["adam_b1"], training["adam_b2"])
         )
 
+    def load_optimizer(self, state: Mapping, weights: Mapping) -> None:
+        """Load the optimiser's state, which knows parameters by number, in the order of the weights saved beside it.
+
+        SEMamba registers its layers in another order than this module may.
+        """
+        own = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        trained = set(own)
+        number = {name: i for i, name in enumerate(name for name in weights if name in trained)}
+        held = {i: state["state"][number[name]] for i, name in enumerate(own) if number.get(name) in state["state"]}
+        self.optimizer.load_state_dict({**state, "state": held})
+
 
 class Trainer:
     """Runs optimisation steps until the recipe is done, the user interrupts, or the run cannot recover.
@@ -146,12 +157,12 @@ class Trainer:
             return None
         weights, state, name = held
         load_state(self.generator, weights, name, self.may_miss)
-        self.optimizer.load_state_dict(state["optim_g"])
+        self._player.load_optimizer(state["optim_g"], weights)
         if self._rival is not None:
             if "discriminator" not in state:
                 raise ValueError(f"{name} was trained without a discriminator; choose another --exp_name")
             load_state(self._rival.module, state["discriminator"], name.replace("g_", "do_"))
-            self._rival.optimizer.load_state_dict(state["optim_d"])
+            self._rival.load_optimizer(state["optim_d"], state["discriminator"])
         return state
 
     def resume(self) -> bool:
@@ -249,6 +260,7 @@ class Trainer:
         loader = DataLoader(
             self.dataset, batch_size=share, sampler=own, num_workers=self.env["num_workers"],
             worker_init_fn=_quiet_worker, pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # each loader draws a number: not from the generator that dropout draws from
         )
         yield from loader
 
