@@ -41,7 +41,7 @@ def load_json_file(path: str | os.PathLike, key: str | None = None) -> list:
     """Read a JSON list; ValueError names the file (and the configuration `key` that pointed there) when it is unusable."""
     origin = f"{key}: " if key else ""
     if not path:
-        raise ValueError(f"{origin}no list given; make one with the scripts in data/")
+        raise ValueError(f"{origin}no list given; data/make_grid_json.py, make_dataset_json.py and prepare_noise.py make them")
     try:
         with open(path, encoding="utf-8") as file:
             items = json.load(file)
