@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import multiprocessing
+import signal
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -216,6 +217,14 @@ def _score_job(job: _Job) -> dict:
         return _no_scores(options["metrics"], str(error))
 
 
+def _ignore_interrupt() -> None:
+    """Ctrl-C reaches the whole process group; whoever asked for the scores decides what becomes of them.
+
+    Not SIGTERM: by that a pool ends its processes after a crash.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class ScoringPool:
     """Processes to score in, kept alive between calls of `score_many`; use it in a `with` block, or `close` it.
 
@@ -227,7 +236,8 @@ class ScoringPool:
         self._start()
 
     def _start(self) -> None:
-        self._executor = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_ignore_interrupt)
 
     def submit(self, job: _Job) -> Future:
         """Start to score; after a crash of a process, the rest of which is unusable, in new ones."""
