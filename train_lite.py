@@ -5,7 +5,6 @@ Interrupt it at any moment and run the same command again: it goes on as if it h
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,23 +18,13 @@ from models.enhancer import Enhancer
 from models.generator import LiteAVSEMamba, pack_generator, start_from, third_party_keys
 from models.loss import generator_losses
 from models.scan import describe_backend
-from models.stfts import mag_phase_istft
+from models.stfts import mag_phase_istft, stft_options
 from models.timing import video_frame_index
 from utils.checkpoint import latest_pair
-from utils.config import load_config
-from utils.console import EXIT_INTERRUPTED, Parser, run
-from utils.training import Losses, Trainer, record_run
-from utils.util import initialize_seed, pick_device
-
-
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser("train_lite.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="recipes/LiteAVSE/LiteAVSE.yaml", help="recipe (YAML)")
-    parser.add_argument("--exp_folder", default="exp", help="where runs are kept")
-    parser.add_argument("--exp_name", default=None, help="name of this run; default: the recipe's file name")
-    parser.add_argument("--override", nargs="*", default=[], metavar="section.key=value", help="change keys of the recipe")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    return parser.parse_args(argv)
+from utils.distributed import Group
+from utils.launch import launch, training_parser
+from utils.training import Losses, Trainer
+from utils.util import initialize_seed
 
 
 def make_train_set(cfg: dict) -> AVDataset:
@@ -54,8 +43,7 @@ def make_valid_set(cfg: dict) -> AVDataset:
 def compute_losses(model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.device) -> Losses:
     """Losses of one batch (fields [B, ...]): the total that is minimised and its terms."""
     item = AVItem(*(field.to(device, non_blocking=True) for field in item))
-    stft = {key: cfg["stft_cfg"][key] for key in ("n_fft", "hop_size", "win_size")}
-    stft["compress_factor"] = cfg["model_cfg"]["compress_factor"]
+    stft = stft_options(cfg)
     out = model.forward_with_gates(item.noisy_mag, item.noisy_pha, item.video, item.video_mask)
     audio = mag_phase_istft(out.mag, out.pha, **stft, length=item.clean_audio.shape[1])
     trust = trust_mask = None
@@ -75,50 +63,34 @@ def refuse_adversarial(cfg: dict) -> None:
     training = cfg["training_cfg"]
     for key in ("use_discriminator", "use_PCS400", "use_pretrainedD"):
         if training[key]:
-            raise ValueError(f"training_cfg.{key}: true is not something train_lite.py does; set it to false")
+            raise ValueError(f"training_cfg.{key}: true is not something train_lite.py does (train.py does); set it to false")
     if training["loss"]["metric"] > 0:
         raise ValueError("training_cfg.loss.metric needs a discriminator, which train_lite.py does not train; set it to 0")
 
 
-def build_trainer(cfg: dict, exp_path: Path, device: torch.device) -> Trainer:
+def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group | None = None) -> Trainer:
     """Model, data and loop of a recipe; `resume` brings it to the newest checkpoint in `exp_path`."""
     refuse_adversarial(cfg)
+    group = group or Group()
     initialize_seed(cfg["env_setting"]["seed"])
     model = LiteAVSEMamba(cfg).to(device)
     start = cfg["training_cfg"]["init_checkpoint"]
     if start is not None and latest_pair(exp_path) is None:
-        print(start_from(model, cfg, start, cfg["training_cfg"]["init_parts"]))
+        group.say(start_from(model, cfg, start, cfg["training_cfg"]["init_parts"]))
     validation = Validation(make_valid_set(cfg), cfg["env_setting"]["num_workers"])
     enhancer = Enhancer(model, cfg, device)
+    torch.manual_seed(cfg["env_setting"]["seed"] + group.rank)  # the weights are alike, what is drawn in training is not
     return Trainer(
         cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=make_train_set(cfg),
         compute_losses=lambda item: compute_losses(model, item, cfg, device),
-        validate=lambda: validation(enhancer), may_miss=third_party_keys(model),
+        validate=lambda: validation(enhancer), may_miss=third_party_keys(model), group=group,
+        about=describe_backend(device),
     )
-
-
-def train(args: argparse.Namespace) -> int:
-    cfg = load_config(args.config, args.override)
-    device = pick_device(args.device)
-    exp_path = Path(args.exp_folder) / (args.exp_name or Path(args.config).stem)
-    trainer = build_trainer(cfg, exp_path, device)
-    record_run(exp_path, cfg)
-    resumed = trainer.resume()
-    trainable, parameters = (sum(p.numel() for p in ps) for ps in (trainer.parameters, trainer.generator.parameters()))
-    print(
-        f"{exp_path}: {trainable:,} trainable of {parameters:,} parameters on {device}; {describe_backend(device)}; "
-        f"{len(trainer.dataset)} clips" + (f"; goes on from step {trainer.step}" if resumed else "")
-    )
-    outcome = trainer.run()
-    best = trainer.best
-    said = f"best PESQ {best['pesq']:.3f} at step {best['step']}" if best["step"] >= 0 else "no validation gave a PESQ yet"
-    print(f"{outcome} at step {trainer.step}; {said}")
-    return 0 if outcome == "finished" else EXIT_INTERRUPTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    return run("train_lite.py", lambda: train(args))
+    args = training_parser("train_lite.py", __doc__, "recipes/LiteAVSE/LiteAVSE.yaml").parse_args(argv)
+    return launch("train_lite.py", args, build_trainer)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from dataloaders.augment_rir import RIRAugmentor
+from dataloaders.clip_dataset import AVItem, ClipDataset, ListError, read_paths, resolve, spectrum
 from dataloaders.degrade import VisualDegradation
 from dataloaders.mixing import active_samples, fit_length, mix_audio, scale_noise
 from models.level import level_gain
-from models.stfts import mag_phase_stft
 from utils.config import complete_config
 from utils.media import load_audio, load_video_frames, media_duration_sec
 from utils.util import load_json_file
@@ -29,29 +28,8 @@ ROOM_SEC = 1.0  # sound before the window that a room still answers to
 WINDOW_DRAWS = 8  # windows tried for one in which somebody speaks
 NOISE_DRAWS = 20
 AUDIBLE_POWER = 1e-8  # -80 dB re full scale: noise below this is a recording's pause
-FIXED_EPOCH = 2**31 - 1  # stands for the epoch in draws that never change
 
 _log = logging.getLogger(__name__)
-
-
-class ListError(ValueError):
-    """A list most of whose files cannot be used; the message names it."""
-
-
-class AVItem(NamedTuple):
-    """One training example; L samples, T STFT frames, F bins, V video frames of S x S; see AVDataset."""
-
-    clean_audio: torch.Tensor  # [L], multiplied by gain
-    clean_mag: torch.Tensor  # [F, T], compressed
-    clean_pha: torch.Tensor  # [F, T], radians
-    clean_com: torch.Tensor  # [F, T, 2], compressed
-    noisy_mag: torch.Tensor  # [F, T], compressed
-    noisy_pha: torch.Tensor  # [F, T], radians
-    video: torch.Tensor  # [3, V, S, S] in [0, 1]
-    video_mask: torch.Tensor  # bool [V], False where there is no face to see
-    corruption: torch.Tensor  # float [V], 1 where the picture was degraded or is absent
-    noisy_audio: torch.Tensor  # [L], multiplied by gain
-    gain: torch.Tensor  # [L]
 
 
 class _Sound(NamedTuple):
@@ -61,7 +39,7 @@ class _Sound(NamedTuple):
     n_real: int  # samples before zero padding
 
 
-class AVDataset(Dataset):
+class AVDataset(ClipDataset):
     """Mixtures of listed clips and noises with the face that belongs to them.
 
     data_json: list of {"video": path, "audio": path}; audio may be absent (the sound is in the video), so may video
@@ -85,16 +63,18 @@ class AVDataset(Dataset):
         if split not in ("train", "valid", "test"):
             raise ValueError(f"split {split!r} is not known; use train, valid or test")
         cfg = complete_config(cfg)
-        self.split, self._list, self._noise_list = split, str(data_json), str(noise_json)
+        self.split, self._noise_list = split, str(noise_json)
         self._training, self._stft, self._visual = cfg["training_cfg"], cfg["stft_cfg"], cfg["visual_cfg"]
-        self._compress, self._causal = cfg["model_cfg"]["compress_factor"], cfg["model_cfg"]["causal"]
-        self._seed, self._rate = cfg["env_setting"]["seed"], cfg["stft_cfg"]["sampling_rate"]
+        self._rate, self._causal = cfg["stft_cfg"]["sampling_rate"], cfg["model_cfg"]["causal"]
+        sizes = (self._stft["n_fft"], self._stft["hop_size"], self._stft["win_size"])
+        self._sizes = (*sizes, cfg["model_cfg"]["compress_factor"])
         self._fps, self._size = cfg["visual_cfg"]["video_fps"], cfg["visual_cfg"]["face_size"]
-        self._entries = _read_entries(data_json, f"data_cfg.{split}_data_json")
-        self._noises = _read_paths(noise_json, f"data_cfg.{split}_noise_json")
+        entries = _read_entries(data_json, f"data_cfg.{split}_data_json")
+        self._noises = read_paths(noise_json, f"data_cfg.{split}_noise_json")
         if split == "valid" and self._training["valid_clips"]:
-            count = min(self._training["valid_clips"], len(self._entries))
-            self._entries = [self._entries[i * len(self._entries) // count] for i in range(count)]
+            count = min(self._training["valid_clips"], len(entries))
+            entries = [entries[i * len(entries) // count] for i in range(count)]
+        super().__init__(entries, str(data_json), cfg["env_setting"]["seed"], fixed=split != "train")
         self._degrade = self._rooms = None
         if split == "train":
             rir_json = cfg["data_cfg"]["train_rir_json"]
@@ -103,50 +83,12 @@ class AVDataset(Dataset):
             if rir_augmentor is None and rir_json:
                 rir_augmentor = RIRAugmentor(rir_json, self._training["rir_prob"], self._rate)
             self._degrade, self._rooms = visual_augmentation, rir_augmentor
-        # In shared memory, so that workers that outlive an epoch hear of the next one.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
         self._durations_sec: dict[str, float] = {}
-        self._tried: set[int] = set()
-        self.failures: dict[str, str] = {}
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose random windows, noises and degradations are drawn from now on."""
-        self._epoch[0] = epoch
 
     def name(self, index: int) -> str:
         """Path of the clip at `index`, for reports."""
         entry = self._entries[index]
         return entry.get("video") or entry["audio"]
-
-    def __getitem__(self, index: int) -> AVItem:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        epoch = int(self._epoch[0]) if self.split == "train" else FIXED_EPOCH
-        for step in range(len(self)):
-            place = (index + step) % len(self)
-            if self.name(place) in self.failures:
-                continue
-            # A fresh generator per attempt: a failing clip must not shift the draws of the one that replaces it.
-            rng = np.random.default_rng([self._seed, epoch, index])
-            self._tried.add(place)
-            try:
-                return self._item(self._entries[place], index, rng)
-            except ListError:
-                raise
-            except (ValueError, OSError) as error:
-                self._record(self.name(place), str(error))
-        raise ListError(f"{self._list}: no clip can be read")
-
-    def _record(self, path: str, reason: str) -> None:
-        self.failures[path] = reason
-        _log.warning("%s left out: %s", path, reason)
-        if len(self.failures) > max(len(self._tried) / 2, min(8, len(self) / 2)):
-            raise ListError(
-                f"{self._list}: {len(self.failures)} of {len(self._tried)} clips tried cannot be read; last: {path}: {reason}"
-            )
 
     def _item(self, entry: dict, index: int, rng: np.random.Generator) -> AVItem:
         sound = self._draw_speech(entry, rng)
@@ -156,18 +98,12 @@ class AVDataset(Dataset):
         gain = level_gain(noisy, self._causal, self._rate)
         clean_audio, noisy_audio = (torch.from_numpy(wave.astype(np.float32) * gain) for wave in (sound.target, noisy))
         video, mask, corruption = self._draw_video(entry, sound, rng)
-        clean_mag, clean_pha, clean_com = self._spectrum(clean_audio)
-        noisy_mag, noisy_pha, _ = self._spectrum(noisy_audio)
+        clean_mag, clean_pha, clean_com = spectrum(clean_audio, *self._sizes)
+        noisy_mag, noisy_pha, _ = spectrum(noisy_audio, *self._sizes)
         return AVItem(
             clean_audio, clean_mag, clean_pha, clean_com, noisy_mag, noisy_pha,
             video, mask, corruption, noisy_audio, torch.from_numpy(gain),
         )  # fmt: skip
-
-    def _spectrum(self, wave: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """wave [L] -> mag [F, T], pha [F, T], com [F, T, 2]."""
-        stft = self._stft
-        mag, pha, com = mag_phase_stft(wave[None], stft["n_fft"], stft["hop_size"], stft["win_size"], self._compress)
-        return mag[0], pha[0], com[0]
 
     def _duration_sec(self, path: str) -> float:
         if path not in self._durations_sec:
@@ -279,19 +215,6 @@ class AVDataset(Dataset):
         return frames, mask
 
 
-def _resolve(path: str, folder: Path) -> str:
-    beside = folder / path
-    return str(beside) if beside.exists() else path
-
-
-def _read_paths(list_path: str | os.PathLike, key: str) -> list[str]:
-    items = load_json_file(list_path, key)
-    for number, item in enumerate(items):
-        if not isinstance(item, str):
-            raise ValueError(f"{key}: entry {number} of {list_path} should be a path, not {item!r}")
-    return [_resolve(item, Path(list_path).parent) for item in items]
-
-
 def _read_entries(list_path: str | os.PathLike, key: str) -> list[dict]:
     entries = []
     for number, item in enumerate(load_json_file(list_path, key)):
@@ -301,7 +224,7 @@ def _read_entries(list_path: str | os.PathLike, key: str) -> list[dict]:
             raise ValueError(
                 f'{key}: entry {number} of {list_path} should be {{"video": path, "audio": path}}, not {item!r}'
             )
-        entry: dict = {name: _resolve(path, Path(list_path).parent) for name, path in paths.items()}
+        entry: dict = {name: resolve(path, Path(list_path).parent) for name, path in paths.items()}
         if item.get("mask"):
             entry["mask"] = [(int(first), int(end)) for first, end in item["mask"]]
         entries.append(entry)

@@ -91,12 +91,13 @@ def generator_losses(
     weights: Mapping[str, float], *, mag_g: torch.Tensor, pha_g: torch.Tensor, com_g: torch.Tensor,
     audio_g: torch.Tensor, clean_mag: torch.Tensor, clean_pha: torch.Tensor, clean_com: torch.Tensor,
     clean_audio: torch.Tensor, stft: Mapping, alpha_logits: torch.Tensor | None = None,
-    trust: torch.Tensor | None = None, trust_mask: torch.Tensor | None = None,
+    trust: torch.Tensor | None = None, trust_mask: torch.Tensor | None = None, metric_g: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The generator's loss without the metric discriminator's share: (weighted total, {term: its value unweighted}).
+    """The generator's loss: (weighted total, {term: its value unweighted}).
 
     mag, pha [B, F, T], com [B, F, T, 2], audio [B, L]; `stft` holds n_fft, hop_size, win_size, compress_factor. A term
-    whose weight is 0 or missing is neither computed nor listed; nor is confidence in a batch without video.
+    whose weight is 0 or missing is neither computed nor listed; nor is confidence in a batch without video, nor metric
+    without `metric_g` [B, 1], what the discriminator says of mag_g (1 is the best there is; MSE to that).
     Terms, as in SEMamba: magnitude (MSE), phase (IP + GD + IAF), complex (2 MSE), time (L1), consistancy (2 MSE of
     com_g and the spectrum of audio_g); beside them si_sdr (-SI-SDR in bels) and confidence (`confidence_loss`).
     """
@@ -115,11 +116,30 @@ def generator_losses(
     }
     if alpha_logits is not None and trust is not None:
         recipe["confidence"] = lambda: confidence_loss(alpha_logits, trust, trust_mask)
+    if metric_g is not None:
+        recipe["metric"] = lambda: F.mse_loss(metric_g, torch.ones_like(metric_g))
     terms = {name: term() for name, term in recipe.items() if weights.get(name, 0.0) > 0}
     total = mag_g.new_zeros(())
     for name, value in terms.items():
         total = total + weights[name] * value
     return total, terms
+
+
+def discriminator_losses(
+    metric_r: torch.Tensor, metric_g: torch.Tensor, scores: torch.Tensor, scored: torch.Tensor,
+    n_scored: float | None = None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The metric discriminator's loss, as in SEMamba: (total, {"clean": MSE of metric_r to 1, "estimate": to the scores}).
+
+    metric_r, metric_g [B, 1]; scores [B], 0 to 1, and scored [B] bool, as `models.discriminator.batch_pesq` gives them.
+    Estimates that could not be scored count for nothing; the mean is over n_scored (default: those scored here).
+    """
+    error = torch.where(scored, metric_g.flatten() - scores, 0.0)
+    n_scored = float(scored.sum()) if n_scored is None else n_scored
+    terms = {
+        "clean": F.mse_loss(metric_r, torch.ones_like(metric_r)), "estimate": error.square().sum() / max(n_scored, 1e-9),
+    }
+    return terms["clean"] + terms["estimate"], terms
 
 
 def _mean_over_clips(

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
+
+
+def stft_options(cfg: Mapping) -> dict[str, float]:
+    """n_fft, hop_size, win_size and compress_factor of a recipe, as the functions here take them."""
+    sizes = {key: cfg["stft_cfg"][key] for key in ("n_fft", "hop_size", "win_size")}
+    return {**sizes, "compress_factor": cfg["model_cfg"]["compress_factor"]}
 
 
 def _window(win_size: int, like: torch.Tensor) -> torch.Tensor:

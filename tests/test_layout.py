@@ -214,7 +214,7 @@ def test_the_recipes_that_the_design_names_are_there() -> None:
     assert {name(path).removeprefix("recipes/") for path in RECIPES} >= {
         "LiteAVSE/LiteAVSE.yaml", "LiteAVSE/LiteAVSE_offline.yaml", "LiteAVSE/LiteAVSE_small.yaml",
         "LiteAVSE/LiteAVSE_smoke.yaml", "SEMamba_advanced/SEMamba_advanced.yaml",
-        "SEMamba_advanced_PCS/SEMamba_advanced_PCS.yaml",
+        "SEMamba_advanced_PCS/SEMamba_advanced_PCS.yaml", "SEMamba_advanced/SEMamba_advanced_pretrainedD.yaml",
     }  # fmt: skip
 
 
@@ -243,7 +243,7 @@ def test_the_full_recipe_keeps_the_numbers_of_the_design() -> None:
     cfg = load_config(ROOT / "recipes" / "LiteAVSE" / "LiteAVSE.yaml")
     training, model, lite = cfg["training_cfg"], cfg["model_cfg"], cfg["lite_cfg"]
     assert (training["training_epochs"], training["batch_size"], training["learning_rate"]) == (100, 2, 5e-4)
-    assert (training["adam_b1"], training["adam_b2"], training["lr_decay"]) == (0.8, 0.99, 0.99)
+    assert (training["adam_b1"], training["adam_b2"], training["lr_decay"], training["grad_clip"]) == (0.8, 0.99, 0.99, 1.0)
     assert (training["segment_size"], training["snr_range"], training["use_discriminator"]) == (16000, [-5, 20], False)
     assert training["loss"] == {
         "metric": 0, "magnitude": 0.9, "phase": 0.3, "complex": 0.1, "time": 0, "consistancy": 0.1, "si_sdr": 0.3,
@@ -257,7 +257,9 @@ def test_semamba_recipes_keep_the_published_numbers() -> None:
     recipes = ROOT / "recipes"
     plain, pcs = (load_config(recipes / stem / f"{stem}.yaml") for stem in ("SEMamba_advanced", "SEMamba_advanced_PCS"))
     assert set(differences(plain, pcs)) == {"training_cfg.use_PCS400", "env_setting.dist_cfg.dist_url"}
-    assert pcs["training_cfg"]["use_PCS400"]
+    assert pcs["training_cfg"]["use_PCS400"] and plain["training_cfg"]["grad_clip"] is None
+    pretrained = load_config(recipes / "SEMamba_advanced" / "SEMamba_advanced_pretrainedD.yaml")
+    assert differences(plain, pretrained) == {"training_cfg.use_pretrainedD": (False, True)}
     env, training = plain["env_setting"], plain["training_cfg"]
     assert (env["num_gpus"], env["num_workers"], env["seed"], env["summary_interval"]) == (2, 20, 1234, 100)
     assert env["dist_cfg"] == {"dist_backend": "nccl", "dist_url": "tcp://localhost:19477", "world_size": 1}

@@ -215,6 +215,21 @@ def test_a_crash_costs_one_clip_only() -> None:
         assert score_many([(clean, clean)], metrics=("si_sdr",), pool=pool)[0]["si_sdr"] == 100.0  # in a new process
 
 
+class _Interrupted:
+    """An "estimate" during whose scoring Ctrl-C is pressed."""
+
+    def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGINT)
+        return voice(0.3).astype(np.float64)
+
+
+def test_an_interrupt_is_left_to_the_caller() -> None:
+    clean = voice(0.3)
+    with ScoringPool(1) as pool:
+        results = score_many([(clean, _Interrupted())], metrics=("si_sdr",), pool=pool)
+    assert results == [{"si_sdr": 100.0, "errors": {}}]
+
+
 def test_a_pool_can_be_kept() -> None:
     clean = voice(0.3)
     with ScoringPool(1) as pool:

@@ -94,7 +94,7 @@ class TrainingCfg(_Section):
     adam_b2: Annotated[float, Field(ge=0, lt=1)] = 0.99
     lr_decay: Annotated[float, Field(gt=0, le=1)] = 0.99
     warmup_steps: NonNegativeInt = 0
-    grad_clip: PositiveFloat = 1.0
+    grad_clip: PositiveFloat | None = None  # norm; None: not clipped, as in SEMamba
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # running average of the weights that is validated; 0: none
     segment_size: PositiveInt = 16000  # samples
     clips_per_epoch: PositiveInt | None = None  # None: every clip once

@@ -1,4 +1,4 @@
-"""Scores of enhanced speech against its clean reference: PESQ-WB, STOI, ESTOI, SI-SDR.
+"""Scores of enhanced speech against its clean reference: PESQ-WB, STOI, ESTOI, SI-SDR, and the composite measures.
 
 A clip that cannot be scored is NaN with its reason, and means are taken over scored clips only, so that no failure
 hides in a mean. Everything here may be imported without pesq and pystoi; they are needed where something is scored.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import multiprocessing
+import signal
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,8 +19,12 @@ from itertools import islice
 
 import numpy as np
 
+from utils.composite import composite_measures
+
 METRICS = ("pesq", "stoi", "estoi", "si_sdr")
-_PACKAGE = {"pesq": "pesq", "stoi": "pystoi", "estoi": "pystoi"}
+COMPOSITE = ("csig", "cbak", "covl")  # computed from PESQ among other things; only where they are asked for
+ALL_METRICS = METRICS + COMPOSITE
+_PACKAGE = {"pesq": "pesq", "stoi": "pystoi", "estoi": "pystoi", **dict.fromkeys(COMPOSITE, "pesq")}
 PESQ_RATE_HZ = 16000
 PESQ_MAX_SEC = 60.0  # the ITU code has room for 50 utterances, and writes past its arrays beyond that
 SI_SDR_LIMIT_DB = 100.0  # of a score: a perfect clip must not make a mean infinite
@@ -109,8 +114,8 @@ _SCORERS: dict[str, Callable[[np.ndarray, np.ndarray, int], float]] = {
 def require_scorers(metrics: Sequence[str] = METRICS) -> None:
     """ValueError, in one line, for a metric that is unknown or whose package is not installed."""
     for metric in metrics:
-        if metric not in _SCORERS:
-            raise ValueError(f"metric {metric!r} is not known; choose from {', '.join(METRICS)}")
+        if metric not in ALL_METRICS:
+            raise ValueError(f"metric {metric!r} is not known; choose from {', '.join(ALL_METRICS)}")
         package = _PACKAGE.get(metric)
         if package is not None and importlib.util.find_spec(package) is None:
             raise ValueError(
@@ -169,13 +174,35 @@ def score_clip(
     reason = _why_unscorable(reference, estimate)
     if reason is not None:
         return _no_scores(metrics, reason)
-    result: dict = {"errors": {}}
-    for metric in metrics:
+    plain = [metric for metric in metrics if metric in _SCORERS]
+    composite = [metric for metric in metrics if metric in COMPOSITE]
+    needed = plain if "pesq" in plain or not composite else [*plain, "pesq"]
+    values, errors = {}, {}
+    for metric in needed:
         try:
-            result[metric] = _SCORERS[metric](reference, estimate, sample_rate)
+            values[metric] = _SCORERS[metric](reference, estimate, sample_rate)
         except _Unscorable as why:
-            result[metric], result["errors"][metric] = math.nan, str(why)
-    return result
+            values[metric], errors[metric] = math.nan, str(why)
+    if composite:
+        found = _composite(reference, estimate, sample_rate, values["pesq"], errors.get("pesq"))
+        values |= found[0]
+        errors |= found[1]
+    return {
+        **{metric: values[metric] for metric in metrics},
+        "errors": {metric: reason for metric, reason in errors.items() if metric in metrics},
+    }
+
+
+def _composite(
+    reference: np.ndarray, estimate: np.ndarray, sample_rate: int, pesq: float, why_no_pesq: str | None
+) -> tuple[dict[str, float], dict[str, str]]:
+    """({measure: value}, {measure: why it has none})."""
+    if why_no_pesq is None:
+        try:
+            return composite_measures(reference, estimate, sample_rate, pesq)._asdict(), {}
+        except ValueError as why:
+            why_no_pesq = str(why)
+    return dict.fromkeys(COMPOSITE, math.nan), dict.fromkeys(COMPOSITE, why_no_pesq)
 
 
 _Job = tuple[Pair, dict]  # with score_clip's keyword arguments
@@ -190,6 +217,14 @@ def _score_job(job: _Job) -> dict:
         return _no_scores(options["metrics"], str(error))
 
 
+def _ignore_interrupt() -> None:
+    """Ctrl-C reaches the whole process group; whoever asked for the scores decides what becomes of them.
+
+    Not SIGTERM: by that a pool ends its processes after a crash.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class ScoringPool:
     """Processes to score in, kept alive between calls of `score_many`; use it in a `with` block, or `close` it.
 
@@ -201,7 +236,8 @@ class ScoringPool:
         self._start()
 
     def _start(self) -> None:
-        self._executor = ProcessPoolExecutor(self.workers, mp_context=multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_ignore_interrupt)
 
     def submit(self, job: _Job) -> Future:
         """Start to score; after a crash of a process, the rest of which is unusable, in new ones."""
@@ -256,7 +292,7 @@ def score_many(
     unknown metrics and missing packages.
     """
     require_scorers(metrics)
-    if "pesq" in metrics and sample_rate != PESQ_RATE_HZ:
+    if sample_rate != PESQ_RATE_HZ and not {"pesq", *COMPOSITE}.isdisjoint(metrics):
         raise ValueError(f"PESQ-WB is defined at {PESQ_RATE_HZ} Hz, not {sample_rate} Hz; resample the signals first")
     options = {"sample_rate": sample_rate, "metrics": tuple(metrics), "align": align}
     jobs = ((pair, options) for pair in pairs)
@@ -282,9 +318,25 @@ def mean_score(results: Sequence[Mapping], metric: str) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
+def bootstrap_interval(
+    values: Sequence[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
+    """Confidence interval of the mean by percentile bootstrap over clips (Efron & Tibshirani 1993, chapter 13).
+
+    values: one per clip, NaN left out; (NaN, NaN) for fewer than two. The same seed gives the same interval.
+    """
+    scored = np.array([value for value in values if not math.isnan(value)])
+    if len(scored) < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    means = np.array([rng.choice(scored, len(scored)).mean() for _ in range(resamples)])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def summarize(results: Sequence[Mapping]) -> dict[str, dict]:
     """{metric: {"mean" over scored clips (NaN: none), "n" scored, "n_failed", "reasons": {reason: clips}}}."""
-    present = [metric for metric in METRICS if any(metric in result for result in results)]
+    present = [metric for metric in ALL_METRICS if any(metric in result for result in results)]
     summary = {}
     for metric in present:
         reasons = Counter(result["errors"][metric] for result in results if metric in result["errors"])
@@ -297,11 +349,12 @@ def summarize(results: Sequence[Mapping]) -> dict[str, dict]:
 
 def format_summary(summary: Mapping[str, Mapping]) -> str:
     """One line for a log: the means, then n and n_failed of each metric in which a clip failed, with the reasons."""
-    digits = {"pesq": ".3f", "stoi": ".4f", "estoi": ".4f", "si_sdr": ".2f"}
+    digits = {"stoi": ".4f", "estoi": ".4f", "si_sdr": ".2f"}  # the others lie between 1 and 5
     unit = {"si_sdr": " dB"}
     parts = []
     for metric, entry in summary.items():
-        text = f"{metric} {entry['mean']:{digits[metric]}}{unit.get(metric, '')} n {entry['n']} n_failed {entry['n_failed']}"
+        mean = f"{entry['mean']:{digits.get(metric, '.3f')}}{unit.get(metric, '')}"
+        text = f"{metric} {mean} n {entry['n']} n_failed {entry['n_failed']}"
         if entry["reasons"]:
             text += " (" + "; ".join(f"{count}x {reason}" for reason, count in entry["reasons"].items()) + ")"
         parts.append(text)

@@ -6,9 +6,7 @@ validates.
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import platform
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,18 +16,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from utils.checkpoint import latest_pair, load_checkpoint, load_state, prune_pairs, save_checkpoint
-from utils.util import atomic_write, check_loss_health, git_revision, safe_backward, write_json
+from utils.distributed import Group
+from utils.run_record import RunLog
+from utils.util import check_loss_health, safe_backward
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
-MODEL_SECTIONS = ("stft_cfg", "model_cfg", "visual_cfg", "lite_cfg")
-VERSIONED = ("torch", "numpy", "scipy", "numba", "av", "soundfile", "soxr", "opencv-python-headless", "pesq", "pystoi")
 MAX_RELOADS = 3  # reloads without one good step between them: the run is not going to recover
+REPEATED_SIGNAL_SEC = 2.0  # a launcher passes on what the terminal has sent to all: within this it is one request
 
 
 def epoch_order(n_items: int, per_epoch: int | None, seed: int, epoch: int) -> list[int]:
@@ -47,63 +44,48 @@ def _quiet_worker(worker_id: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def record_run(exp_path: Path, cfg: Mapping) -> None:
-    """Save the resolved config, revision and package versions; ValueError when the folder holds a run of another model."""
-    exp_path.mkdir(parents=True, exist_ok=True)
-    config_file = exp_path / "config.yaml"
-    if config_file.is_file():
-        earlier = yaml.safe_load(config_file.read_text(encoding="utf-8"))
-        for section in MODEL_SECTIONS:
-            for key, value in cfg[section].items():
-                before = earlier.get(section, {}).get(key)
-                if before != value:
-                    raise ValueError(
-                        f"{exp_path} holds a run with {section}.{key}: {before}, this one has {value}; "
-                        "choose another --exp_name, or remove that folder"
-                    )
-    with atomic_write(config_file) as temporary:
-        temporary.write_text(yaml.safe_dump(dict(cfg), sort_keys=False), encoding="utf-8")
-    versions = {}
-    for name in VERSIONED:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    write_json(exp_path / "environment.json", {
-        "revision": git_revision(), "python": platform.python_version(), "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "packages": versions,
-    })
+class Adversary:
+    """A second network that is trained first in each step, on what the generator makes of the batch.
 
+    module: its network, saved as "discriminator" with its optimiser. report: numbers for the log, saved and resumed.
+    """
 
-class RunLog:
-    """One JSON line per entry in log.jsonl, and the same numbers in TensorBoard."""
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        self.report: dict[str, float] = {}
 
-    def __init__(self, exp_path: Path, resume_step: int) -> None:
-        self.path = exp_path / "log.jsonl"
-        if self.path.is_file():
-            # Lines past the checkpoint will be written again; a torn last line is what a killed run leaves.
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resume_step]
-            with atomic_write(self.path) as temporary:
-                temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._board = SummaryWriter(str(exp_path / "logs"), purge_step=resume_step + 1)
+    def forward(self, batch: Any) -> Any:
+        """Run the generator: what `compute_losses`, of this and then of the Trainer, is given in place of the batch."""
+        raise NotImplementedError
 
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+    def compute_losses(self, made: Any) -> Losses:
+        """The adversary's own losses, without gradient to the generator."""
+        raise NotImplementedError
 
     def close(self) -> None:
-        self._board.close()
+        """Give back what training needed; nothing by default."""
 
 
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+class _Player:
+    """A network with its optimiser."""
+
+    def __init__(self, module: torch.nn.Module, training: Mapping) -> None:
+        self.module = module
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=training["learning_rate"], betas=(training["adam_b1"], training["adam_b2"])
+        )
+
+    def load_optimizer(self, state: Mapping, weights: Mapping) -> None:
+        """Load the optimiser's state, which knows parameters by number, in the order of the weights saved beside it.
+
+        SEMamba registers its layers in another order than this module may.
+        """
+        own = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        trained = set(own)
+        number = {name: i for i, name in enumerate(name for name in weights if name in trained)}
+        held = {i: state["state"][number[name]] for i, name in enumerate(own) if number.get(name) in state["state"]}
+        self.optimizer.load_state_dict({**state, "state": held})
 
 
 class Trainer:
@@ -112,69 +94,105 @@ class Trainer:
     generator: the module that is trained (only parameters that require grad are). pack: its checkpoint contents.
     compute_losses(batch) -> (total, {name: term}). validate() -> {name: value}, with "pesq" deciding the best.
     The items of `dataset` must depend on (seed, epoch, index) alone; `dataset.set_epoch` is called before each epoch.
+    adversary: see Adversary. group: processes that share each batch; the first one validates, logs and saves.
+    about: said of the run when it starts.
     """
 
     def __init__(
         self, cfg: Mapping, exp_path: Path, generator: torch.nn.Module, pack: Callable[[dict], dict],
         dataset: Dataset, compute_losses: Callable[[Any], Losses], validate: Callable[[], dict[str, float]],
-        may_miss: set[str] = frozenset(),
+        may_miss: set[str] = frozenset(), adversary: Adversary | None = None, group: Group | None = None, about: str = "",
     ) -> None:
         self.env, self.training = cfg["env_setting"], cfg["training_cfg"]
         self.exp_path, self.generator, self.pack, self.may_miss = exp_path, generator, pack, may_miss
         self.dataset, self.compute_losses, self.validate = dataset, compute_losses, validate
+        self.adversary, self.group, self.about = adversary, group or Group(), about
         clips, size = self.training["clips_per_epoch"] or len(dataset), self.training["batch_size"]
         if clips < size:
             raise ValueError(f"training_cfg.batch_size {size} is more than the {clips} clips of an epoch")
-        self.parameters = [p for p in generator.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.training["learning_rate"],
-            betas=(self.training["adam_b1"], self.training["adam_b2"]),
-        )
+        if size % self.group.size:
+            raise ValueError(
+                f"training_cfg.batch_size {size} cannot be shared by {self.group.size} processes; choose a multiple of that"
+            )
+        self._player = _Player(generator, self.training)
+        self._rival = None if adversary is None else _Player(adversary.module, self.training)
+        self.parameters, self.optimizer = self._player.parameters, self._player.optimizer
         self.average = [p.detach().clone() for p in self.parameters] if self.training["ema_decay"] else []
         self.step = self.epoch = self.position = 0  # position: batches done in this epoch
         self.best = {"pesq": float("-inf"), "step": -1}
         self.bad_batches = self.bad_in_row = self.reloads = 0
         self._stop_signal: int | None = None
+        self._stop_asked_sec = 0.0
 
     # Checkpoints ------------------------------------------------------------------------------------------------
 
     def save(self) -> None:
         """Write the g_/do_ pair of this step. The do_ file is written first: a g_ file implies its partner."""
-        name = f"{self.step:08d}.pth"
-        save_checkpoint(self.exp_path / f"do_{name}", {
-            "optim_g": self.optimizer.state_dict(), "steps": self.step, "epoch": self.epoch, "position": self.position,
-            "best": dict(self.best), "bad_batches": self.bad_batches, "bad_in_row": self.bad_in_row,
-            "average": self.average,
-            "rng": {
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            },
+        rng = self.group.gather({
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         })
-        save_checkpoint(self.exp_path / f"g_{name}", self.pack({"step": self.step, "best": dict(self.best)}))
-        prune_pairs(self.exp_path, self.env["keep_checkpoints"])
+        if self.group.is_main:
+            name = f"{self.step:08d}.pth"
+            rest = {
+                "optim_g": self.optimizer.state_dict(), "steps": self.step, "epoch": self.epoch, "position": self.position,
+                "best": dict(self.best), "bad_batches": self.bad_batches, "bad_in_row": self.bad_in_row, "rng": rng,
+                "average": self.average,
+            }
+            if self._rival is not None:
+                rest["discriminator"] = {key: value.detach().cpu() for key, value in self._rival.module.state_dict().items()}
+                rest |= {"optim_d": self._rival.optimizer.state_dict(), "report": dict(self.adversary.report)}
+            save_checkpoint(self.exp_path / f"do_{name}", rest)
+            save_checkpoint(self.exp_path / f"g_{name}", self.pack({"step": self.step, "best": dict(self.best)}))
+            prune_pairs(self.exp_path, self.env["keep_checkpoints"])
+        self.group.wait()
 
-    def _load_pair(self) -> dict | None:
+    def _read_pair(self) -> tuple[dict, dict, str] | None:
         pair = latest_pair(self.exp_path)
         if pair is None:
             return None
-        weights, rest, _ = pair
-        load_state(self.generator, load_checkpoint(weights)["generator"], str(weights), self.may_miss)
-        state = load_checkpoint(rest)
-        self.optimizer.load_state_dict(state["optim_g"])
+        return load_checkpoint(pair[0])["generator"], load_checkpoint(pair[1]), str(pair[0])
+
+    def _load_pair(self) -> dict | None:
+        """Weights and optimisers of the newest pair into the modules; the rest of what it holds, or None without one."""
+        held = self.group.from_main(self._read_pair)
+        if held is None:
+            return None
+        weights, state, name = held
+        load_state(self.generator, weights, name, self.may_miss)
+        self._player.load_optimizer(state["optim_g"], weights)
+        if self._rival is not None:
+            if "discriminator" not in state:
+                raise ValueError(f"{name} was trained without a discriminator; choose another --exp_name")
+            load_state(self._rival.module, state["discriminator"], name.replace("g_", "do_"))
+            self._rival.load_optimizer(state["optim_d"], state["discriminator"])
         if self.average:  # a run that begins to average on the way begins with the weights it has
             self.average = [value.detach().clone() for value in state.get("average") or self.parameters]
         return state
 
     def resume(self) -> bool:
-        """Go back to the newest checkpoint of this run, if there is one."""
+        """Go back to the newest checkpoint of this run, if there is one; SEMamba's own pairs will do.
+
+        Then every process of the group holds the same weights.
+        """
         state = self._load_pair()
+        for player in (self._player, self._rival):
+            if player is not None:
+                self.group.copy_from_main(player.module)
         if state is None:
+            self.average = [p.detach().clone() for p in self.parameters] if self.average else []
             return False
-        self.step, self.epoch, self.position = state["steps"], state["epoch"], state["position"]
-        self.best, self.bad_batches, self.bad_in_row = state["best"], state["bad_batches"], state["bad_in_row"]
-        torch.set_rng_state(state["rng"]["torch"].cpu())
-        if torch.cuda.is_available() and state["rng"]["cuda"]:
-            torch.cuda.set_rng_state_all([value.cpu() for value in state["rng"]["cuda"]])
+        self.step, self.epoch, self.position = state["steps"], state["epoch"], state.get("position", 0)
+        self.best = state.get("best", self.best)
+        self.bad_batches, self.bad_in_row = state.get("bad_batches", 0), state.get("bad_in_row", 0)
+        if self.adversary is not None:
+            self.adversary.report |= state.get("report", {})
+        rng = state.get("rng", [])
+        rng = [rng] if isinstance(rng, Mapping) else rng  # as written by one process before there could be more
+        if self.group.rank < len(rng):
+            torch.set_rng_state(rng[self.group.rank]["torch"].cpu())
+            if torch.cuda.is_available() and rng[self.group.rank]["cuda"]:
+                torch.cuda.set_rng_state_all([value.cpu() for value in rng[self.group.rank]["cuda"]])
         return True
 
     # One step ---------------------------------------------------------------------------------------------------
@@ -184,24 +202,40 @@ class Trainer:
         rate = self.training["learning_rate"] * self.training["lr_decay"] ** self.epoch
         if self.step < self.training["warmup_steps"]:
             rate *= (self.step + 1) / self.training["warmup_steps"]
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for player in (self._player, self._rival):
+            for group in player.optimizer.param_groups if player is not None else ():
+                group["lr"] = rate
         return rate
+
+    def _update(self, player: _Player, losses: Losses) -> tuple[dict[str, float], str | None]:
+        """Step one network down its total loss: (total, terms and gradient norm, None or why nothing was done)."""
+        total, terms = losses
+        problem = self.group.first_problem(check_loss_health({"total": total, **terms}))
+        if problem is not None:
+            return {}, problem
+        player.optimizer.zero_grad(set_to_none=True)
+        norm, problem = safe_backward(total, player.parameters, self.training["grad_clip"], self.group.average_gradients)
+        if problem is not None:
+            return {}, problem
+        player.optimizer.step()
+        values = {name: float(term.detach()) for name, term in terms.items()}
+        return {"total": float(total.detach()), **values, "grad_norm": norm}, None
 
     def train_step(self, batch: Any) -> tuple[dict[str, float], str | None]:
         """One optimisation step: (values to log, None or why the batch was skipped)."""
-        self.optimizer.zero_grad(set_to_none=True)
         rate = self._set_learning_rate()
-        total, terms = self.compute_losses(batch)
-        problem = check_loss_health({"total": total, **terms})
-        if problem is None:
-            norm, problem = safe_backward(total, self.parameters, self.training["grad_clip"])
+        learnt: dict[str, float] = {}
+        if self.adversary is not None:
+            batch = self.adversary.forward(batch)
+            rival, problem = self._update(self._rival, self.adversary.compute_losses(batch))
+            if problem is not None:
+                return {}, f"discriminator: {problem}"
+            learnt = {f"discriminator_{name}": value for name, value in rival.items()}
+        values, problem = self._update(self._player, self.compute_losses(batch))
         if problem is not None:
             return {}, problem
-        self.optimizer.step()
         self._update_average()
-        values = {name: float(term.detach()) for name, term in terms.items()}
-        return {"total": float(total.detach()), **values, "grad_norm": norm, "learning_rate": rate}, None
+        return {**values, **learnt, "learning_rate": rate}, None
 
     def _update_average(self) -> None:
         """Exponential moving average of the weights; its memory grows with the run, so that the start is soon forgotten."""
@@ -224,7 +258,7 @@ class Trainer:
         self.bad_batches += 1
         self.bad_in_row += 1
         where = f"step {self.step}, epoch {self.epoch}, batch {self.position}"
-        tqdm.write(f"batch skipped ({where}): {problem}; {self.bad_in_row} in a row, {self.bad_batches} in all")
+        self.group.say(f"batch skipped ({where}): {problem}; {self.bad_in_row} in a row, {self.bad_batches} in all")
         log.write("skipped", self.step, {"problem": problem, "epoch": self.epoch, "position": self.position})
         if self.bad_in_row < self.training["nan_patience"]:
             return
@@ -234,20 +268,23 @@ class Trainer:
                 f"training does not recover: {self.bad_in_row} bad batches in a row at {where} ({problem}); "
                 "lower training_cfg.learning_rate, or look at the data named in the log"
             )
-        tqdm.write(f"{self.bad_in_row} bad batches in a row: weights and optimiser reloaded from the last checkpoint")
+        self.group.say(f"{self.bad_in_row} bad batches in a row: weights and optimiser reloaded from the last checkpoint")
         self.bad_in_row = 0
 
     # The loop ---------------------------------------------------------------------------------------------------
 
     def _batches(self) -> Iterator[Any]:
-        """What is left of this epoch."""
+        """What is left of this epoch; in a group each process gets its share of every batch."""
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(self.epoch)
-        size = self.training["batch_size"]
+        size, share = self.training["batch_size"], self.training["batch_size"] // self.group.size
         order = epoch_order(len(self.dataset), self.training["clips_per_epoch"], self.env["seed"], self.epoch)
+        starts = range(self.position * size, len(order) - size + 1, size)
+        own = [item for start in starts for item in order[start + self.group.rank * share :][:share]]
         loader = DataLoader(
-            self.dataset, batch_size=size, sampler=order[self.position * size :], drop_last=True,
-            num_workers=self.env["num_workers"], worker_init_fn=_quiet_worker, pin_memory=torch.cuda.is_available(),
+            self.dataset, batch_size=share, sampler=own, num_workers=self.env["num_workers"],
+            worker_init_fn=_quiet_worker, pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # each loader draws a number: not from the generator that dropout draws from
         )
         yield from loader
 
@@ -257,15 +294,17 @@ class Trainer:
         return self.epoch >= self.training["training_epochs"] or (limit is not None and self.step >= limit)
 
     def _validate(self, log: RunLog) -> None:
+        if not self.group.is_main:
+            return  # the others wait for it where the next step brings them together
         self.generator.eval()
         with self.averaged_weights():
             scores = self.validate()
-            if scores.get("pesq", float("-inf")) > self.best["pesq"]:
+            if not math.isnan(scores.get("pesq", math.nan)) and scores["pesq"] > self.best["pesq"]:
                 self.best = {"pesq": scores["pesq"], "step": self.step}
                 save_checkpoint(self.exp_path / "best.pth", self.pack({"step": self.step, "scores": scores}))
         self.generator.train()
         shown = ", ".join(f"{k} {v:.3f}" for k, v in scores.items() if isinstance(v, float))
-        tqdm.write(f"step {self.step} validation: {shown}; best PESQ {self.best['pesq']:.3f} at step {self.best['step']}")
+        self.group.say(f"step {self.step} validation: {shown}; best PESQ {self.best['pesq']:.3f} at step {self.best['step']}")
         log.write("validation", self.step, scores)
 
     def _every(self, key: str) -> bool:
@@ -274,20 +313,25 @@ class Trainer:
     def run(self) -> str:
         """Train; returns "finished" or "interrupted". Interrupted runs have a checkpoint of their last whole step."""
         previous = {s: signal.signal(s, self._remember_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        log = RunLog(self.exp_path, self.step)
+        log = RunLog(self.exp_path, self.step, active=self.group.is_main)
         self.generator.train()
+        if self.adversary is not None:
+            self.adversary.module.train()
         if self.training["max_steps"]:
             wanted = self.training["max_steps"]
         else:
             clips = self.training["clips_per_epoch"] or len(self.dataset)
             wanted = self.training["training_epochs"] * (clips // self.training["batch_size"])
+        quiet = not self.group.is_main
         try:
-            with tqdm(total=wanted, initial=self.step, unit="step", dynamic_ncols=True) as bar:
-                while not self.done and self._stop_signal is None:
+            with tqdm(total=wanted, initial=self.step, unit="step", dynamic_ncols=True, disable=quiet) as bar:
+                while not self.done and not self._stopping():
                     self._run_epoch(bar, log)
             self.save()
         finally:
             log.close()
+            if self.adversary is not None:
+                self.adversary.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return "finished" if self.done else "interrupted"
@@ -305,19 +349,31 @@ class Trainer:
                 self.bad_in_row = self.reloads = 0
                 values["step_sec"] = time.perf_counter() - started
                 if self._every("stdout_interval"):
-                    bar.set_postfix(loss=f"{values['total']:.3f}", epoch=self.epoch)
-                    log.write("train", self.step, {"epoch": self.epoch, **values})
+                    self._log_step(values, bar, log)
             if self._every("validation_interval"):
                 self._validate(log)
             if self._every("checkpoint_interval"):
                 self.save()
-            if self.done or self._stop_signal is not None:
+            if self.done or self._stopping():
                 return
             started = time.perf_counter()
         self.epoch, self.position = self.epoch + 1, 0
 
+    def _log_step(self, values: dict[str, float], bar: tqdm, log: RunLog) -> None:
+        if self.group.size > 1:
+            values = self.group.mean_of(values)
+        if self.adversary is not None:
+            values |= self.adversary.report
+        bar.set_postfix(loss=f"{values['total']:.3f}", epoch=self.epoch)
+        log.write("train", self.step, {"epoch": self.epoch, **values})
+
+    def _stopping(self) -> bool:
+        return self.group.any(self._stop_signal is not None)
+
     def _remember_signal(self, number: int, frame: Any) -> None:
-        if self._stop_signal is not None:
+        again = self._stop_signal is not None
+        if again and (self.group.size == 1 or time.monotonic() - self._stop_asked_sec > REPEATED_SIGNAL_SEC):
             raise KeyboardInterrupt  # asked twice: stop now, the last checkpoint stands
-        self._stop_signal = number
-        tqdm.write(f"{signal.Signals(number).name}: finishing this step and saving a checkpoint (again: stop at once)")
+        if not again:
+            self._stop_signal, self._stop_asked_sec = number, time.monotonic()
+            self.group.say(f"{signal.Signals(number).name}: finishing this step and saving a checkpoint (again: stop at once)")

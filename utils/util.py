@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +41,7 @@ def load_json_file(path: str | os.PathLike, key: str | None = None) -> list:
     """Read a JSON list; ValueError names the file (and the configuration `key` that pointed there) when it is unusable."""
     origin = f"{key}: " if key else ""
     if not path:
-        raise ValueError(f"{origin}no list given; make one with data/make_grid_json.py or data/prepare_noise.py")
+        raise ValueError(f"{origin}no list given; data/make_grid_json.py, make_dataset_json.py and prepare_noise.py make them")
     try:
         with open(path, encoding="utf-8") as file:
             items = json.load(file)
@@ -117,13 +117,19 @@ def check_loss_health(losses: dict[str, torch.Tensor]) -> str | None:
     return "not finite: " + ", ".join(f"{name}={value}" for name, value in sorted(bad.items()))
 
 
-def safe_backward(loss: torch.Tensor, parameters: list[torch.nn.Parameter], grad_clip: float) -> tuple[float, str | None]:
-    """Backpropagate and clip; the gradients are dropped when their norm is not finite.
+def safe_backward(
+    loss: torch.Tensor, parameters: list[torch.nn.Parameter], grad_clip: float | None,
+    average: Callable[[list[torch.nn.Parameter]], None] | None = None,
+) -> tuple[float, str | None]:
+    """Backpropagate and clip (None: not); the gradients are dropped when their norm is not finite.
 
-    Returns (gradient norm before clipping, None or a sentence that says why the step must be skipped).
+    `average` is called between, to bring the gradients of several processes together. Returns (gradient norm before
+    clipping, None or a sentence that says why the step must be skipped).
     """
     loss.backward()
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, grad_clip))
+    if average is not None:
+        average(parameters)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if grad_clip is None else grad_clip))
     if math.isfinite(norm):
         return norm, None
     for parameter in parameters:

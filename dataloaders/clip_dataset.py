@@ -1,0 +1,118 @@
+"""What the datasets share: examples that follow from (seed, epoch, index), and unreadable clips replaced and counted."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from models.stfts import mag_phase_stft
+from utils.util import load_json_file
+
+FIXED_EPOCH = 2**31 - 1  # stands for the epoch in draws that never change
+
+_log = logging.getLogger(__name__)
+
+
+class ListError(ValueError):
+    """A list most of whose files cannot be used; the message names it."""
+
+
+class AVItem(NamedTuple):
+    """One example; L samples, T STFT frames, F bins, V video frames of S x S. The first six are SEMamba's."""
+
+    clean_audio: torch.Tensor  # [L], multiplied by gain
+    clean_mag: torch.Tensor  # [F, T], compressed
+    clean_pha: torch.Tensor  # [F, T], radians
+    clean_com: torch.Tensor  # [F, T, 2], compressed
+    noisy_mag: torch.Tensor  # [F, T], compressed
+    noisy_pha: torch.Tensor  # [F, T], radians
+    video: torch.Tensor  # [3, V, S, S] in [0, 1]
+    video_mask: torch.Tensor  # bool [V], False where there is no face to see
+    corruption: torch.Tensor  # float [V], 1 where the picture was degraded or is absent
+    noisy_audio: torch.Tensor  # [L], multiplied by gain
+    gain: torch.Tensor  # [L]
+
+
+class ClipDataset(Dataset):
+    """Examples made of the clips of a list; a subclass says how in `_item`.
+
+    entries: one mapping a clip. source: the list's path, for messages. `fixed`: draws do not change with the epoch.
+    A clip that cannot be read is logged once, kept in `failures`, and the next one takes its place; ListError when that
+    happens to most of them.
+    """
+
+    def __init__(self, entries: Sequence[Mapping], source: str, seed: int, fixed: bool) -> None:
+        self._entries, self._list, self._seed, self._fixed = entries, source, seed, fixed
+        # In shared memory, so that workers that outlive an epoch hear of the next one.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._tried: set[int] = set()
+        self.failures: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random windows, noises and degradations are drawn from now on."""
+        self._epoch[0] = epoch
+
+    def name(self, index: int) -> str:
+        """Path of the clip at `index`, for reports."""
+        raise NotImplementedError
+
+    def _item(self, entry: Mapping, index: int, rng: np.random.Generator) -> AVItem:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> AVItem:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        epoch = FIXED_EPOCH if self._fixed else int(self._epoch[0])
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            if self.name(place) in self.failures:
+                continue
+            # A fresh generator per attempt: a failing clip must not shift the draws of the one that replaces it.
+            rng = np.random.default_rng([self._seed, epoch, index])
+            self._tried.add(place)
+            try:
+                return self._item(self._entries[place], index, rng)
+            except ListError:
+                raise
+            except (ValueError, OSError) as error:
+                self._record(self.name(place), str(error))
+        raise ListError(f"{self._list}: no clip can be read")
+
+    def _record(self, path: str, reason: str) -> None:
+        self.failures[path] = reason
+        _log.warning("%s left out: %s", path, reason)
+        if len(self.failures) > max(len(self._tried) / 2, min(8, len(self) / 2)):
+            raise ListError(
+                f"{self._list}: {len(self.failures)} of {len(self._tried)} clips tried cannot be read; last: {path}: {reason}"
+            )
+
+
+def spectrum(wave: torch.Tensor, *sizes: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """wave [L] -> mag [F, T], pha [F, T], com [F, T, 2]; sizes: n_fft, hop_size, win_size, compress_factor."""
+    mag, pha, com = mag_phase_stft(wave[None], *sizes)
+    return mag[0], pha[0], com[0]
+
+
+def resolve(path: str, folder: Path) -> str:
+    """A path of a list: looked for beside the list, then from the working directory."""
+    beside = folder / path
+    return str(beside) if beside.exists() else path
+
+
+def read_paths(list_path: str | os.PathLike, key: str) -> list[str]:
+    """Paths of a flat list; ValueError or FileNotFoundError names the recipe's `key` that pointed there."""
+    items = load_json_file(list_path, key)
+    for number, item in enumerate(items):
+        if not isinstance(item, str):
+            raise ValueError(f"{key}: entry {number} of {list_path} should be a path, not {item!r}")
+    return [resolve(item, Path(list_path).parent) for item in items]

@@ -1,0 +1,53 @@
+"""Run by test_distributed.py under torchrun: takes one step and keeps its gradients, then trains as the scripts do."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+import train
+import train_lite
+from utils.config import load_config
+from utils.distributed import Group, process_group
+from utils.launch import train_in, training_parser
+
+SCRIPTS = {"train": train, "train_lite": train_lite}
+
+
+def first_gradients(script: str, recipe: str, folder: Path, group: Group) -> dict[str, torch.Tensor]:
+    """Gradients of generator and discriminator in the first step, without dropout: its masks are each process's own."""
+    trainer = SCRIPTS[script].build_trainer(load_config(recipe), folder, torch.device("cpu"), group)
+    trainer.resume()
+    networks = {"generator": trainer.generator}
+    if trainer.adversary is not None:
+        networks["discriminator"] = trainer.adversary.module
+    for network in networks.values():
+        network.train()
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Dropout):
+                layer.p = 0.0
+    _, problem = trainer.train_step(next(iter(trainer._batches())))
+    assert problem is None, problem
+    if trainer.adversary is not None:
+        trainer.adversary.close()
+    return {
+        f"{name}.{key}": value.grad for name, network in networks.items() for key, value in network.named_parameters()
+        if value.grad is not None
+    }  # fmt: skip
+
+
+def main(folder: str, recipes: dict[str, str]) -> None:
+    with process_group("gloo", torch.device("cpu")) as group:
+        for script, recipe in recipes.items():
+            gradients = first_gradients(script, recipe, Path(folder) / "none", group)
+            if group.is_main:
+                torch.save(gradients, Path(folder) / f"{script}_gradients.pth")
+            args = training_parser(script, "", recipe).parse_args(["--exp_folder", folder, "--exp_name", script])
+            code = train_in(args, load_config(recipe), SCRIPTS[script].build_trainer, torch.device("cpu"), group)
+            assert code == 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], dict(zip(SCRIPTS, sys.argv[2:], strict=True)))

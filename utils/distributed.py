@@ -1,0 +1,138 @@
+"""Several processes that train one model: what they share at each step, and how they are started.
+
+Gradients are averaged here after backward instead of by DistributedDataParallel: nothing wraps the modules, so that
+checkpoints, frozen parts, two losses in one step and batches without a picture need no care of their own. A model of two
+million weights leaves nothing to gain by sending gradients while others are still computed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from utils.console import EXIT_USAGE, one_line
+
+Result = TypeVar("Result")
+# The others wait while the first process validates or writes; a process that dies is noticed by the launcher.
+TIMEOUT = datetime.timedelta(hours=6)
+
+
+class Group:
+    """The processes of a run; without torch.distributed a single one. Every method but `say` is to be called by all."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self._device = device
+        together = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if together else 0
+        self.size = dist.get_world_size() if together else 1
+        self.is_main = self.rank == 0
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar, in the first process only."""
+        if self.is_main:
+            tqdm.write(text)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value (anything that pickles), by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, make: Callable[[], Any]) -> Any:
+        """What `make` gives in the first process, where alone it is called."""
+        if self.size == 1:
+            return make()
+        held = [make() if self.is_main else None]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is true for anybody."""
+        return flag if self.size == 1 else bool(self.total(torch.tensor(float(flag), device=self._device)) > 0)
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum over the processes, without gradient."""
+        value = value.detach().clone()
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def first_problem(self, problem: str | None) -> str | None:
+        """Anybody's problem, so that all skip the step together; None when nobody has one."""
+        if self.size == 1 or not self.any(problem is not None):
+            return problem
+        return next(f"process {rank}: {text}" for rank, text in enumerate(self.gather(problem)) if text is not None)
+
+    def average_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Replace each gradient by the mean over processes; one that nobody has stays None, as in a single process."""
+        if self.size == 1 or not parameters:
+            return
+        like = parameters[0]
+        has = torch.tensor([float(p.grad is not None) for p in parameters], device=like.device, dtype=like.dtype)
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters] + [has])
+        dist.all_reduce(flat)
+        *gradients, has = flat.split([p.numel() for p in parameters] + [len(parameters)])
+        for parameter, gradient, n_have in zip(parameters, gradients, has.tolist(), strict=True):
+            parameter.grad = (gradient / self.size).view_as(parameter) if n_have else None
+
+    def mean_of(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Means of the named values over the processes that have them."""
+        everyone = self.gather(dict(values))
+        names = dict.fromkeys(name for one in everyone for name in one)
+        return {name: sum(v := [one[name] for one in everyone if name in one]) / len(v) for name in names}
+
+    def copy_from_main(self, module: torch.nn.Module) -> None:
+        """Give every process the weights and buffers of the first one."""
+        if self.size > 1:
+            for value in module.state_dict().values():
+                dist.broadcast(value, src=0)
+
+    def together(self, make: Callable[[], Result]) -> Result:
+        """`make()` in every process; the user's mistake (ValueError, OSError) is raised by the first one alone, once."""
+        result, error = None, None
+        try:
+            result = make()
+        except (ValueError, OSError) as caught:
+            error = caught
+        if self.size > 1:
+            texts = self.gather(None if error is None else one_line(error))
+            first = next((text for text in texts if text is not None), None)
+            if first is not None and not self.is_main:
+                raise SystemExit(EXIT_USAGE)
+            error = None if first is None else ValueError(first)
+        if error is not None:
+            raise error
+        return result
+
+    def wait(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def started_by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
+
+
+@contextmanager
+def process_group(
+    backend: str, device: torch.device, url: str = "env://", rank: int = -1, size: int = -1
+) -> Iterator[Group]:
+    """Join the other processes; "nccl" is for CUDA devices, on others gloo is used."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        backend = "gloo"
+    dist.init_process_group(backend, init_method=url, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        yield Group(device)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,83 @@
+"""What is kept of a run beside its weights: the recipe, the versions, and a log that resumes where the weights do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from utils.util import atomic_write, git_revision, write_json
+
+MODEL_SECTIONS = ("stft_cfg", "model_cfg", "visual_cfg", "lite_cfg")
+VERSIONED = ("torch", "numpy", "scipy", "numba", "av", "soundfile", "soxr", "opencv-python-headless", "pesq", "pystoi")
+
+
+def record_run(exp_path: Path, cfg: Mapping) -> None:
+    """Save the resolved config, revision and package versions; ValueError when the folder holds a run of another model."""
+    exp_path.mkdir(parents=True, exist_ok=True)
+    config_file = exp_path / "config.yaml"
+    if config_file.is_file():
+        earlier = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        for section in MODEL_SECTIONS:
+            for key, value in cfg[section].items():
+                before = earlier.get(section, {}).get(key)
+                if before != value:
+                    raise ValueError(
+                        f"{exp_path} holds a run with {section}.{key}: {before}, this one has {value}; "
+                        "choose another --exp_name, or remove that folder"
+                    )
+    with atomic_write(config_file) as temporary:
+        temporary.write_text(yaml.safe_dump(dict(cfg), sort_keys=False), encoding="utf-8")
+    versions = {}
+    for name in VERSIONED:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    write_json(exp_path / "environment.json", {
+        "revision": git_revision(), "python": platform.python_version(), "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "packages": versions,
+    })
+
+
+class RunLog:
+    """One JSON line per entry in log.jsonl, and the same numbers in TensorBoard; nothing at all unless `active`."""
+
+    def __init__(self, exp_path: Path, resume_step: int, active: bool = True) -> None:
+        self.path, self._board = exp_path / "log.jsonl", None
+        if not active:
+            return
+        if self.path.is_file():
+            # Lines past the checkpoint will be written again; a torn last line is what a killed run leaves.
+            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resume_step]
+            with atomic_write(self.path) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        self._board = SummaryWriter(str(exp_path / "logs"), purge_step=resume_step + 1)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        if self._board is None:
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
