@@ -18,8 +18,9 @@ import torch.nn.functional as F
 
 from models.generator import Enhanced, SEMamba
 from models.level import RunningLevel
+from models.pictures import check_crops, check_mask
 from models.stfts import mag_phase_stft
-from models.stream_video import PictureQueue, VideoSide, check_crops, check_mask
+from models.stream_video import PictureQueue, VideoSide
 
 PIECE_FRAMES = 160  # STFT frames a model takes at once: bounds memory, and more of them fit no cache
 
@@ -62,7 +63,8 @@ class StreamBatch:
         self.compress: float = cfg["model_cfg"]["compress_factor"]
         self.n_freq_enc: int = cfg["lite_cfg"]["n_freq_enc"]
         self.face_size: int = cfg["visual_cfg"]["face_size"]
-        self.device = next(model.parameters()).device
+        weight = next(model.parameters(), None)
+        self.device = torch.device("cpu") if weight is None else weight.device
         self.uses_video = bool(getattr(model, "use_visual", False))
         self._hold_sec = hold_sec
         side = (self.n_fft - self.win) // 2

@@ -19,27 +19,6 @@ from models.timing import video_frame_index
 from utils.decode import HOLD_SEC, JITTER_SEC
 
 
-def check_crops(crops: np.ndarray, size: int) -> np.ndarray:
-    """Face crops [V, S, S, 3] of uint8, or of floats in [0, 1], as an array; ValueError says what else they are."""
-    crops = np.asarray(crops)
-    if crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
-        raise ValueError(f"video should be face crops [frames, {size}, {size}, 3], not {list(crops.shape)}")
-    if crops.dtype != np.uint8:
-        if not np.issubdtype(crops.dtype, np.floating):
-            raise ValueError(f"video is {crops.dtype}; give uint8, or floats in [0, 1]")
-        if crops.size and not (crops.min() >= 0 and crops.max() <= 1):
-            raise ValueError("video holds values outside [0, 1] or NaN; give uint8, or floats in [0, 1]")
-    return crops
-
-
-def check_mask(mask: np.ndarray | None, n_frames: int) -> np.ndarray:
-    """The mask as bool [V], all True for None; ValueError for another length."""
-    mask = np.ones(n_frames, bool) if mask is None else np.asarray(mask).astype(bool)
-    if mask.shape != (n_frames,):
-        raise ValueError(f"video_mask has the shape {list(mask.shape)}, it should be [{n_frames}], one per frame")
-    return mask
-
-
 class PictureQueue:
     """One stream's frames by time, and what each grid time shows; a shallow copy is a snapshot.
 
