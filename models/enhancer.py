@@ -144,7 +144,7 @@ class Enhancer:
         )
 
     def enhance(
-        self, wav: np.ndarray, sample_rate: int, video: str | os.PathLike | np.ndarray | None = None,
+        self, wav: np.ndarray, sample_rate: int, video: str | os.PathLike | np.ndarray | Pictures | None = None,
         video_mask: np.ndarray | None = None, return_details: bool = False,
     ) -> EnhanceResult:
         """Enhance a recording; the output is mono, exactly as long and as loud as went in.
@@ -170,17 +170,17 @@ class Enhancer:
         pictures, notes = self.pictures(video, video_mask, duration_sec)
         run = self._in_steps if self.model.causal else self._offline
         samples, alpha, gate = run(samples, pictures, return_details)
-        alpha, masked_share = self._judge(pictures, alpha, video, notes)
+        outcome = self.outcome(duration_sec, pictures, alpha)
         return EnhanceResult(
-            duration_sec=duration_sec, wav=self._restore(samples, int(sample_rate), len(mono)),
-            sample_rate=int(sample_rate), seconds=time.perf_counter() - started, alpha=alpha,
-            gate=gate if alpha is not None else None, masked_share=masked_share, notes=tuple(notes),
+            **vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)},
+            wav=self._restore(samples, int(sample_rate), len(mono)), sample_rate=int(sample_rate),
+            gate=None if outcome.alpha is None else gate,
         )  # fmt: skip
 
     def pictures(
-        self, video: str | os.PathLike | np.ndarray | None, mask: np.ndarray | None, duration_sec: float
+        self, video: str | os.PathLike | np.ndarray | Pictures | None, mask: np.ndarray | None, duration_sec: float
     ) -> tuple[Pictures | None, list[str]]:
-        """The part of a video (file or crops) that the model may use for a sound of duration_sec, or None and why.
+        """The part of a video (file, crops, or what this gave before) that a sound of duration_sec may use, or None and why.
 
         A file is decoded as far as it is asked for. FileNotFoundError or MediaError when it has no picture.
         """
@@ -188,24 +188,23 @@ class Enhancer:
             return None, []
         if not self.uses_video:
             return None, [f"{type(self.model).__name__} checkpoint without a visual branch: video not used"]
+        if isinstance(video, Pictures):
+            return video, []
         wanted = max(1, math.ceil(duration_sec * self.video_fps - 1e-6))
         if isinstance(video, (str, os.PathLike)):
             method = self.cfg["visual_cfg"]["face_crop"]
-            return Pictures(crop_stretches(video, 0.0, duration_sec, self.face_size, self.video_fps, method), wanted), []
+            stretches = crop_stretches(video, 0.0, duration_sec, self.face_size, self.video_fps, method)
+            return Pictures(stretches, wanted, os.fspath(video)), []
         crops = check_crops(video, self.face_size)
         return Pictures([(crops, check_mask(mask, len(crops)))], wanted), []
 
-    def _judge(
-        self, pictures: Pictures | None, alpha: np.ndarray | None, video: object, notes: list[str]
-    ) -> tuple[np.ndarray | None, float]:
-        """alpha, or None when no face was ever seen (which is noted), and the masked share."""
+    def outcome(self, duration_sec: float, pictures: Pictures | None, alpha: np.ndarray | None) -> Outcome:
+        """What to say of a recording that has gone through: no alpha, and a note, when no face was ever seen."""
         if pictures is None:
-            return None, 1.0
+            return Outcome(duration_sec=duration_sec, seconds=0.0)
         if not pictures.seen:
-            source = os.fspath(video) if isinstance(video, (str, os.PathLike)) else "the video"
-            notes.append(f"no face in {source}: audio only")
-            return None, 1.0
-        return alpha, pictures.masked_share
+            return Outcome(duration_sec=duration_sec, seconds=0.0, notes=(f"no face in {pictures.source}: audio only",))
+        return Outcome(duration_sec=duration_sec, seconds=0.0, alpha=alpha, masked_share=pictures.masked_share)
 
     def stream(
         self, sound: Iterable[np.ndarray], pictures: Pictures | None, keep_gate: bool = False

@@ -35,8 +35,11 @@ class Pictures:
     read says so here; later ones when `until` asks.
     """
 
-    def __init__(self, stretches: Iterable[tuple[np.ndarray, np.ndarray]], wanted: int) -> None:
+    def __init__(
+        self, stretches: Iterable[tuple[np.ndarray, np.ndarray]], wanted: int, source: str = "the video"
+    ) -> None:
         self._stretches = iter(stretches)
+        self.source = source  # its name for messages
         self.wanted = wanted
         self.pulled = 0  # frames so far
         self.seen = 0  # of which so many show a face
