@@ -8,7 +8,6 @@ picture, alpha is 0.
 from __future__ import annotations
 
 import copy
-import math
 from bisect import bisect_right
 from collections.abc import Mapping
 
@@ -72,21 +71,20 @@ class PictureQueue:
         elif self.hold_sec is not None:
             shown = at_sec - since <= self.hold_sec + JITTER_SEC
         else:
-            shown = at_sec - since < min(self._spacing_sec, HOLD_SEC) - JITTER_SEC
+            shown = at_sec - since < min(self._spacing_sec, HOLD_SEC) - 2 * JITTER_SEC  # both may be off
         return crop if shown else None
 
-    def due(self, last_tick: int, memory_frames: int) -> list[np.ndarray | None]:
-        """What is to be encoded now that sound of grid time last_tick leaves; next_tick moves past it.
+    def due(self, ticks: range, memory_frames: int) -> list[np.ndarray | None]:
+        """What is to be encoded now that sound of these grid times leaves, in order; next_tick moves past it.
 
-        None is a grid time without a picture; of a long row of them little more than the encoder remembers is given.
+        None is a grid time without a picture. What lies further back than the encoder remembers is left out.
         """
         reach_sec = max(HOLD_SEC, self.hold_sec or 0.0) + JITTER_SEC
         self._forget(reach_sec)
         if not self._frames:
             return []
-        first = max(self.next_tick, math.floor((self._frames[0][0] - JITTER_SEC) * self.fps) - memory_frames)
-        last = min(last_tick, math.ceil((self._frames[-1][0] + reach_sec) * self.fps))
-        pictures = [self._picture(tick) for tick in range(first, last + 1)]
+        first = max(self.next_tick, ticks.start - memory_frames)
+        pictures = [self._picture(tick) for tick in range(first, ticks.stop)]
         while pictures and pictures[-1] is None:
             pictures.pop()
         if pictures:
@@ -115,6 +113,7 @@ class VideoSide:
         self.encoder, self.timing = encoder, timing
         self.queues = [PictureQueue(timing["fps"], hold_sec) for _ in range(streams)]
         self.device = next(encoder.parameters()).device
+        self.memory_frames: int = encoder.memory_frames
 
     def snapshot(self) -> list[PictureQueue]:
         return [copy.copy(queue) for queue in self.queues]
@@ -122,7 +121,7 @@ class VideoSide:
     def features(self, first: int, n_frames: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Features [B, t, D] and validity [B, t] for STFT frames first .. first + n_frames - 1; None: no picture at all."""
         ticks = video_frame_index(n_frames, **self.timing, first=first)
-        tables = self._encode(int(ticks[-1]))
+        tables = self._encode(range(int(ticks[0]), int(ticks[-1]) + 1))
         valid = torch.zeros(len(tables), n_frames, dtype=torch.bool)
         features = torch.zeros(len(tables), n_frames, self.encoder.visual_dim, device=self.device)
         for row, (queue, (table, seen)) in enumerate(zip(self.queues, tables, strict=True)):
@@ -136,9 +135,9 @@ class VideoSide:
             features[row] = table[place.to(self.device)]
         return (features, valid.to(self.device)) if valid.any() else None
 
-    def _encode(self, last_tick: int) -> list[tuple[torch.Tensor | None, list[bool]]]:
+    def _encode(self, ticks: range) -> list[tuple[torch.Tensor | None, list[bool]]]:
         """Encode what is due; per stream the features [v, D] of the newest grid times, and whether each shows a face."""
-        due = [queue.due(last_tick, self.encoder.memory_frames) for queue in self.queues]
+        due = [queue.due(ticks, self.memory_frames) for queue in self.queues]
         tables: list[tuple[torch.Tensor | None, list[bool]]] = [
             (None if queue.feature is None else queue.feature[None], [queue.seen]) for queue in self.queues
         ]
