@@ -240,16 +240,16 @@ class Enhancer:
         """Samples [n] -> (enhanced [n], alpha [T] or None, gate [T, F'] or None), for models that want all at once."""
         gain = level_gain(samples, causal=False, sample_rate=self.sample_rate)
         if len(samples) <= LONGEST_WHOLE_SEC * self.sample_rate:
-            enhanced, alpha, gate = self._run(samples * gain, pictures.rest() if pictures else None, keep_gate)
+            enhanced, alpha, gate = self.run_whole(samples * gain, pictures.rest() if pictures else None, keep_gate)
             return enhanced / gain, alpha, gate
         enhanced, alpha = enhance_overlapped(
             samples * gain, pictures, self.sample_rate, self.video_fps, self.cfg["stft_cfg"]["hop_size"],
-            lambda chunk, picture: self._run(chunk, picture, False)[:2],
+            lambda chunk, picture: self.run_whole(chunk, picture, False)[:2],
         )
         return enhanced / gain, alpha, None
 
     @torch.inference_mode()
-    def _run(
+    def run_whole(
         self, samples: np.ndarray, picture: tuple[np.ndarray, np.ndarray] | None, keep_gate: bool
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Normalised samples [n], crops and mask or None -> (enhanced [n], alpha [T] or None, gate [T, F'] or None)."""
