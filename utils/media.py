@@ -231,33 +231,31 @@ def crop_stretches(
     frames/s, fewer for large pictures), and of nothing after that.
     """
     cropper: FaceCropper | None = None
-    chunk: list[np.ndarray | None] = []
-    longest = CHUNK_FRAMES
+    stretch: np.ndarray | None = None  # made once: hundreds of pictures come and go, and would leave holes in the heap
+    usable: list[bool] = []  # per frame of the stretch so far
     for picture in grid_frames(video_path, start_sec, duration_sec, fps):
-        if picture is not None and cropper is None:
+        if picture is not None and stretch is None:
             ready = face_crop == "auto" and picture.shape[:2] == (face_size, face_size)
             cropper = FaceCropper(face_size, "none" if ready else face_crop, fps)
-            longest = max(LEAST_CHUNK_FRAMES, min(CHUNK_FRAMES, CHUNK_BYTES // picture.nbytes))
-        chunk.append(picture)
-        if len(chunk) >= longest:
-            yield _crop_stretch(chunk, cropper, face_size)
-            chunk = []
-    if chunk:
-        yield _crop_stretch(chunk, cropper, face_size)
+            longest = min(CHUNK_FRAMES, max(LEAST_CHUNK_FRAMES, CHUNK_BYTES // picture.nbytes))
+            stretch = np.zeros((max(longest, len(usable) + 1), *picture.shape), np.uint8)
+        usable.append(picture is not None and picture.shape == stretch.shape[1:])
+        if stretch is not None:
+            stretch[len(usable) - 1] = picture if usable[-1] else 0
+        if len(usable) >= (CHUNK_FRAMES if stretch is None else len(stretch)):
+            yield _crop_stretch(stretch, np.array(usable), cropper, face_size)
+            usable = []
+    if usable:
+        yield _crop_stretch(stretch, np.array(usable), cropper, face_size)
 
 
 def _crop_stretch(
-    chunk: list[np.ndarray | None], cropper: FaceCropper | None, face_size: int
+    stretch: np.ndarray | None, usable: np.ndarray, cropper: FaceCropper | None, face_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures uint8 [H, W, 3], None where there is none -> (crops [v, S, S, 3], mask [v])."""
-    sample = next((picture for picture in chunk if picture is not None), None)
-    if sample is None or cropper is None:
-        return np.zeros((len(chunk), face_size, face_size, 3), np.uint8), np.zeros(len(chunk), bool)
-    usable = np.array([picture is not None and picture.shape == sample.shape for picture in chunk])
-    frames = np.zeros((len(chunk), *sample.shape), np.uint8)
-    for index in np.flatnonzero(usable):
-        frames[index] = chunk[index]
-    crop, mask = cropper(frames)
+    """Pictures uint8 [n, H, W, 3], bool [v]: which of the first v are there -> (crops [v, S, S, 3], mask [v])."""
+    if cropper is None or not usable.any():
+        return np.zeros((len(usable), face_size, face_size, 3), np.uint8), np.zeros(len(usable), bool)
+    crop, mask = cropper(stretch[: len(usable)])
     mask &= usable
     crop[~mask] = 0
     return crop, mask
