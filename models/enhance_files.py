@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from models.enhancer import Enhancer, Outcome
+from models.enhancer import AlphaTrack, Enhancer, Outcome
 from models.pictures import Pictures
 from models.spool import SpooledSound
 from utils.console import EXIT_FAILED, one_line
@@ -146,12 +146,11 @@ def enhance_file(
 def _in_pieces(
     enhancer: Enhancer, sound: SpooledSound, pictures: Pictures | None, enhanced: SpooledSound
 ) -> Outcome:
-    alphas: list[np.ndarray] = []
-    for wav, alpha, _ in enhancer.stream(sound.pieces(), pictures):
+    alpha = AlphaTrack(enhancer.cfg["stft_cfg"], sound.n_samples)
+    for wav, steps, _ in enhancer.stream(sound.pieces(), pictures):
         enhanced.append(wav)
-        alphas += alpha
-    alpha = np.concatenate(alphas) if alphas else None
-    return enhancer.outcome(sound.n_samples / enhancer.sample_rate, pictures, alpha)
+        alpha.append(steps)
+    return enhancer.outcome(sound.n_samples / enhancer.sample_rate, pictures, alpha.values)
 
 
 def spool(sound: SpooledSound, path: Path, sample_rate: int) -> None:
