@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from models.enhance_files import folder_jobs, run_jobs
+from models.enhance_files import enhance_file, folder_jobs, run_jobs
 from models.enhancer import Enhancer
 from models.pcs400 import cal_pcs
 from utils import console
@@ -33,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(args.config) if args.config else None
         enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, config)
         print(enhancer.describe(), flush=True)
-        return run_jobs(enhancer, jobs, cal_pcs if args.post_processing_PCS else None)
+        work = partial(enhance_file, post_process=cal_pcs) if args.post_processing_PCS else enhance_file
+        return run_jobs(enhancer, jobs, work)
 
     return console.run("inference.py", body)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from models.enhance_files import Job, folder_jobs, run_jobs, single_job
 from models.enhancer import Enhancer
+from models.stream_files import stream_file
 from utils import console
 from utils.config import load_config
 
@@ -22,12 +24,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="a .wav file (or a folder); with --input_folder a folder "
                         "(default: results/<name>_enhanced.wav)")
     parser.add_argument("--checkpoint_file", type=Path, default=DEFAULT_CHECKPOINT, help="default: ckpts/LiteAVSE_small.pth")
+    parser.add_argument("--stream", action="store_true", help="chunk by chunk on one thread, as live; prints latency and speed")
+    parser.add_argument("--chunk_ms", type=float, default=25.0, help="of --stream (default: 25)")
     parser.add_argument("--config", type=Path, help="only for checkpoints that carry no configuration")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     single = args.input_audio is not None or args.input_video is not None
     if single == (args.input_folder is not None):
         parser.error("give either --input_folder, or --input_audio and/or --input_video")
+    if not 0 < args.chunk_ms <= 60_000:
+        parser.error(f"--chunk_ms is {args.chunk_ms:g}, it should be some milliseconds, e.g. 25")
     return args
 
 
@@ -45,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load_config(args.config) if args.config else None
         enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, config)
         print(enhancer.describe(), flush=True)
-        return run_jobs(enhancer, jobs)
+        if not args.stream:
+            return run_jobs(enhancer, jobs)
+        if not enhancer.model.causal:
+            raise ValueError(f"--stream: {args.checkpoint_file} is not causal (model_cfg.causal: false); leave --stream out")
+        return run_jobs(enhancer, jobs, partial(stream_file, chunk_ms=args.chunk_ms))
 
     return console.run("inference_av.py", body)
 

@@ -7,16 +7,18 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from models.enhancer import Enhancer, EnhanceResult
+from models.enhancer import AlphaTrack, Enhancer, Outcome
+from models.pictures import Pictures
+from models.spool import SpooledSound
 from utils.console import EXIT_FAILED, one_line
-from utils.media import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, MediaError, load_audio
+from utils.media import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, MediaError, sound_pieces
 from utils.util import atomic_write
 
 
@@ -97,55 +99,77 @@ def folder_jobs(folder: Path, output: Path, use_video: bool = True, suffix: str 
     return jobs
 
 
-def write_wav(path: Path, wav: np.ndarray, sample_rate: int) -> float:
+def write_wav(path: Path, wav: np.ndarray | SpooledSound, sample_rate: int) -> float:
     """Write float [L] as 16-bit PCM, whole or not at all; louder than full scale is turned down. Gives the gain in dB."""
-    peak = float(np.abs(wav).max()) if len(wav) else 0.0
+    if isinstance(wav, SpooledSound):
+        pieces, peak = wav.pieces(), wav.peak
+    else:
+        pieces, peak = iter([np.asarray(wav)]), float(np.abs(wav).max()) if len(wav) else 0.0
     gain = 1.0 / peak if peak > 1.0 else 1.0
-    pcm = np.clip(np.round(np.asarray(wav, np.float64) * gain * 32768.0), -32768, 32767).astype(np.int16)
-    with atomic_write(path) as temporary:
-        soundfile.write(temporary, pcm, sample_rate, subtype="PCM_16", format="WAV")
+    with atomic_write(path) as temporary, soundfile.SoundFile(temporary, "w", sample_rate, 1, "PCM_16", format="WAV") as file:
+        for piece in pieces:
+            pcm = np.clip(np.round(np.asarray(piece, np.float64) * gain * 32768.0), -32768, 32767)
+            file.write(pcm.astype(np.int16))
     return 20.0 * float(np.log10(gain))
 
 
 def enhance_file(
-    enhancer: Enhancer, job: Job, sample_rate: int | None = None,
-    post_process: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> EnhanceResult:
-    """Enhance one recording and write it; `sample_rate` is that of the output (default: the model's).
+    enhancer: Enhancer, job: Job, post_process: Callable[[np.ndarray], np.ndarray] | None = None
+) -> Outcome:
+    """Enhance one recording and write it at the model's rate.
 
-    A picture that is missing or broken is left out, with a note. `post_process` takes and gives float [L]. The result's
-    `seconds` include decoding. ValueError (MediaError), OSError for a sound that cannot be read or written.
+    A picture that is missing or broken is left out, with a note. A causal model's memory does not grow with the
+    recording. `post_process` takes and gives float [L], the whole sound. The outcome's `seconds` include decoding.
+    ValueError (MediaError), OSError for a sound that cannot be read or written.
     """
-    started = time.perf_counter()
-    rate = sample_rate or enhancer.sample_rate
-    wav = load_audio(job.audio, rate)
-    picture, notes = _load_picture(enhancer, job, len(wav) / rate)
-    result = enhancer.enhance(wav, rate, *picture)
-    notes += result.notes
-    enhanced = result.wav
-    if post_process is not None:
-        enhanced = np.asarray(post_process(enhanced), np.float32)[: len(wav)]
-        enhanced = np.pad(enhanced, (0, len(wav) - len(enhanced)))
-    gain_db = write_wav(job.output, enhanced, rate)
+    started, rate = time.perf_counter(), enhancer.sample_rate
+    with SpooledSound() as sound, SpooledSound() as enhanced:
+        spool(sound, job.audio, rate)
+        pictures, notes = open_pictures(enhancer, job, sound.n_samples / rate)
+        if enhancer.model.causal:
+            outcome = _in_pieces(enhancer, sound, pictures, enhanced)
+        else:
+            outcome = enhancer.enhance(np.concatenate(list(sound.pieces())), rate, pictures)
+            enhanced.append(outcome.wav)
+        notes += outcome.notes
+        wav: np.ndarray | SpooledSound = enhanced
+        if post_process is not None:
+            wav = np.asarray(post_process(np.concatenate(list(enhanced.pieces()))), np.float32)[: sound.n_samples]
+            wav = np.pad(wav, (0, sound.n_samples - len(wav)))
+        gain_db = write_wav(job.output, wav, rate)
     if gain_db < 0:
         notes.append(f"louder than full scale: turned down by {-gain_db:.1f} dB")
-    return replace(result, wav=enhanced, seconds=time.perf_counter() - started, notes=tuple(notes))
+    outcome = Outcome(**{field.name: getattr(outcome, field.name) for field in fields(Outcome)})
+    return replace(outcome, seconds=time.perf_counter() - started, notes=tuple(notes))
 
 
-def _load_picture(enhancer: Enhancer, job: Job, duration_sec: float) -> tuple[tuple, list[str]]:
-    """What `enhance` takes for video and video_mask, and why it is nothing where the picture cannot be used."""
-    if job.video is None or not enhancer.uses_video:
-        return (job.video,), []
+def _in_pieces(
+    enhancer: Enhancer, sound: SpooledSound, pictures: Pictures | None, enhanced: SpooledSound
+) -> Outcome:
+    alpha = AlphaTrack(enhancer.cfg["stft_cfg"], sound.n_samples)
+    for wav, steps, _ in enhancer.stream(sound.pieces(), pictures):
+        enhanced.append(wav)
+        alpha.append(steps)
+    return enhancer.outcome(sound.n_samples / enhancer.sample_rate, pictures, alpha.values)
+
+
+def spool(sound: SpooledSound, path: Path, sample_rate: int) -> None:
+    """Decode a whole file's sound into `sound`; OSError or MediaError for what is no sound."""
+    for piece in sound_pieces(path, sample_rate):
+        sound.append(piece)
+    if not sound.n_samples:
+        raise MediaError(f"{path} holds less than one sample at {sample_rate} Hz")
+
+
+def open_pictures(enhancer: Enhancer, job: Job, duration_sec: float) -> tuple[Pictures | None, list[str]]:
+    """The job's pictures as far as the sound goes, and a note where they cannot be used."""
     try:
-        crops, mask = enhancer.load_video(job.video, duration_sec)
+        return enhancer.pictures(job.video, None, duration_sec)
     except (MediaError, FileNotFoundError) as error:
-        return (None,), [f"{one_line(error)}: audio only"]
-    if not mask.any():
-        return (None,), [f"no face in {job.video}: audio only"]
-    return (crops, mask), []
+        return None, [f"{one_line(error)}: audio only"]
 
 
-def report_line(job: Job, result: EnhanceResult) -> str:
+def report_line(job: Job, result: Outcome) -> str:
     """What was done to one recording, in one line."""
     parts = [f"{result.duration_sec:.2f} s", f"RTF {result.rtf:.2f}"]
     if result.alpha is not None:
@@ -154,14 +178,17 @@ def report_line(job: Job, result: EnhanceResult) -> str:
 
 
 def run_jobs(
-    enhancer: Enhancer, jobs: Sequence[Job], post_process: Callable[[np.ndarray], np.ndarray] | None = None
+    enhancer: Enhancer, jobs: Sequence[Job], work: Callable[[Enhancer, Job], Outcome] = enhance_file
 ) -> int:
-    """Do all jobs, printing a line for each; one that fails stops no other. Exit code: 0, or EXIT_FAILED if any failed."""
+    """Do all jobs, printing a line for each; one that fails stops no other. Exit code: 0, or EXIT_FAILED if any failed.
+
+    `work` does one: `enhance_file`, models.stream_files.stream_file, or either with arguments of its own bound to it.
+    """
     enhancer.warm_up()
     failures: list[tuple[Job, str]] = []
     for job in tqdm(jobs, unit="file", disable=None if len(jobs) > 1 else True):
         try:
-            result = enhance_file(enhancer, job, post_process=post_process)
+            result = work(enhancer, job)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failures.append((job, one_line(error)))
             continue

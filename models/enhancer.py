@@ -1,14 +1,15 @@
 """The one road from a recording to its enhanced sound: every script, evaluation and app calls this.
 
-prepare (any waveform -> level-normalised samples at the model's rate), the model on spectra, restore (-> samples at the
-input's rate and level).
+Any waveform becomes samples at the model's rate; a causal model then runs over them step by step, any other takes them
+whole; the result goes back to the input's rate. What comes out is at the level of what went in.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,31 +18,29 @@ import torch
 
 from models.generator import SEMamba, load_generator
 from models.level import level_gain
+from models.overlap import enhance_overlapped
+from models.pictures import Pictures, check_crops, check_mask
 from models.scan import describe_backend
 from models.stfts import mag_phase_istft, mag_phase_stft
-from utils.media import load_video_frames, resample, to_mono
+from models.stream_core import PIECE_FRAMES, StreamBatch
+from utils.media import crop_stretches, load_video_frames, resample, to_mono
 from utils.util import pick_device
 
 INTEGER_KINDS = {np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16), np.dtype(np.int32)}
 HIGHEST_RATE_HZ = 10_000_000
+LONGEST_WHOLE_SEC = 30  # of sound that a model which is not causal takes at once
 LOUDEST = 1e12  # integers stored as floats pass, what would lose precision or overflow further on does not
 
 
-@dataclass(frozen=True)
-class EnhanceResult:
-    """What `Enhancer.enhance` gives back: the enhanced sound, and what it was made with."""
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How enhancing a recording went."""
 
-    wav: np.ndarray  # float32 [L], as many samples as the input, at its rate and level
-    sample_rate: int  # Hz, the input's
+    duration_sec: float
     seconds: float  # wall time it took
     alpha: np.ndarray | None = None  # float32 [T], trust in the picture per STFT frame; None when no picture was used
-    gate: np.ndarray | None = None  # float32 [T, F'], where the picture helps; only with return_details=True
     masked_share: float = 1.0  # share of the sound's video frames that show no face or do not exist
     notes: tuple[str, ...] = ()  # one line each: what was asked for and could not be done
-
-    @property
-    def duration_sec(self) -> float:
-        return len(self.wav) / self.sample_rate
 
     @property
     def rtf(self) -> float:
@@ -54,27 +53,17 @@ class EnhanceResult:
         return None if self.alpha is None else float(self.alpha.mean())
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    samples: np.ndarray  # float32 [n], mono, at the model's rate, before the gain
-    gain: np.ndarray  # float32 [n]
-    length: int  # samples of the input
-    sample_rate: int  # Hz, of the input
+@dataclass(frozen=True, kw_only=True)
+class EnhanceResult(Outcome):
+    """What `Enhancer.enhance` gives back: the enhanced sound, and what it was made with."""
 
-    @property
-    def duration_sec(self) -> float:
-        return self.length / self.sample_rate
+    wav: np.ndarray  # float32 [L], as many samples as the input, at its rate and level
+    sample_rate: int  # Hz, the input's
+    gate: np.ndarray | None = None  # float32 [T, F'], where the picture helps; only with return_details=True
 
 
-@dataclass(frozen=True)
-class _Picture:
-    crops: np.ndarray  # uint8 or float [V, S, S, 3], at least one frame
-    mask: np.ndarray  # bool [V], at least one True
-    masked_share: float
-
-
-def float_waveform(wav: np.ndarray) -> np.ndarray:
-    """Samples of any common type, [L], [L, ch] or [ch, L] (the shorter axis is the channels) -> float32 [L] mono.
+def float_waveform(wav: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Samples of any common type, [L], [L, ch] or [ch, L] (`axis`, or the shorter one, is the channels) -> float32 [L] mono.
 
     Integers are scaled to full scale 1 (uint8 is centred at 128, as in 8-bit WAV); floats are taken as they are.
     ValueError for no samples, NaN or infinity, complex, boolean or 64-bit integer samples.
@@ -89,13 +78,32 @@ def float_waveform(wav: np.ndarray) -> np.ndarray:
         wav = (wav.astype(np.float32 if bits <= 16 else np.float64) - centre) / 2 ** (bits - 1)
     elif not np.issubdtype(wav.dtype, np.floating):
         raise ValueError(f"samples are {wav.dtype}; give 8, 16 or 32-bit integers, or floats with full scale 1")
-    if not np.isfinite(wav).all():
+    # The extremes tell of NaN and infinity without an array as long as the sound.
+    low, high = float(wav.min()), float(wav.max())
+    if not math.isfinite(low + high):
         bad = int(np.count_nonzero(~np.isfinite(wav)))
         raise ValueError(f"the sound holds {bad} samples that are NaN or infinite; repair it or replace them with 0")
-    peak = float(np.abs(wav).max())
-    if peak > LOUDEST:
+    if (peak := max(-low, high)) > LOUDEST:
         raise ValueError(f"the sound reaches {peak:g}; floats should have full scale 1")
-    return to_mono(wav)
+    return to_mono(wav, axis)
+
+
+class AlphaTrack:
+    """Alpha [T] of a sound of n_samples, filled step by step.
+
+    One array from the start: small ones that are kept between a model's large ones leave holes in the heap (measured:
+    11 MB more for each minute of sound).
+    """
+
+    def __init__(self, stft_cfg: Mapping, n_samples: int) -> None:
+        self.values = np.zeros(1 + max(n_samples, stft_cfg["n_fft"]) // stft_cfg["hop_size"], np.float32)
+        self._filled = 0
+
+    def append(self, steps: Iterable[np.ndarray]) -> None:
+        """Add alpha [t] of further steps."""
+        for step in steps:
+            self.values[self._filled : self._filled + len(step)] = step
+            self._filled += len(step)
 
 
 class Enhancer:
@@ -154,7 +162,7 @@ class Enhancer:
         )
 
     def enhance(
-        self, wav: np.ndarray, sample_rate: int, video: str | os.PathLike | np.ndarray | None = None,
+        self, wav: np.ndarray, sample_rate: int, video: str | os.PathLike | np.ndarray | Pictures | None = None,
         video_mask: np.ndarray | None = None, return_details: bool = False,
     ) -> EnhanceResult:
         """Enhance a recording; the output is mono, exactly as long and as loud as went in.
@@ -164,69 +172,106 @@ class Enhancer:
         bool [V] (True: a face is seen; default all). Frames beyond the end of the sound are left out, moments without a
         picture are enhanced by sound alone. return_details keeps the gate as well. ValueError names what is unusable;
         nothing is guessed.
+
+        A causal model goes through the sound step by step as it would live (models/stream_core.py), so memory does not
+        grow but for the arrays themselves, and there are no joins. Any other takes up to LONGEST_WHOLE_SEC at once, and
+        longer recordings in overlapping chunks with cross-fades, under the one gain of the whole (models/overlap.py).
         """
         started = time.perf_counter()
-        prepared = self._prepare(wav, sample_rate)
-        picture, notes = self._picture(video, video_mask, prepared.duration_sec)
-        samples, alpha, gate = self._run(prepared.samples * prepared.gain, picture, return_details)
-        return EnhanceResult(
-            wav=self._restore(samples, prepared),
-            sample_rate=prepared.sample_rate,
-            seconds=time.perf_counter() - started,
-            alpha=alpha,
-            gate=gate,
-            masked_share=1.0 if picture is None else picture.masked_share,
-            notes=tuple(notes),
-        )
-
-    def _prepare(self, wav: np.ndarray, sample_rate: int) -> _Prepared:
         if not 1 <= sample_rate <= HIGHEST_RATE_HZ or int(sample_rate) != sample_rate:
             raise ValueError(f"sample_rate is {sample_rate!r}, it should be a whole number of Hz, e.g. {self.sample_rate}")
         mono = float_waveform(wav)
         samples = resample(mono, int(sample_rate), self.sample_rate)
         if not len(samples):
             samples = np.zeros(1, np.float32)  # shorter than one sample of ours
-        gain = level_gain(samples, self.model.causal, self.sample_rate)
-        return _Prepared(samples, gain, len(mono), int(sample_rate))
+        duration_sec = len(mono) / sample_rate
+        pictures, notes = self.pictures(video, video_mask, duration_sec)
+        run = self._in_steps if self.model.causal else self._offline
+        samples, alpha, gate = run(samples, pictures, return_details)
+        outcome = self.outcome(duration_sec, pictures, alpha)
+        return EnhanceResult(
+            **vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)},
+            wav=self._restore(samples, int(sample_rate), len(mono)), sample_rate=int(sample_rate),
+            gate=None if outcome.alpha is None else gate,
+        )  # fmt: skip
 
-    def _picture(
-        self, video: str | os.PathLike | np.ndarray | None, mask: np.ndarray | None, duration_sec: float
-    ) -> tuple[_Picture | None, list[str]]:
-        """The part of the video that the model may use, or None and why."""
+    def pictures(
+        self, video: str | os.PathLike | np.ndarray | Pictures | None, mask: np.ndarray | None, duration_sec: float
+    ) -> tuple[Pictures | None, list[str]]:
+        """The part of a video (file, crops, or what this gave before) that a sound of duration_sec may use, or None and why.
+
+        A file is decoded as far as it is asked for. FileNotFoundError or MediaError when it has no picture.
+        """
         if video is None:
             return None, []
         if not self.uses_video:
             return None, [f"{type(self.model).__name__} checkpoint without a visual branch: video not used"]
-        source = "the video"
+        if isinstance(video, Pictures):
+            return video, []
+        wanted = max(1, math.ceil(duration_sec * self.video_fps - 1e-6))
         if isinstance(video, (str, os.PathLike)):
-            source = os.fspath(video)
-            video, mask = self.load_video(video, duration_sec)
-        crops, mask = self._check_crops(video, mask)
-        wanted = max(1, int(np.ceil(duration_sec * self.video_fps - 1e-6)))
-        crops, mask = crops[:wanted], mask[:wanted]
-        if not mask.any():
-            return None, [f"no face in {source}: audio only"]
-        return _Picture(crops, mask, 1.0 - int(mask.sum()) / wanted), []
+            method = self.cfg["visual_cfg"]["face_crop"]
+            stretches = crop_stretches(video, 0.0, duration_sec, self.face_size, self.video_fps, method)
+            return Pictures(stretches, wanted, os.fspath(video)), []
+        crops = check_crops(video, self.face_size)
+        return Pictures([(crops, check_mask(mask, len(crops)))], wanted), []
 
-    def _check_crops(self, crops: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        crops, size = np.asarray(crops), self.face_size
-        if crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
-            raise ValueError(f"video should be face crops [frames, {size}, {size}, 3], not {list(crops.shape)}")
-        if crops.dtype != np.uint8:
-            if not np.issubdtype(crops.dtype, np.floating):
-                raise ValueError(f"video is {crops.dtype}; give uint8, or floats in [0, 1]")
-            if crops.size and not (crops.min() >= 0 and crops.max() <= 1):
-                raise ValueError("video holds values outside [0, 1] or NaN; give uint8, or floats in [0, 1]")
-        mask = np.ones(len(crops), bool) if mask is None else np.asarray(mask).astype(bool)
-        if mask.shape != (len(crops),):
-            raise ValueError(f"video_mask has the shape {list(mask.shape)}, it should be [{len(crops)}], one per frame")
-        return crops, mask
+    def outcome(self, duration_sec: float, pictures: Pictures | None, alpha: np.ndarray | None) -> Outcome:
+        """What to say of a recording that has gone through: no alpha, and a note, when no face was ever seen."""
+        if pictures is None:
+            return Outcome(duration_sec=duration_sec, seconds=0.0)
+        if not pictures.seen:
+            return Outcome(duration_sec=duration_sec, seconds=0.0, notes=(f"no face in {pictures.source}: audio only",))
+        return Outcome(duration_sec=duration_sec, seconds=0.0, alpha=alpha, masked_share=pictures.masked_share)
+
+    def stream(
+        self, sound: Iterable[np.ndarray], pictures: Pictures | None, keep_gate: bool = False
+    ) -> Iterator[tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]]:
+        """Enhance samples float32 [n] at the model's rate, piece by piece; causal models only.
+
+        Yields (enhanced samples [m], alpha [t] per step, gate [t, F'] per step if kept); the m add up to the n.
+        """
+        batch = StreamBatch(self.model, self.cfg, keep_gate=keep_gate)
+        heard = 0
+        for piece in sound:
+            heard += len(piece)
+            for first, crops, mask in pictures.until(int(heard / self.sample_rate * self.video_fps) + 1) if pictures else ():
+                batch.add_video(crops, np.arange(first, first + len(crops)) / self.video_fps, mask)
+            out = batch.feed(piece[None])[0]
+            yield out, [alpha[0] for alpha in batch.alpha], [gate[0] for gate in batch.gate]
+        out = batch.flush()[0]
+        yield out, [alpha[0] for alpha in batch.alpha], [gate[0] for gate in batch.gate]
+
+    def _in_steps(self, samples: np.ndarray, pictures: Pictures | None, keep_gate: bool) -> tuple:
+        """Samples [n] -> (enhanced [n], alpha [T], gate [T, F'] or None), through `stream`."""
+        size = PIECE_FRAMES * self.cfg["stft_cfg"]["hop_size"]
+        pieces = (samples[first : first + size] for first in range(0, len(samples), size))
+        enhanced, position, gates = np.empty(len(samples), np.float32), 0, []
+        alpha = AlphaTrack(self.cfg["stft_cfg"], len(samples))
+        for out, steps, gate in self.stream(pieces, pictures, keep_gate):
+            enhanced[position : position + len(out)] = out
+            position += len(out)
+            alpha.append(steps)
+            gates += gate
+        return enhanced, alpha.values, np.concatenate(gates) if gates else None
+
+    def _offline(self, samples: np.ndarray, pictures: Pictures | None, keep_gate: bool) -> tuple:
+        """Samples [n] -> (enhanced [n], alpha [T] or None, gate [T, F'] or None), for models that want all at once."""
+        gain = level_gain(samples, causal=False, sample_rate=self.sample_rate)
+        if len(samples) <= LONGEST_WHOLE_SEC * self.sample_rate:
+            enhanced, alpha, gate = self.run_whole(samples * gain, pictures.rest() if pictures else None, keep_gate)
+            return enhanced / gain, alpha, gate
+        enhanced, alpha = enhance_overlapped(
+            samples * gain, pictures, self.sample_rate, self.video_fps, self.cfg["stft_cfg"]["hop_size"],
+            lambda chunk, picture: self.run_whole(chunk, picture, False)[:2],
+        )
+        return enhanced / gain, alpha, None
 
     @torch.inference_mode()
-    def _run(
-        self, samples: np.ndarray, picture: _Picture | None, keep_gate: bool
+    def run_whole(
+        self, samples: np.ndarray, picture: tuple[np.ndarray, np.ndarray] | None, keep_gate: bool
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Normalised samples [n] -> (enhanced [n], alpha [T] or None, gate [T, F'] or None)."""
+        """Normalised samples [n], crops and mask or None -> (enhanced [n], alpha [T] or None, gate [T, F'] or None)."""
         stft = self.cfg["stft_cfg"]
         sizes = (stft["n_fft"], stft["hop_size"], stft["win_size"], self.cfg["model_cfg"]["compress_factor"])
         # The STFT mirrors half a window at each edge, so there must be that much to mirror.
@@ -234,13 +279,13 @@ class Enhancer:
         wave = torch.from_numpy(padded).to(self.device)[None]  # [1, n]
         mag, pha, _ = mag_phase_stft(wave, *sizes)  # [1, F, T]
         alpha = gate = None
-        if picture is None:
+        if picture is None or not picture[1].any():
             mag, pha, _ = self.model(mag, pha)
         else:
-            crops = torch.from_numpy(np.ascontiguousarray(picture.crops)).to(self.device)
+            crops = torch.from_numpy(np.ascontiguousarray(picture[0])).to(self.device)
             scale = 255.0 if crops.dtype == torch.uint8 else 1.0
             video = (crops.float() / scale).permute(3, 0, 1, 2)[None]  # [1, 3, V, S, S]
-            mask = torch.from_numpy(np.ascontiguousarray(picture.mask)).to(self.device)[None]
+            mask = torch.from_numpy(np.ascontiguousarray(picture[1])).to(self.device)[None]
             enhanced = self.model.forward_with_gates(mag, pha, video, mask)
             mag, pha = enhanced.mag, enhanced.pha
             alpha = enhanced.alpha[0, :, 0].cpu().numpy()
@@ -248,10 +293,10 @@ class Enhancer:
         wave = mag_phase_istft(mag, pha, *sizes, length=len(padded))
         return wave[0, : len(samples)].cpu().numpy(), alpha, gate
 
-    def _restore(self, enhanced: np.ndarray, prepared: _Prepared) -> np.ndarray:
-        """Normalised samples at the model's rate -> float32 [L] at the input's level, rate and length."""
+    def _restore(self, enhanced: np.ndarray, sample_rate: int, length: int) -> np.ndarray:
+        """Samples at the model's rate -> float32 [length] at sample_rate."""
         if not np.isfinite(enhanced).all():
             raise ValueError(f"{Path(self.name).name} gave samples that are not finite: its weights are damaged")
-        wav = resample(enhanced / prepared.gain, self.sample_rate, prepared.sample_rate)
-        missing = prepared.length - len(wav)
-        return np.pad(wav, (0, missing)) if missing > 0 else wav[: prepared.length]
+        wav = resample(enhanced, self.sample_rate, sample_rate)
+        missing = length - len(wav)
+        return np.pad(wav, (0, missing)) if missing > 0 else wav[:length]

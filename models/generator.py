@@ -288,6 +288,12 @@ def load_generator(
     if own is not None and config is not None:
         _refuse_other_model(path, own, complete_config(config))
     cfg = complete_config(own if own is not None else (config or {}), source=f"config of {path}")
+    if own is None and cfg["model_cfg"]["norm"] != "instance":
+        # The affine weights of both norms have one shape: only the record tells them apart.
+        raise ValueError(
+            f"checkpoint {path} carries no configuration, so it is SEMamba's own kind (model_cfg.norm: instance); "
+            f"the given config says norm: {cfg['model_cfg']['norm']}, under which its weights mean something else"
+        )
     name = checkpoint.get("architecture", "SEMamba")
     if name not in ARCHITECTURES:
         raise ValueError(f"checkpoint {path} is of architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")

@@ -21,38 +21,45 @@ FLOOR_POWER = 10.0 ** (-60 / 10)  # below this it is silence, not quiet speech
 class RunningLevel:
     """Causal level estimate: an exponential average of power over 3 s, or a quarter of that over 0.1 s if larger.
 
-    Gain in block k comes from blocks before k only, and is linear inside the block, so that it is continuous.
+    Gain in block k comes from blocks before k only, and is linear inside the block, so that it is continuous. With
+    `streams` it follows so many sounds side by side, each by itself. A shallow copy.copy is a snapshot: no array is
+    changed in place.
     """
 
-    def __init__(self, sample_rate: int = 16000) -> None:
+    def __init__(self, sample_rate: int = 16000, streams: int | None = None) -> None:
+        shape = () if streams is None else (streams,)
         self._slow_decay = float(np.exp(-BLOCK_SAMPLES / (SLOW_SEC * sample_rate)))
         self._fast_decay = float(np.exp(-BLOCK_SAMPLES / (FAST_SEC * sample_rate)))
-        self._slow_sum, self._slow_count = PRIOR_BLOCKS * PRIOR_POWER, PRIOR_BLOCKS
-        self._fast_power = 0.0
-        self._gain = PRIOR_POWER**-0.5  # at the end of the last block
-        self._target = self._gain  # at the end of the block under way
+        self._slow_sum, self._slow_count = np.full((*shape, 1), PRIOR_BLOCKS * PRIOR_POWER), np.full((*shape, 1), PRIOR_BLOCKS)
+        self._fast_power = np.zeros((*shape, 1))
+        self._ends = np.full((*shape, 2), PRIOR_POWER**-0.5)  # gain at the start and at the end of the block under way
+        self._begun = np.zeros((*shape, 0))  # what was heard of that block
 
     def step(self, x: np.ndarray) -> np.ndarray:
-        """x [n], n a multiple of BLOCK_SAMPLES, -> gain [n]; the state moves on."""
-        blocks = np.asarray(x, dtype=np.float64).reshape(-1, BLOCK_SAMPLES)
-        if not len(blocks):
-            return np.zeros(0, np.float32)
-        power = np.mean(np.square(blocks), axis=1)
-        slow_sum, _ = lfilter([1.0], [1.0, -self._slow_decay], power, zi=[self._slow_decay * self._slow_sum])
-        count, _ = lfilter(
-            [1.0], [1.0, -self._slow_decay], np.ones_like(power), zi=[self._slow_decay * self._slow_count]
-        )
-        fast, _ = lfilter(
-            [1.0 - self._fast_decay], [1.0, -self._fast_decay], power, zi=[self._fast_decay * self._fast_power]
-        )
-        level = np.maximum(np.maximum(slow_sum / count, FAST_WEIGHT * fast), FLOOR_POWER)
-        # ends[k] is the gain where block k ends: what was known when block k began.
-        ends = np.concatenate(([self._gain, self._target], level**-0.5))
+        """Any number of further samples x [n], or [streams, n], -> their gain, float32 of that shape."""
+        begun = self._begun.shape[-1]
+        heard = np.concatenate((self._begun, np.asarray(x, dtype=np.float64)), axis=-1)
+        whole = heard.shape[-1] // BLOCK_SAMPLES
+        self._begun = heard[..., whole * BLOCK_SAMPLES :]
+        ends = self._ends
+        if whole:
+            blocks = heard[..., : whole * BLOCK_SAMPLES].reshape(*heard.shape[:-1], whole, BLOCK_SAMPLES)
+            # ends[k] is the gain where block k ends: what was known when block k began.
+            ends = np.concatenate((ends, self._levels(np.mean(np.square(blocks), axis=-1)) ** -0.5), axis=-1)
+            self._ends = ends[..., -2:]
         ramp = np.arange(1, BLOCK_SAMPLES + 1) / BLOCK_SAMPLES
-        gain = ends[:-2, None] + (ends[1:-1] - ends[:-2])[:, None] * ramp
-        self._slow_sum, self._slow_count, self._fast_power = float(slow_sum[-1]), float(count[-1]), float(fast[-1])
-        self._gain, self._target = float(ends[-2]), float(ends[-1])
-        return gain.reshape(-1).astype(np.float32)
+        gain = ends[..., :-1, None] + np.diff(ends)[..., None] * ramp  # [..., blocks, BLOCK_SAMPLES]
+        gain = gain.reshape(*heard.shape[:-1], -1)[..., begun : heard.shape[-1]]
+        return gain.astype(np.float32)
+
+    def _levels(self, power: np.ndarray) -> np.ndarray:
+        """Power of further blocks [..., k] -> the level known after each of them [..., k]."""
+        slow, fast = [1.0, -self._slow_decay], [1.0, -self._fast_decay]
+        slow_sum, _ = lfilter([1.0], slow, power, zi=self._slow_decay * self._slow_sum)
+        count, _ = lfilter([1.0], slow, np.ones_like(power), zi=self._slow_decay * self._slow_count)
+        near, _ = lfilter([1.0 - self._fast_decay], fast, power, zi=self._fast_decay * self._fast_power)
+        self._slow_sum, self._slow_count, self._fast_power = slow_sum[..., -1:], count[..., -1:], near[..., -1:]
+        return np.maximum(np.maximum(slow_sum / count, FAST_WEIGHT * near), FLOOR_POWER)
 
 
 def level_gain(x: np.ndarray, causal: bool, sample_rate: int = 16000) -> np.ndarray:
@@ -62,7 +69,6 @@ def level_gain(x: np.ndarray, causal: bool, sample_rate: int = 16000) -> np.ndar
     """
     x = np.asarray(x, dtype=np.float64)
     if causal:
-        padded = np.pad(x, (0, -len(x) % BLOCK_SAMPLES))
-        return RunningLevel(sample_rate).step(padded)[: len(x)]
+        return RunningLevel(sample_rate).step(x)
     rms = float(np.sqrt(np.mean(np.square(x)))) if len(x) else 0.0
     return np.full(len(x), 1.0 / rms if rms > 1e-8 else 1.0, np.float32)

@@ -106,6 +106,11 @@ class _LiteVisualEncoder(nn.Module):
         self.hop_size: int = stft["hop_size"]
         self.sampling_rate: int = stft["sampling_rate"]
 
+    @property
+    def memory_frames(self) -> int:
+        """Video frames after which an earlier one has no effect left on a feature (causal encoders)."""
+        return sum(layer.context for layer in self.modules() if isinstance(layer, (TimeConv1d, TimeConv3d))) + self.mean_frames
+
     def third_party_keys(self) -> list[str]:
         """Names in this module's state dict that hold weights of others, which a checkpoint must not carry."""
         return []

@@ -75,6 +75,12 @@ class PassThrough(torch.nn.Module):
         super().__init__()
         self.causal = causal
 
+    def init_state(self, mag: torch.Tensor) -> None:
+        return None
+
+    def step(self, mag: torch.Tensor, pha: torch.Tensor, state: None) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        return mag, pha, None, None
+
     def forward(self, mag: torch.Tensor, pha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
         return mag, pha, None
 

@@ -287,11 +287,10 @@ def test_a_failed_write_leaves_nothing_and_spares_what_was_there(run_av, tmp_pat
     assert run_av("--input_audio", source, "--output", "out/a.wav") == 0
     before = (tmp_path / "out" / "a.wav").read_bytes()
 
-    def full_disk(path: Path, *arguments: object, **options: object) -> None:
-        Path(path).write_bytes(b"RIFF half")
+    def full_disk(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(enhance_files.soundfile, "write", full_disk)
+    monkeypatch.setattr(enhance_files.soundfile.SoundFile, "write", full_disk)
     assert run_av("--input_audio", source, "--output", "out/a.wav") == 1
     assert "No space left" in capsys.readouterr().err
     assert all_files(tmp_path / "out") == {"a.wav"} and (tmp_path / "out" / "a.wav").read_bytes() == before
@@ -303,7 +302,7 @@ def test_stopped_by_hand(run_av, tmp_path, capsys, monkeypatch) -> None:
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(enhance_files, "load_audio", stop)
+    monkeypatch.setattr(enhance_files, "sound_pieces", stop)
     assert run_av("--input_audio", source) == 130
     only_line(capsys.readouterr().err)
 

@@ -38,6 +38,7 @@ SHORTER = {
     "evaluation.score_folder": ["--workers", "1"],
     "data.make_synthetic": ["--speakers", "3", "--clips_per_speaker", "2", "--duration_sec", "1", "--noise_sec", "1"],
     "data.prepare_faces": ["--workers", "1"],
+    "evaluation.streaming_check": ["--duration_sec", "0.5"],
 }
 
 
@@ -186,6 +187,7 @@ def make_place(place: Path) -> Path:
 LEAVES_BEHIND = {
     "results/talker_awb_enhanced.wav", "clean.wav", "results/recordings/meeting_enhanced.wav",
     "results/recordings/talker_awb_enhanced.wav", "enhanced.wav", "results/semamba/meeting.wav",
+    "results/streamed/talker_awb_enhanced.wav", "live.wav",
     "data/lists/raw/grid_train.json", "data/lists/grid_train.json", "data/lists/grid_valid.json", "data/lists/grid_test.json",
     "data/lists/noise_train.json", "exp/small/best.pth", "exp/small/config.yaml", "exp/small/environment.json",
     "exp/small/log.jsonl", "results/small/talker_awb_enhanced.wav", "data/synthetic/synth_train.json", "exp/smoke/log.jsonl",

@@ -162,6 +162,14 @@ def _frame_samples(frame: av.audio.frame.AudioFrame) -> np.ndarray:
 
 def decode_sound(path: str | os.PathLike, start_sec: float, stop_sec: float | None) -> tuple[np.ndarray, int, int]:
     """Sound of a container, placed by timestamp: (mono [n], its rate, index of its first sample since sound start)."""
+    pieces = list(decode_sound_pieces(path, start_sec, stop_sec))
+    return np.concatenate([samples for samples, _, _ in pieces]), *pieces[0][1:]
+
+
+def decode_sound_pieces(
+    path: str | os.PathLike, start_sec: float = 0.0, stop_sec: float | None = None
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """What `decode_sound` joins, frame by frame: (mono [n], rate, index of its first sample), without gaps between."""
     zero_sec = sound_start_sec(path)
     if zero_sec is None:
         raise MediaError(f"{path} has no sound that can be decoded")
@@ -172,30 +180,29 @@ def decode_sound(path: str | os.PathLike, start_sec: float, stop_sec: float | No
                 container.seek(int((zero_sec + start_sec - PREROLL_SEC) * av.time_base))
             except (av.FFmpegError, OSError):
                 _log.info("%s cannot be sought in; read from its beginning", path)
-        pieces: list[np.ndarray] = []
-        rate, first, position = 0, 0, 0
+        rate, position = 0, None
         decoder = Decoder(container, stream)
         for frame in decoder:
             rate = rate or frame.sample_rate
             if frame.sample_rate != rate:
                 decoder.damaged += 1
                 continue
-            at = position if frame.time is None else round((frame.time - zero_sec) * rate)
-            if not pieces:
-                first = position = at
+            at = (position or 0) if frame.time is None else round((frame.time - zero_sec) * rate)
+            if position is None:
+                position = at
             missing = at - position
             if GAP_SEC * rate < missing < 60 * rate:
-                pieces.append(np.zeros(missing, np.float32))
+                yield np.zeros(missing, np.float32), rate, position
                 position = at
-            pieces.append(_frame_samples(frame))
-            position += len(pieces[-1])
+            samples = _frame_samples(frame)
+            yield samples, rate, position
+            position += len(samples)
             if stop_sec is not None and position > stop_sec * rate:
                 break
         if decoder.damaged:
             _log.info("%s: %d damaged sound packets skipped", path, decoder.damaged)
-    if not pieces:
+    if position is None:
         raise MediaError(f"{path} has no sound at {start_sec:g} s or later")
-    return np.concatenate(pieces), rate, first
 
 
 class _Pictures:

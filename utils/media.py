@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from utils.decode import (
     MediaInfo,
     audio_stream,
     decode_sound,
+    decode_sound_pieces,
     grid_frames,
     open_media,
     probe_media,
@@ -29,6 +31,7 @@ __all__ = [
     "VIDEO_EXTENSIONS",
     "MediaError",
     "MediaInfo",
+    "crop_stretches",
     "grid_frames",
     "has_audio",
     "has_video",
@@ -37,6 +40,7 @@ __all__ = [
     "media_duration_sec",
     "probe_media",
     "resample",
+    "sound_pieces",
     "to_mono",
     "write_clip",
 ]
@@ -46,7 +50,8 @@ VIDEO_EXTENSIONS = (
     ".mp4", ".mpg", ".mpeg", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".ts", ".mts", ".3gp", ".wmv", ".flv",
 )  # fmt: skip
 
-CHUNK_FRAMES = 250  # pictures held in memory at once
+CHUNK_FRAMES = 250  # pictures held in memory at once, fewer when they would fill more than CHUNK_BYTES
+CHUNK_BYTES, LEAST_CHUNK_FRAMES = 128 << 20, 50  # two seconds are needed to tell a head that is lost from one that blinks
 CLIP_CRF = 12  # H.264 quality of written crops: no visible loss at 96 x 96
 
 
@@ -79,14 +84,15 @@ def media_duration_sec(path: str | os.PathLike) -> float | None:
         return container.duration / av.time_base if container.duration else None
 
 
-def to_mono(samples: np.ndarray) -> np.ndarray:
-    """Mean over channels of [L], [L, ch] or [ch, L] (the shorter axis is taken for the channels) -> float32 [L]."""
+def to_mono(samples: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Mean over channels of [L], [L, ch] or [ch, L] -> float32 [L]; without `axis` the shorter one is the channels."""
     samples = np.asarray(samples)
     if samples.ndim == 1:
         return samples.astype(np.float32, copy=False)
     if samples.ndim != 2:
         raise ValueError(f"sound should have the shape [samples] or [samples, channels], not {list(samples.shape)}")
-    axis = 0 if samples.shape[0] < samples.shape[1] else 1
+    if axis is None:
+        axis = 0 if samples.shape[0] < samples.shape[1] else 1
     return samples.mean(axis=axis, dtype=np.float64).astype(np.float32)
 
 
@@ -148,6 +154,53 @@ def load_audio(
     return out
 
 
+def sound_pieces(path: str | os.PathLike, sample_rate: int = 16000) -> Iterator[np.ndarray]:
+    """The sound that `load_audio` gives of a whole file, as float32 pieces [n] of a few seconds, in bounded memory.
+
+    FileNotFoundError, or MediaError for what is no sound, is empty, or (once that piece is reached) is not finite.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} does not exist")
+    heard = given = rate = 0
+    resampler = None
+    for piece, rate in _source_pieces(path):
+        if not np.isfinite(piece).all():
+            raise MediaError(f"{path} holds samples that are NaN or infinite; write it again as 16-bit or finite float")
+        heard += len(piece)
+        if rate != sample_rate:
+            resampler = resampler or soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
+            piece = resampler.resample_chunk(piece)
+        given += len(piece)
+        yield piece
+    if not heard:
+        raise MediaError(f"{path} holds no samples")
+    if resampler is not None:
+        last, wanted = resampler.resample_chunk(np.zeros(0, np.float32), last=True), round(heard * sample_rate / rate)
+        yield np.pad(last, (0, max(0, wanted - given - len(last))))[: wanted - given]
+
+
+def _source_pieces(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
+    """(mono float32 [n], rate) of a file from its beginning, a few seconds at a time."""
+    try:
+        file = soundfile.SoundFile(os.fspath(path)) if _is_audio_name(path) else None
+    except (soundfile.SoundFileError, OSError):
+        file = None  # a format that only FFmpeg reads
+    if file is not None:
+        with file:
+            for block in file.blocks(4 * file.samplerate, dtype="float32", always_2d=True):
+                yield block.mean(axis=1, dtype=np.float64).astype(np.float32), file.samplerate
+        return
+    waiting, n_waiting = [], 0
+    for samples, rate, _ in decode_sound_pieces(path):
+        waiting.append(samples)
+        n_waiting += len(samples)
+        if n_waiting >= 4 * rate:
+            yield np.concatenate(waiting), rate
+            waiting, n_waiting = [], 0
+    if waiting:
+        yield np.concatenate(waiting), rate
+
+
 def _is_audio_name(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() not in VIDEO_EXTENSIONS
 
@@ -162,37 +215,50 @@ def load_video_frames(
     the mask False. A video of face_size x face_size is taken to be crops already (face_crop "auto"). Time zero is where
     the file's own sound begins. MediaError when nothing can be decoded.
     """
-    cropper: FaceCropper | None = None
-    crops, masks, chunk = [], [], []
-
-    def flush() -> None:
-        nonlocal cropper
-        sample = next((picture for picture in chunk if picture is not None), None)
-        if sample is None:
-            crops.append(np.zeros((len(chunk), face_size, face_size, 3), np.uint8))
-            masks.append(np.zeros(len(chunk), bool))
-            return
-        if cropper is None:
-            ready = face_crop == "auto" and sample.shape[:2] == (face_size, face_size)
-            cropper = FaceCropper(face_size, "none" if ready else face_crop, fps)
-        black = np.zeros_like(sample)
-        frames = np.stack([black if p is None or p.shape != sample.shape else p for p in chunk])
-        crop, mask = cropper(frames)
-        mask &= np.array([p is not None and p.shape == sample.shape for p in chunk])
-        crop[~mask] = 0
-        crops.append(crop)
-        masks.append(mask)
-
-    for picture in grid_frames(video_path, start_sec, duration_sec, fps):
-        chunk.append(picture)
-        if len(chunk) == CHUNK_FRAMES:
-            flush()
-            chunk = []
-    if chunk:
-        flush()
-    if not crops:
+    stretches = list(crop_stretches(video_path, start_sec, duration_sec, face_size, fps, face_crop))
+    if not stretches:
         raise MediaError(f"{video_path} has no picture at {start_sec:g} s or later")
-    return np.concatenate(crops), np.concatenate(masks)
+    return np.concatenate([crops for crops, _ in stretches]), np.concatenate([mask for _, mask in stretches])
+
+
+def crop_stretches(
+    video_path: str | os.PathLike, start_sec: float = 0.0, duration_sec: float | None = None, face_size: int = 96,
+    fps: float = 25.0, face_crop: str = "auto",
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """`load_video_frames` piece by piece, in bounded memory: what it joins, in stretches of CHUNK_FRAMES or less.
+
+    The box around the face is smoothed inside a stretch, so a crop knows of pictures up to a stretch ahead (10 s at 25
+    frames/s, fewer for large pictures), and of nothing after that.
+    """
+    cropper: FaceCropper | None = None
+    stretch: np.ndarray | None = None  # made once: hundreds of pictures come and go, and would leave holes in the heap
+    usable: list[bool] = []  # per frame of the stretch so far
+    for picture in grid_frames(video_path, start_sec, duration_sec, fps):
+        if picture is not None and stretch is None:
+            ready = face_crop == "auto" and picture.shape[:2] == (face_size, face_size)
+            cropper = FaceCropper(face_size, "none" if ready else face_crop, fps)
+            longest = min(CHUNK_FRAMES, max(LEAST_CHUNK_FRAMES, CHUNK_BYTES // picture.nbytes))
+            stretch = np.zeros((max(longest, len(usable) + 1), *picture.shape), np.uint8)
+        usable.append(picture is not None and picture.shape == stretch.shape[1:])
+        if stretch is not None:
+            stretch[len(usable) - 1] = picture if usable[-1] else 0
+        if len(usable) >= (CHUNK_FRAMES if stretch is None else len(stretch)):
+            yield _crop_stretch(stretch, np.array(usable), cropper, face_size)
+            usable = []
+    if usable:
+        yield _crop_stretch(stretch, np.array(usable), cropper, face_size)
+
+
+def _crop_stretch(
+    stretch: np.ndarray | None, usable: np.ndarray, cropper: FaceCropper | None, face_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures uint8 [n, H, W, 3], bool [v]: which of the first v are there -> (crops [v, S, S, 3], mask [v])."""
+    if cropper is None or not usable.any():
+        return np.zeros((len(usable), face_size, face_size, 3), np.uint8), np.zeros(len(usable), bool)
+    crop, mask = cropper(stretch[: len(usable)])
+    mask &= usable
+    crop[~mask] = 0
+    return crop, mask
 
 
 def write_clip(

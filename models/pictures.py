@@ -1,0 +1,71 @@
+"""Face crops on their way into a model: checked, and taken from their source only as far as the sound has come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+
+def check_crops(crops: np.ndarray, size: int) -> np.ndarray:
+    """Face crops [V, S, S, 3] of uint8, or of floats in [0, 1], as an array; ValueError says what else they are."""
+    crops = np.asarray(crops)
+    if crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
+        raise ValueError(f"video should be face crops [frames, {size}, {size}, 3], not {list(crops.shape)}")
+    if crops.dtype != np.uint8:
+        if not np.issubdtype(crops.dtype, np.floating):
+            raise ValueError(f"video is {crops.dtype}; give uint8, or floats in [0, 1]")
+        if crops.size and not (crops.min() >= 0 and crops.max() <= 1):
+            raise ValueError("video holds values outside [0, 1] or NaN; give uint8, or floats in [0, 1]")
+    return crops
+
+
+def check_mask(mask: np.ndarray | None, n_frames: int) -> np.ndarray:
+    """The mask as bool [V], all True for None; ValueError for another length."""
+    mask = np.ones(n_frames, bool) if mask is None else np.asarray(mask).astype(bool)
+    if mask.shape != (n_frames,):
+        raise ValueError(f"video_mask has the shape {list(mask.shape)}, it should be [{n_frames}], one per frame")
+    return mask
+
+
+class Pictures:
+    """Consecutive stretches (crops [v, S, S, 3], mask bool [v]) on the frame grid, pulled one by one.
+
+    `wanted` frames at most belong to the sound. The first stretch is pulled at once, so that a source that cannot be
+    read says so here; later ones when `until` asks.
+    """
+
+    def __init__(
+        self, stretches: Iterable[tuple[np.ndarray, np.ndarray]], wanted: int, source: str = "the video"
+    ) -> None:
+        self._stretches = iter(stretches)
+        self.source = source  # its name for messages
+        self.wanted = wanted
+        self.pulled = 0  # frames so far
+        self.seen = 0  # of which so many show a face
+        self._ahead = next(self._stretches, None)
+
+    def until(self, tick: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """(index of its first frame, crops, mask) of every stretch not given yet that begins at or before frame `tick`."""
+        while self._ahead is not None and self.pulled <= min(tick, self.wanted - 1):
+            crops, mask = (part[: self.wanted - self.pulled] for part in self._ahead)
+            first = self.pulled
+            self.pulled += len(crops)
+            self.seen += int(mask.sum())
+            yield first, crops, mask
+            self._ahead = next(self._stretches, None)
+
+    def rest(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """All that is left in one piece; None when there is nothing."""
+        parts = [(crops, mask) for _, crops, mask in self.until(self.wanted)]
+        if not parts:
+            return None
+        if len(parts) == 1:
+            return parts[0]
+        crops, masks = zip(*parts, strict=True)
+        return np.concatenate(crops), np.concatenate(masks)
+
+    @property
+    def masked_share(self) -> float:
+        """Share of the sound's frames that show no face or do not exist."""
+        return 1.0 - self.seen / self.wanted

@@ -1,0 +1,40 @@
+"""Sound of any length on disk instead of in memory, between decoding, enhancing and writing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from types import TracebackType
+
+import numpy as np
+
+PIECE_SAMPLES = 16000
+
+
+class SpooledSound:
+    """float32 samples [n] in a temporary file that is gone when the `with` block is left."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self.n_samples = 0
+        self.peak = 0.0  # largest magnitude
+
+    def __enter__(self) -> SpooledSound:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+    def append(self, samples: np.ndarray) -> None:
+        """Add samples [n] at the end."""
+        if len(samples):
+            self._file.seek(0, 2)
+            self._file.write(np.ascontiguousarray(samples, dtype=np.float32).data)
+            self.n_samples += len(samples)
+            self.peak = max(self.peak, float(np.abs(samples).max()))
+
+    def pieces(self, size: int = PIECE_SAMPLES) -> Iterator[np.ndarray]:
+        """All samples from the beginning, `size` at a time."""
+        for first in range(0, self.n_samples, size):
+            self._file.seek(4 * first)
+            yield np.frombuffer(self._file.read(4 * min(size, self.n_samples - first)), np.float32)

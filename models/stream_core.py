@@ -1,0 +1,245 @@
+"""A causal model over running sound: hop by hop, everything carried on, nothing seen twice.
+
+The same signal path as offline (level, centred STFT with mirrored edges, model, inverse STFT), for several independent
+streams that advance together. STFT frame t is centred on sample t * hop and needs the n_fft / 2 samples behind it; output
+sample n is complete once the frames up to (n + n_fft / 2) // hop are: n_fft - 1 samples after n at most.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from models.generator import Enhanced, SEMamba
+from models.level import RunningLevel
+from models.pictures import check_crops, check_mask
+from models.stfts import mag_phase_stft
+from models.stream_video import PictureQueue, VideoSide
+
+PIECE_FRAMES = 40  # STFT frames a model takes at once: a quarter of a second fits the caches, a whole one takes 15 % longer
+
+
+@dataclass
+class _Carried:
+    """All that goes on from one call to the next; no tensor in it is changed in place, so a shallow copy is a snapshot."""
+
+    level: RunningLevel
+    wave: torch.Tensor  # [B, n] samples at the model's level, from `start` on
+    gains: torch.Tensor  # [B, n] gain of the samples heard but not given yet
+    tail: torch.Tensor  # [B, n_fft - hop] overlapped-added frames, not complete yet
+    weight: torch.Tensor  # [n_fft - hop] the sum of squared windows there
+    model: Any
+    start: int = 0
+    heard: int = 0
+    given: int = 0
+    frames: int = 0
+    mirrored: bool = False
+    flushed: bool = False
+
+
+class StreamBatch:
+    """`streams` independent sounds through one causal model; all advance by the same number of samples.
+
+    Samples are float32 at the model's rate and at the recording's own level. What one stream holds has no effect on
+    another. Errors (ValueError) leave the state as it was. `alpha` holds the trust in the picture for the frames of the
+    last call, as arrays [B, t], 0 where there is none; with keep_gate `gate` is alike, arrays [B, t, F'].
+    """
+
+    def __init__(
+        self, model: SEMamba, cfg: Mapping, streams: int = 1, hold_sec: float | None = None, keep_gate: bool = False
+    ) -> None:
+        if not model.causal:
+            raise ValueError("this model is not causal (model_cfg.causal: false): it cannot stream, it needs whole recordings")
+        stft = cfg["stft_cfg"]
+        self.model, self.streams, self.keep_gate = model, streams, keep_gate
+        self.n_fft, self.hop, self.win = stft["n_fft"], stft["hop_size"], stft["win_size"]
+        self.sample_rate: int = stft["sampling_rate"]
+        self.compress: float = cfg["model_cfg"]["compress_factor"]
+        self.n_freq_enc: int = cfg["lite_cfg"]["n_freq_enc"]
+        self.face_size: int = cfg["visual_cfg"]["face_size"]
+        weight = next(model.parameters(), None)
+        self.device = torch.device("cpu") if weight is None else weight.device
+        self.uses_video = bool(getattr(model, "use_visual", False))
+        self._hold_sec = hold_sec
+        side = (self.n_fft - self.win) // 2
+        window = F.pad(torch.hann_window(self.win), (side, self.n_fft - self.win - side))
+        self._window = window.to(self.device)  # [n_fft]
+        self.reset()
+
+    @property
+    def latency_samples(self) -> int:
+        """An output sample leaves with the call that brings its (latency_samples - 1)th successor, or sooner."""
+        return self.n_fft
+
+    @property
+    def backlog_samples(self) -> int:
+        """Samples heard and not given yet."""
+        return self._now.heard - self._now.given
+
+    @torch.inference_mode()
+    def reset(self) -> None:
+        """Back to the start; the model stays loaded."""
+        blank = torch.zeros(self.streams, self.n_fft // 2 + 1, 0, device=self.device)
+        overlap = self.n_fft - self.hop
+        self._now = _Carried(
+            level=RunningLevel(self.sample_rate, self.streams),
+            wave=blank.new_zeros(self.streams, 0),
+            gains=blank.new_zeros(self.streams, 0),
+            tail=blank.new_zeros(self.streams, overlap),
+            weight=blank.new_zeros(overlap),
+            model=self.model.init_state(blank),
+        )
+        self.video = None
+        if self.uses_video:
+            self.video = VideoSide(self.model.visual_encoder, self.model.timing, self.streams, self._hold_sec)
+        self.alpha: list[np.ndarray] = []
+        self.gate: list[np.ndarray] = []
+
+    def add_video(
+        self, crops: np.ndarray, timestamps: np.ndarray, mask: np.ndarray | None = None, stream: int = 0
+    ) -> None:
+        """Face crops [V, S, S, 3] of one stream, shown from timestamps [V] (seconds since its sound began) on.
+
+        See models.stream_video.PictureQueue for what late, missing and otherwise spaced frames come to. ValueError for
+        crops, timestamps or a mask that cannot be used, for a model without a picture, and after `flush`.
+        """
+        if self.video is None:
+            raise ValueError(f"this {type(self.model).__name__} checkpoint has no visual branch: it takes no video")
+        self._refuse_after_flush()
+        crops = check_crops(crops, self.face_size)
+        queue: PictureQueue = copy.copy(self.video.queues[stream])
+        queue.add(crops, timestamps, check_mask(mask, len(crops)))
+        self.video.queues[stream] = queue
+
+    @torch.inference_mode()
+    def feed(self, samples: np.ndarray) -> np.ndarray:
+        """Any number of further samples [B, n] -> the enhanced samples that are complete now, float32 [B, m]."""
+        self._refuse_after_flush()
+        size = PIECE_FRAMES * self.hop
+        pieces = [samples[:, first : first + size] for first in range(0, samples.shape[1], size)]
+        return self._carry_on([lambda now, made, piece=piece: self._hear(now, piece, made) for piece in pieces])
+
+    @torch.inference_mode()
+    def flush(self) -> np.ndarray:
+        """The end of the sound: what is still to come, [B, m], so that as many samples were given as were fed."""
+        self._refuse_after_flush()
+        return self._carry_on([self._end])
+
+    def _refuse_after_flush(self) -> None:
+        if self._now.flushed:
+            raise ValueError("this stream has ended (flush was called); reset() begins a new one")
+
+    def _carry_on(self, parts: list) -> np.ndarray:
+        """Run the parts on a copy of the state, which replaces the state when all of them have gone well."""
+        now, queues = copy.copy(self._now), self.video.snapshot() if self.video else None
+        now.level = copy.copy(now.level)
+        made: list[tuple[np.ndarray, np.ndarray | None]] = []
+        try:
+            outputs = [part(now, made) for part in parts]
+            out = np.concatenate([np.zeros((self.streams, 0), np.float32), *(o.cpu().numpy() for o in outputs)], axis=1)
+            if not np.isfinite(out).all():
+                raise ValueError("the model gave samples that are not finite: its weights are damaged")
+        except BaseException:
+            if self.video:
+                self.video.queues = queues
+            raise
+        self._now = now
+        self.alpha, self.gate = [alpha for alpha, _ in made], [gate for _, gate in made if gate is not None]
+        return out
+
+    def _hear(self, now: _Carried, samples: np.ndarray, made: list) -> torch.Tensor:
+        half = self.n_fft // 2
+        samples = np.ascontiguousarray(samples, dtype=np.float32)
+        gain = now.level.step(samples)
+        now.heard += samples.shape[1]
+        now.gains = torch.cat((now.gains, torch.from_numpy(gain).to(self.device)), dim=1)
+        now.wave = torch.cat((now.wave, torch.from_numpy(samples * gain).to(self.device)), dim=1)
+        if not self._mirror_start(now):
+            return now.wave[:, :0]
+        return self._run(now, (now.heard - half) // self.hop + 1 - now.frames, now.heard, made)
+
+    def _mirror_start(self, now: _Carried) -> bool:
+        """Put the mirrored beginning before the sound once there is enough of it; whether that is done."""
+        half = self.n_fft // 2
+        if not now.mirrored and now.heard > half:
+            now.wave = torch.cat((now.wave[:, 1 : half + 1].flip(1), now.wave), dim=1)
+            now.start, now.mirrored = -half, True
+        return now.mirrored
+
+    def _end(self, now: _Carried, made: list) -> torch.Tensor:
+        now.flushed = True
+        length = now.heard
+        if not length:
+            return now.wave
+        # As offline: what is shorter than a window is made one, so that there is enough to mirror.
+        now.wave = F.pad(now.wave, (0, max(0, self.n_fft - length)))
+        now.heard = max(length, self.n_fft)
+        self._mirror_start(now)
+        half = self.n_fft // 2
+        now.wave = torch.cat((now.wave, now.wave[:, -half - 1 : -1].flip(1)), dim=1)
+        last = self._run(now, now.heard // self.hop + 1 - now.frames, length, made)
+        rest = self._complete(now, now.tail / now.weight.clamp(min=1e-11), now.frames * self.hop - half, length)
+        now.heard = length
+        return torch.cat((last, rest), dim=1)
+
+    def _run(self, now: _Carried, n_frames: int, length: int, made: list) -> torch.Tensor:
+        """n_frames further STFT frames through the model -> the samples before `length` that they complete."""
+        if n_frames <= 0:
+            return now.wave[:, :0]
+        half, first = self.n_fft // 2, now.frames
+        offset = first * self.hop - half - now.start
+        span = (n_frames - 1) * self.hop + self.n_fft
+        sizes = (self.n_fft, self.hop, self.win, self.compress)
+        mag, pha, _ = mag_phase_stft(now.wave[:, offset : offset + span], *sizes, center=False)  # [B, F, t]
+        mag, pha = self._step(now, mag, pha, made)
+        now.frames += n_frames
+        # What the next frame needs is kept, and what flush will mirror.
+        cut = max(0, min(now.frames * self.hop - half - now.start, now.wave.shape[1] - half - 1))
+        now.wave, now.start = now.wave[:, cut:], now.start + cut
+        return self._complete(now, self._overlap_add(now, mag, pha, n_frames), first * self.hop - half, length)
+
+    def _step(self, now: _Carried, mag: torch.Tensor, pha: torch.Tensor, made: list) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.video is None:
+            mag, pha, _, now.model = self.model.step(mag, pha, now.model)
+            return mag, pha
+        sight = self.video.features(now.frames, mag.shape[2])
+        enhanced, now.model = self.model.step_with_gates(mag, pha, *(sight or (None, None)), now.model)
+        made.append(self._details(enhanced, mag.shape[2]))
+        return enhanced.mag, enhanced.pha
+
+    def _overlap_add(self, now: _Carried, mag: torch.Tensor, pha: torch.Tensor, n_frames: int) -> torch.Tensor:
+        """Spectra [B, F, t] -> the next t * hop samples [B, t * hop], normalised as torch.istft does."""
+        spectrum = torch.polar(mag.pow(1.0 / self.compress), pha)
+        waves = torch.fft.irfft(spectrum, n=self.n_fft, dim=1) * self._window[:, None]  # [B, n_fft, t]
+        squares = self._window.square()[None, :, None].expand(1, -1, n_frames)
+        span, overlap = (n_frames - 1) * self.hop + self.n_fft, self.n_fft - self.hop
+        total = F.fold(torch.cat((waves, squares)), (1, span), (1, self.n_fft), stride=(1, self.hop)).view(-1, span)
+        total[:, :overlap] += torch.cat((now.tail, now.weight[None]))
+        done = n_frames * self.hop
+        now.tail, now.weight = total[:-1, done:], total[-1, done:]
+        return total[:-1, :done] / total[-1, :done].clamp(min=1e-11)
+
+    def _complete(self, now: _Carried, wave: torch.Tensor, position: int, length: int) -> torch.Tensor:
+        """Of samples [B, n] at `position` those inside the sound, at its own level."""
+        wave = wave[:, max(0, -position) : max(0, length - position)]
+        count = wave.shape[1]
+        gain, now.gains = now.gains[:, :count], now.gains[:, count:]
+        now.given += count
+        return wave / gain
+
+    def _details(self, enhanced: Enhanced, n_frames: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """alpha [B, t], and the gate [B, t, F'] where it is kept; both 0 where there is no picture."""
+        alpha, gate = np.zeros((self.streams, n_frames), np.float32), None
+        if enhanced.alpha is not None:
+            alpha = enhanced.alpha[..., 0].cpu().numpy()
+        if self.keep_gate and getattr(self.model, "fsvg", None) is not None:
+            gate = np.zeros((self.streams, n_frames, self.n_freq_enc), np.float32)
+            if enhanced.gate is not None:
+                gate = torch.where(enhanced.alpha > 0, enhanced.gate[:, 0], 0.0).cpu().numpy()
+        return alpha, gate

@@ -1,0 +1,67 @@
+"""Files through the live path: chunk by chunk, as a microphone and a camera would bring them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from models.enhance_files import Job, open_pictures, spool, write_wav
+from models.enhancer import Enhancer, Outcome
+from models.pictures import Pictures
+from models.spool import SpooledSound
+from models.streaming import StreamingEnhancer
+
+
+def chunks_with_pictures(
+    sound: Iterator[np.ndarray], pictures: Pictures | None, sample_rate: int, fps: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """(samples, crops, timestamps in seconds, mask) for each chunk: the pictures that had been shown by its end."""
+    waiting: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    heard = 0
+    for samples in sound:
+        heard += len(samples)
+        tick = int(heard / sample_rate * fps + 1e-9)  # the newest grid time that has begun
+        for first, crops, mask in pictures.until(tick) if pictures else ():
+            new = crops, np.arange(first, first + len(crops)) / fps, mask
+            waiting = new if waiting is None else tuple(np.concatenate(pair) for pair in zip(waiting, new, strict=True))
+        if waiting is None:
+            yield samples, np.zeros((0, 0, 0, 3), np.uint8), np.zeros(0), np.zeros(0, bool)
+            continue
+        due = int(np.searchsorted(waiting[1], tick / fps, side="right"))
+        crops, times, mask = (part[:due] for part in waiting)
+        waiting = tuple(part[due:] for part in waiting)
+        yield samples, crops, times, mask
+
+
+def stream_file(enhancer: Enhancer, job: Job, chunk_ms: float = 25.0) -> Outcome:
+    """Enhance one recording chunk by chunk on one thread and write it; a note gives latency, RTF and the worst chunk.
+
+    Each chunk is followed by the pictures shown until its end. The face crops are made before, as in `enhance_file`, and
+    are in the outcome's `seconds` but not in the note's RTF. ValueError for a model that is not causal.
+    """
+    started, rate = time.perf_counter(), enhancer.sample_rate
+    stream = StreamingEnhancer(enhancer)
+    alphas: list[float] = []
+    with SpooledSound() as sound, SpooledSound() as enhanced:
+        spool(sound, job.audio, rate)
+        pictures, notes = open_pictures(enhancer, job, sound.n_samples / rate)
+        chunks = sound.pieces(max(1, round(chunk_ms * rate / 1000)))
+        for samples, crops, times, mask in chunks_with_pictures(chunks, pictures, rate, enhancer.video_fps):
+            if len(crops):
+                stream.feed_video(crops, times, mask)
+            enhanced.append(stream.feed(samples))
+            alphas.append(stream.readout().alpha)
+        readout = stream.readout()
+        enhanced.append(stream.flush())
+        gain_db = write_wav(job.output, enhanced, rate)
+    if gain_db < 0:
+        notes.append(f"louder than full scale: turned down by {-gain_db:.1f} dB")
+    notes.append(
+        f"streamed in {chunk_ms:g} ms chunks: latency {1e3 * readout.latency_samples / rate:.1f} ms "
+        f"({readout.latency_samples} samples), RTF {readout.rtf:.3f}, worst chunk {readout.worst_call_ms:.1f} ms, "
+        f"{readout.threads} thread"
+    )
+    outcome = enhancer.outcome(sound.n_samples / rate, pictures, np.asarray(alphas, np.float32))
+    return Outcome(**vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)})
