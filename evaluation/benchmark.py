@@ -17,11 +17,11 @@ from pathlib import Path
 
 import torch
 
+from evaluation.benchmark_live import bench_memory, bench_streaming
 from evaluation.benchmark_parts import (
     Row,
     bench_block,
     bench_limits,
-    bench_memory,
     bench_models,
     bench_scaling,
     bench_scan,
@@ -31,7 +31,7 @@ from models.scan import describe_backend
 from utils.console import Parser, run
 from utils.util import atomic_write, git_revision, pick_device, write_json
 
-PARTS = ("scan", "block", "models", "training", "memory", "scaling")
+PARTS = ("scan", "block", "models", "streaming", "training", "memory", "scaling")
 
 
 def _cell(value: str | float) -> str:
@@ -84,6 +84,8 @@ def measure(wanted: Sequence[str], device: torch.device, repeats: int, longest_s
         tables["One time-frequency block, one second of sound, C=64"] = bench_block(device, repeats)
     if "models" in wanted:
         tables["Real-time factor of the whole pipeline"] = bench_models(device, repeats, longest_sec)
+    if "streaming" in wanted:
+        tables["Live, in 25 ms chunks, one thread"] = bench_streaming(device)
     if "training" in wanted:
         tables["Training"] = bench_training(device, repeats)
     if "memory" in wanted:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +43,7 @@ def medians(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _scan_inputs(shape: Sequence[int], device: torch.device, grad: bool) -> dict[str, torch.Tensor]:
+def scan_inputs(shape: Sequence[int], device: torch.device, grad: bool) -> dict[str, torch.Tensor]:
     b, l, d, n = shape
     rng = torch.Generator().manual_seed(0)
     sizes = {"u": (b, l, d), "delta": (b, l, d), "B": (b, l, n), "C": (b, l, n), "D": (d,), "z": (b, l, d), "delta_bias": (d,)}
@@ -57,7 +53,7 @@ def _scan_inputs(shape: Sequence[int], device: torch.device, grad: bool) -> dict
     return {name: value.requires_grad_(grad) for name, value in inputs.items()}
 
 
-def _scan_call(inputs: dict[str, torch.Tensor], backend: str, backward: bool) -> Callable[[], object]:
+def scan_call(inputs: dict[str, torch.Tensor], backend: str, backward: bool) -> Callable[[], object]:
     def call() -> None:
         with torch.set_grad_enabled(backward):
             y, _ = selective_scan(**inputs, backend=backend)
@@ -74,8 +70,8 @@ def bench_scan(device: torch.device, repeats: int) -> list[Row]:
     rows: list[Row] = []
     for label, shape in SCAN_SHAPES.items():
         for backward in (False, True):
-            inputs = _scan_inputs(shape, device, backward)
-            seconds = medians({name: _scan_call(inputs, name, backward) for name in _backends(device)}, repeats)
+            inputs = scan_inputs(shape, device, backward)
+            seconds = medians({name: scan_call(inputs, name, backward) for name in backends(device)}, repeats)
             for name, value in seconds.items():
                 rows.append({
                     "shape": label, "pass": "forward + backward" if backward else "forward", "backend": name,
@@ -85,7 +81,7 @@ def bench_scan(device: torch.device, repeats: int) -> list[Row]:
     return rows
 
 
-def _backends(device: torch.device) -> list[str]:
+def backends(device: torch.device) -> list[str]:
     """Those that run on the device; the reference last, so that the fast ones are not timed on a hot machine only."""
     names = [name for name in available_backends() if name != "reference"]
     return [name for name in names if (name == "numba") == (device.type == "cpu")] + ["reference"]
@@ -149,7 +145,7 @@ def recipes() -> dict[str, tuple[str, dict]]:
     return found
 
 
-def _enhancer(architecture: str, cfg: dict, device: torch.device) -> Enhancer:
+def fresh_enhancer(architecture: str, cfg: dict, device: torch.device) -> Enhancer:
     torch.manual_seed(0)
     return Enhancer(ARCHITECTURES[architecture](cfg).to(device).eval(), cfg, device)
 
@@ -159,7 +155,7 @@ def bench_models(device: torch.device, repeats: int, longest_sec: int) -> list[R
     rng = np.random.default_rng(0)
     rows: list[Row] = []
     for name, (architecture, cfg) in recipes().items():
-        enhancer = _enhancer(architecture, cfg, device)
+        enhancer = fresh_enhancer(architecture, cfg, device)
         visual = architecture == "LiteAVSEMamba" and cfg["visual_cfg"]["use_visual"]
         for picture in (False, True) if visual else (False,):
             row: Row = {"recipe": name, "input": "sound and face" if picture else "sound"}
@@ -182,7 +178,7 @@ def bench_training(device: torch.device, repeats: int) -> list[Row]:
     for name in ("LiteAVSE_small", "LiteAVSE"):
         architecture, cfg = recipes()[name]
         model = ARCHITECTURES[architecture](cfg).to(device)
-        step = _training_step(model, cfg, device)
+        step = training_step(model, cfg, device)
         seconds = medians({"step": step}, max(2, repeats // 2))["step"]
         audio_sec = cfg["training_cfg"]["batch_size"] * cfg["training_cfg"]["segment_size"] / 16000
         rows.append({
@@ -192,7 +188,7 @@ def bench_training(device: torch.device, repeats: int) -> list[Row]:
     return rows
 
 
-def _training_step(model: SEMamba, cfg: dict, device: torch.device) -> Callable[[], None]:
+def training_step(model: SEMamba, cfg: dict, device: torch.device) -> Callable[[], None]:
     b, samples = cfg["training_cfg"]["batch_size"], cfg["training_cfg"]["segment_size"]
     frames = samples // 100 + 1
     mag, pha = torch.rand(b, 201, frames, device=device), 6 * torch.rand(b, 201, frames, device=device) - 3
@@ -219,7 +215,7 @@ def _training_step(model: SEMamba, cfg: dict, device: torch.device) -> Callable[
 def bench_scaling(device: torch.device, repeats: int) -> list[Row]:
     """Cost against length and batch for the small recipe's sound path: linear means a constant last column."""
     architecture, cfg = recipes()["LiteAVSE_small"]
-    model = _enhancer(architecture, cfg, device).model
+    model = fresh_enhancer(architecture, cfg, device).model
     rows: list[Row] = []
     for batch, frames in ((1, 161), (1, 641), (1, 2561), (2, 641), (4, 641), (8, 641)):
         mag = torch.rand(batch, 201, frames, device=device)
@@ -231,60 +227,3 @@ def bench_scaling(device: torch.device, repeats: int) -> list[Row]:
         seconds = medians({"forward": forward}, repeats)["forward"]
         rows.append({"batch": batch, "frames": frames, "ms": 1e3 * seconds, "us per frame": 1e6 * seconds / (batch * frames)})
     return rows
-
-
-def _grown_by(seconds_between: float, function: Callable[[], object]) -> int:
-    """Bytes that this process's resident memory grows by at its largest while `function` runs (sampled)."""
-    page, statm = os.sysconf("SC_PAGE_SIZE"), Path("/proc/self/statm")
-
-    def resident() -> int:
-        return int(statm.read_text().split()[1]) * page
-
-    before, largest, done = resident(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(seconds_between):
-            largest[0] = max(largest[0], resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        function()
-    finally:
-        largest[0] = max(largest[0], resident())
-        done.set()
-        watcher.join()
-    return largest[0] - before
-
-
-def _memory_of(kind: str, name: str) -> Row:
-    """One row of the memory table, measured in a process of its own: what one run frees must not serve the next."""
-    torch.manual_seed(0)
-    if kind == "scan":
-        label, shape = next(iter(SCAN_SHAPES.items()))
-        device = torch.device("cpu")
-        _scan_call(_scan_inputs((1, 2, 64, shape[3]), device, True), name, True)()  # compiled code, thread pools
-        inputs = _scan_inputs(shape, device, True)
-        size = sum(value.nbytes for value in inputs.values())
-        grown = _grown_by(1e-3, _scan_call(inputs, name, True))
-        return {"what": f"scan forward + backward, {name}, {label}", "peak MB": grown / 1e6, "times its inputs": grown / size}
-    architecture, cfg = recipes()[name]
-    if kind == "training":
-        step = _training_step(ARCHITECTURES[architecture](cfg), cfg, torch.device("cpu"))
-        what = f"training step, {name}, batch {cfg['training_cfg']['batch_size']}"
-        return {"what": what, "peak MB": _grown_by(1e-2, step) / 1e6}
-    enhancer = _enhancer(architecture, cfg, torch.device("cpu"))
-    enhancer.warm_up()
-    wav = 0.1 * np.random.default_rng(0).standard_normal(64000).astype(np.float32)
-    return {"what": f"enhancing 4 s, {name}, sound", "peak MB": _grown_by(1e-3, lambda: enhancer.enhance(wav, 16000)) / 1e6}
-
-
-def bench_memory(device: torch.device) -> list[Row]:
-    """Peak memory above what model and inputs take."""
-    if device.type != "cpu" or not Path("/proc/self/statm").exists():
-        return []
-    jobs = [("scan", name) for name in _backends(device)]
-    jobs += [("enhance", name) for name in ("LiteAVSE_small", "LiteAVSE", "SEMamba_advanced")]
-    jobs += [("training", name) for name in ("LiteAVSE_small", "LiteAVSE")]
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        return [pool.submit(_memory_of, *job).result() for job in jobs]

@@ -8,9 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import only_line
 
-from evaluation import benchmark, benchmark_parts
+from evaluation import benchmark, benchmark_live, benchmark_parts
+from utils.config import complete_config
+
+TINY = complete_config({
+    "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 1, "causal": True},
+    "visual_cfg": {"visual_dim": 16}, "lite_cfg": {"visual_encoder_type": "custom3d"},
+})  # fmt: skip
 
 
 def test_medians_leave_the_first_call_out_and_take_turns():
@@ -36,6 +43,18 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, capsys):
     assert "abacus" in only_line(capsys.readouterr().err)
 
 
+def test_a_live_stream_is_timed_with_its_pictures(monkeypatch):
+    monkeypatch.setattr(benchmark_live, "LIVE_SEC", 1)
+    only = {"LiteAVSE_small": ("LiteAVSEMamba", TINY), "LiteAVSE": ("LiteAVSEMamba", TINY)}
+    monkeypatch.setattr(benchmark_live, "recipes", lambda: only)
+    rows = benchmark_live.bench_streaming(torch.device("cpu"))
+    assert [row["input"] for row in rows] == ["sound", "sound and face"] * 2
+    for row in rows:
+        assert row["latency ms"] == 25.0
+        assert 0 < row["median chunk ms"] <= row["worst chunk ms"]
+        assert row["RTF"] == pytest.approx(row["median chunk ms"] / 25, rel=2.0)
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux's /proc")
 def test_peak_memory_is_that_of_the_call():
     def fill() -> None:
@@ -44,4 +63,4 @@ def test_peak_memory_is_that_of_the_call():
                 fresh.write(b"x" * 1_000_000)
             time.sleep(0.01)
 
-    assert 60e6 < benchmark_parts._grown_by(1e-3, fill) < 90e6
+    assert 60e6 < benchmark_live._grown_by(1e-3, fill) < 90e6
