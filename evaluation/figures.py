@@ -71,3 +71,34 @@ def _curves(axis, grid: Grid, kind: str, metric: str) -> None:
     axis.grid(alpha=0.3)
     axis.set_xticks(snrs)
     axis.tick_params(axis="x", labelsize=7)
+
+
+def visual_figure(summary: Sequence[Mapping], path: Path) -> None:
+    """What each degradation of the video costs against no video, with 95 % intervals, and how far it is trusted."""
+    conditions = list(dict.fromkeys(entry["condition"] for entry in summary))
+    places = np.arange(len(conditions))[::-1]
+    with drawing(path, 7.2, 1.1 + 0.17 * len(conditions)) as figure:
+        axes = figure.subplots(1, len(METRICS) + 1, sharey=True)
+        for axis, metric in zip(axes, METRICS, strict=False):
+            entries = [entry for entry in summary if entry["metric"] == metric]
+            for place, entry in zip(places, entries, strict=True):
+                worse = entry["high"] < 0
+                colour = "#d55e00" if worse else "#0072b2"
+                axis.plot([entry["low"], entry["high"]], [place, place], color=colour, linewidth=1)
+                axis.plot(entry["difference"], place, "v" if worse else "o", color=colour)
+            axis.axvline(0, color="black", linewidth=0.8)
+            axis.set_title(f"gain, {LABELS[metric]}")
+        entries = [entry for entry in summary if entry["metric"] == METRICS[0]]
+        axes[-1].plot([entry["mean_alpha"] for entry in entries], places, "s", color="#009e73", label="mean alpha")
+        axes[-1].plot([entry["alpha_auc"] for entry in entries], places, "x", color="black", label="AUC")
+        axes[-1].axvline(0.5, color="black", linewidth=0.5, linestyle=":")
+        axes[-1].set_xlim(-0.05, 1.05)
+        axes[-1].set_title("alpha")
+        axes[0].set_yticks(places, conditions)
+        axes[0].set_ylim(-0.7, len(conditions) - 0.3)
+        for axis in axes:
+            axis.grid(alpha=0.3)
+            axis.locator_params(axis="x", nbins=4)
+        handles, labels = axes[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False)
+        figure.supxlabel("audio-visual minus audio-only; triangles: 95 % interval below 0", fontsize=8)

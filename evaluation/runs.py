@@ -13,7 +13,7 @@ import torch
 
 from evaluation.make_testset import SNRS_DB, add_mixture_options, check_mixture_options, make_testset, options_of
 from evaluation.scoring import RowStore, Setup, file_sha256, score_rows
-from evaluation.testset import TestSet, read_manifest
+from evaluation.testset import Manifest, read_manifest
 from models.enhancer import Enhancer
 from utils.config import load_config
 from utils.util import git_revision, write_json
@@ -24,7 +24,7 @@ class ScoredRun:
     """All rows of a run, and what made them."""
 
     rows: list[dict]
-    testset: TestSet
+    testset: Manifest
     enhancer: Enhancer
 
 

@@ -15,12 +15,12 @@ from evaluation.figures import require_matplotlib, snr_figure
 from evaluation.runs import add_run_options, command_line, score_run
 from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, COLUMNS, NOISY, report_failures, write_csv
 from evaluation.tables import SUMMARY_COLUMNS, Grid, latex_table, summarize_rows, text_table, write_text
-from evaluation.testset import TestSet
+from evaluation.testset import Manifest
 from models.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
 
 
-def rows_for(enhancer: Enhancer, testset: TestSet) -> list[str]:
+def rows_for(enhancer: Enhancer, testset: Manifest) -> list[str]:
     """The rows that this model can have on this test set."""
     if not enhancer.uses_video:
         print("this model uses no video: rows noisy and audio_only")

@@ -52,7 +52,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class TestSet:
+class Manifest:
     """A manifest as read: its samples, the longest stretch of a clip that is used, its fingerprint."""
 
     samples: tuple[Sample, ...]
@@ -109,7 +109,7 @@ def _sample(entry: dict, folder: Path) -> Sample:
     return Sample(**entry)
 
 
-def read_manifest(path: str | os.PathLike) -> TestSet:
+def read_manifest(path: str | os.PathLike) -> Manifest:
     """Read what `write_manifest` wrote; ValueError or FileNotFoundError, one line, when it is none or holds no samples."""
     path = Path(path)
     if not path.is_file():
@@ -127,7 +127,7 @@ def read_manifest(path: str | os.PathLike) -> TestSet:
         raise ValueError(f"manifest {path} holds no samples")
     if len({sample.sample_id for sample in samples}) < len(samples):
         raise ValueError(f"manifest {path} names a sample_id twice; make it anew with python -m evaluation.make_testset")
-    return TestSet(samples, max_sec, hashlib.sha256(content).hexdigest(), note, left_out)
+    return Manifest(samples, max_sec, hashlib.sha256(content).hexdigest(), note, left_out)
 
 
 def load_speech(path: str, max_sec: float) -> np.ndarray:
