@@ -195,8 +195,8 @@ def make_testset(args: argparse.Namespace, output: Path) -> int:
     if not samples:
         raise ValueError(f"{args.test_json}: no mixture could be made; last reason: {list(broken.values())[-1]}")
     speakers = sorted({sample.speaker for sample in samples})
-    if len(speakers) == 1 and not args.masker_json and any(kind in TALKERS for kind in args.kinds):
-        print(f"note: all clips are of {speakers[0]}: competing voices are the same voice; --masker_json names others")
+    if len(speakers) == 1 and not args.masker_json:
+        print(f"note: all clips are of {speakers[0]}: competing voices and other faces are the same person's")
     used = len({sample.clip for sample in samples})
     note = (
         f"{len(samples)} mixtures of {used} clips by {len(speakers)} speaker{'s' * (len(speakers) > 1)}, "

@@ -78,6 +78,11 @@ def number(value: float, metric: str, sign: str = "") -> str:
     return "-" if math.isnan(value) else f"{value:{sign}.{DIGITS[metric]}f}"
 
 
+def gain_number(value: float, metric: str) -> str:
+    """A difference of scores with its sign, in digits enough for small ones."""
+    return "-" if math.isnan(value) else f"{value:+.{2 if metric == 'si_sdr' else 3}f}"
+
+
 class Grid:
     """A summary by place: grid.at(row, kind, snr, metric), with its kinds, SNRs and rows in order."""
 

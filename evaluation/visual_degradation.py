@@ -21,9 +21,9 @@ import numpy as np
 from evaluation.figures import require_matplotlib, visual_figure
 from evaluation.runs import add_run_options, command_line, score_run
 from evaluation.scoring import AUDIO_ONLY, COLUMNS, report_failures, write_csv
-from evaluation.tables import LABELS, by_sample, latex_escape, mean, number, write_text
+from evaluation.tables import LABELS, by_sample, gain_number, latex_escape, mean, write_text
 from evaluation.testset import Manifest
-from evaluation.video_conditions import CLEAN, CONDITIONS, check_condition
+from evaluation.video_conditions import CLEAN, CONDITIONS, NONE, OTHER_FACE, check_condition
 from models.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
 from utils.metrics import METRICS
@@ -78,21 +78,20 @@ def separation(
 
 def _told(entry: Mapping) -> str:
     metric, unit = entry["metric"], " dB" if entry["metric"] == "si_sdr" else ""
-    low, high = (number(entry[key], metric, "+") for key in ("low", "high"))
-    name = LABELS[metric].removesuffix(" in dB")
-    return f"{name} {number(entry['difference'], metric, '+')}{unit} [{low}, {high}] with {entry['condition']}"
+    difference, low, high = (gain_number(entry[key], metric) for key in ("difference", "low", "high"))
+    return f"{LABELS[metric].removesuffix(' in dB')} {difference}{unit} [{low}, {high}]"
 
 
 def answer(summary: Sequence[Mapping]) -> str:
     """Is audio-visual ever worse than audio-only, and by how much? In one line."""
-    compared = [entry for entry in summary if entry["n"]]
+    compared = [entry for entry in summary if entry["n"] and entry["condition"] != NONE]
     if not compared:
         return "No answer: no mixture could be scored both with and without video."
     conditions = {entry["condition"] for entry in compared}
     below = {entry["condition"] for entry in compared if entry["difference"] < 0}
     surely = {entry["condition"] for entry in compared if entry["high"] < 0}
     least = [min((e for e in compared if e["metric"] == m), key=lambda e: e["difference"], default=None) for m in METRICS]
-    worst, total = "; ".join(_told(entry) for entry in least if entry is not None), len(conditions)
+    worst, total = "; ".join(f"{_told(e)} with {e['condition']}" for e in least if e is not None), len(conditions)
     if not below:
         return f"No: with none of {total} videos is audio-visual worse than audio-only in any metric; least gains: {worst}."
     if not surely:
@@ -104,6 +103,19 @@ def answer(summary: Sequence[Mapping]) -> str:
         f"Yes: with {len(surely)} of {total} videos audio-visual is worse than audio-only in some metric (95 % interval below "
         f"0), and in the mean with {len(below)}; worst: {worst}."
     )
+
+
+def use_of_the_right_face(rows: Sequence[Mapping]) -> str:
+    """Whether what the video gains is owed to the lips: the speaker's own video against another speaker's. In one line."""
+    samples = [rows for rows in by_sample(rows).values() if CLEAN in rows and OTHER_FACE in rows]
+    if not samples:
+        return "Not tested whether the right face matters: it needs the conditions clean and other_face."
+    told = []
+    for metric in METRICS:
+        ours, other = ([sample[row][metric] for sample in samples] for row in (CLEAN, OTHER_FACE))
+        result = compare_paired(ours, other, groups=[sample[CLEAN]["clip"] for sample in samples])
+        told.append(_told({"metric": metric, "difference": result.mean, "low": result.low, "high": result.high}))
+    return f"The speaker's own face against another's: {'; '.join(told)}."
 
 
 def _share(value: float, digits: int) -> str:
@@ -120,7 +132,7 @@ def text_table(summary: Sequence[Mapping], conditions: Sequence[str]) -> str:
         cells = []
         for entry in entries:
             mark = "*" if entry["high"] < 0 else "+" if entry["low"] > 0 else " "
-            cells.append(f"{number(entry['difference'], entry['metric'], '+') + mark:>10}")
+            cells.append(f"{gain_number(entry['difference'], entry['metric']) + mark:>10}")
         alpha, auc = (_share(entries[0][key], 3) for key in ("mean_alpha", "alpha_auc"))
         lines.append(f"{name:<14}{''.join(cells)}{alpha:>8}{auc:>7}{min(entry['n'] for entry in entries):>6}")
     tests = sum(entry["n"] > 0 for entry in summary)
@@ -140,9 +152,8 @@ def latex_table(summary: Sequence[Mapping], conditions: Sequence[str], note: str
     for name in conditions:
         entries = [entry for entry in summary if entry["condition"] == name]
         cells = [
-            " ".join([number(e["difference"], e["metric"], "+"),
-                      rf"{{\tiny[{number(e['low'], e['metric'], '+')}, {number(e['high'], e['metric'], '+')}]}}"])
-            for e in entries
+            f"{gain_number(e['difference'], e['metric'])} "
+            rf"{{\tiny[{gain_number(e['low'], e['metric'])}, {gain_number(e['high'], e['metric'])}]}}" for e in entries
         ]  # fmt: skip
         cells += [_share(entries[0][key], 2) for key in ("mean_alpha", "alpha_auc")]
         lines.append(" & ".join([latex_escape(name), *(cell.replace("-", "$-$") for cell in cells)]) + r" \\")
@@ -163,7 +174,10 @@ def study(args: argparse.Namespace, command: str) -> int:
     with contextlib.redirect_stdout(sys.stderr):  # the answer comes first
         done = score_run(args, rows_for, command)
     summary = compare_conditions(done.rows, args.conditions)
-    lines = [answer(summary), f"{done.enhancer.describe()}; {done.testset.note}", text_table(summary, args.conditions)]
+    lines = [
+        answer(summary), use_of_the_right_face(done.rows), f"{done.enhancer.describe()}; {done.testset.note}",
+        text_table(summary, args.conditions),
+    ]  # fmt: skip
     print("\n".join(lines))
     output = args.output_dir
     write_text(output / "report.txt", "\n".join([*lines, command, ""]))

@@ -13,7 +13,7 @@ from corpus import make_corpus
 from evaluation import visual_degradation
 from evaluation.scoring import AUDIO_ONLY
 from evaluation.video_conditions import AS_IN_TRAINING, CLEAN, CONDITIONS, NONE, OTHER_FACE, degrade
-from evaluation.visual_degradation import answer, compare_conditions, separation
+from evaluation.visual_degradation import answer, compare_conditions, separation, use_of_the_right_face
 from utils.metrics import METRICS
 
 FPS = 25.0
@@ -102,9 +102,17 @@ def test_the_answer_follows_from_the_differences() -> None:
     unsure = {CLEAN: worse[CLEAN], "noise": worse["noise"]}
     assert answer(compare_conditions(rows_with(unsure, alphas), list(unsure))).startswith("Not beyond chance: with 1 of 2")
     fine = {CLEAN: worse[CLEAN], "none": [0.0, 0.0, 0.0]}
-    assert answer(compare_conditions(rows_with(fine, alphas | {"none": 0.0}), list(fine))).startswith("No: with none of 2")
+    text = answer(compare_conditions(rows_with(fine, alphas | {"none": 0.0}), list(fine)))
+    assert text.startswith("No: with none of 1 videos")
     auc = {entry["condition"]: entry["alpha_auc"] for entry in summary}
     assert auc["blur"] == 1.0 and auc["noise"] == 0.5
+
+
+def test_whether_the_right_face_matters() -> None:
+    alphas = {CLEAN: 0.9, OTHER_FACE: 0.9}
+    text = use_of_the_right_face(rows_with({CLEAN: [0.3, 0.4, 0.5], OTHER_FACE: [0.1, 0.1, 0.1]}, alphas))
+    assert "SI-SDR +0.30 dB [+0.20, +0.40]" in text
+    assert use_of_the_right_face(rows_with({CLEAN: [0.3]}, alphas)).startswith("Not tested")
 
 
 def test_what_failed_leaves_the_comparison_of_its_condition_only() -> None:
