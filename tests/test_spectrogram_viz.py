@@ -39,7 +39,7 @@ def test_the_difference_is_white_where_nothing_differs(tmp_path: Path) -> None:
     assert one.shape == two.shape
     # The light blue of "quieter by 14 dB" is a colour that only the difference has.
     blue = [((image[..., 2] > 0.7) & (image[..., 0] < 0.6)).sum() for image in (one, two)]
-    assert blue[0] == 0 and blue[1] > 10_000
+    assert blue[0] < 2000 and blue[1] > 20_000  # the colour bar holds some
 
 
 def command(checkpoint: Path, output: Path, **files: Path) -> list[str]:
