@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from conftest import only_line, save_tiny_checkpoint
 from corpus import make_corpus
 
-from evaluation import make_testset, scoring, snr_breakdown
+from evaluation import figures, make_testset, scoring, snr_breakdown
 from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY, RowStore, Scorer, Setup
 from evaluation.tables import latex_table, summarize_rows
 from evaluation.testset import mix, read_manifest
@@ -23,6 +24,13 @@ from models.enhancer import Enhancer
 from utils.metrics import METRICS, score_clip
 
 FILES = {"scores.csv", "summary.csv", "table.tex", "snr.png", "manifest.json", "run.json", "rows.jsonl"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse_figures() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "DPI", 60)
+        yield
 
 
 @pytest.fixture(scope="module")
