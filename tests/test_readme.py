@@ -37,6 +37,10 @@ SHORTER = {
     "train_lite": ["--device", "cpu", "--override", *TINY],
     "data.make_synthetic": ["--speakers", "3", "--clips_per_speaker", "2", "--duration_sec", "1", "--noise_sec", "1"],
     "data.prepare_faces": ["--workers", "1"],
+    "evaluation.make_testset": ["--kinds", "noise", "--snr_db", "0"],
+    "evaluation.snr_breakdown": ["--workers", "1", "--device", "cpu"],
+    "evaluation.report": ["--kinds", "noise", "--snr_db", "0", "--conditions", "clean", "none", "--workers", "1", "--device",
+                          "cpu", "--compare_with", "--n_runs", "1", "--duration_sec", "0.5"],
 }
 
 
@@ -172,7 +176,8 @@ LEAVES_BEHIND = {
     "data/lists/raw/grid_train.json", "data/lists/grid_train.json", "data/lists/grid_valid.json", "data/lists/grid_test.json",
     "data/lists/noise_train.json", "exp/small/best.pth", "exp/small/config.yaml", "exp/small/environment.json",
     "exp/small/log.jsonl", "results/small/talker_awb_enhanced.wav", "data/synthetic/synth_train.json", "exp/smoke/log.jsonl",
-    "results/small_demo/talker_awb_audio_visual.wav", "results/small_demo/talker_awb.png",
+    "results/small_demo/talker_awb_audio_visual.wav", "results/small_demo/talker_awb.png", "results/report/report.html",
+    "results/testset.json", "results/ours/table.tex", "results/semamba/scores.csv",
 }  # fmt: skip
 
 
