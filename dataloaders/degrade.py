@@ -45,14 +45,16 @@ class VisualDegradation:
         kind = self._names[int(rng.choice(len(self._names), p=self._shares))]
         return self.apply(kind, frames, rng)
 
-    def apply(self, kind: str, frames: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The degradation called `kind` of frames uint8 [V, S, S, 3]; the rest as in __call__."""
+    def apply(
+        self, kind: str, frames: np.ndarray, rng: np.random.Generator, whole_clip: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The degradation called `kind` of frames uint8 [V, S, S, 3], on request never only a stretch; as __call__."""
         count = len(frames)
         label = np.zeros(count, np.float32)
         if kind == "none" or count == 0:
             return frames.copy(), label
         first, end = 0, count
-        if rng.random() >= WHOLE_CLIP_SHARE:
+        if rng.random() >= WHOLE_CLIP_SHARE and not whole_clip:
             length = max(1, round(count * rng.uniform(SHORTEST_SHARE, 1.0)))
             first = int(rng.integers(count - length + 1))
             end = first + length

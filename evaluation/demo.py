@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from evaluation.spectrogram_viz import spectrogram_figure
 from models.enhance_files import write_wav
 from models.enhancer import Enhancer, EnhanceResult
-from models.stfts import mag_phase_stft
 from utils import console
 from utils.media import VIDEO_EXTENSIONS, load_audio
 from utils.metrics import METRICS, mean_score, require_scorers, score_clip
@@ -21,7 +20,6 @@ from utils.metrics import METRICS, mean_score, require_scorers, score_clip
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {"pesq": ("PESQ-WB", ".2f"), "stoi": ("STOI", ".3f"), "estoi": ("ESTOI", ".3f"), "si_sdr": ("SI-SDR/dB", ".2f")}
 NOISY, AUDIO_ONLY, AUDIO_VISUAL = "noisy", "audio only", "audio-visual"
-DYNAMIC_RANGE_DB = 70.0  # of the spectrograms, below the loudest bin of all three
 
 
 @dataclass(frozen=True)
@@ -106,62 +104,11 @@ def table(scores: Mapping[str, Mapping[str, Mapping]], metrics: Sequence[str]) -
     return "\n".join(lines)
 
 
-def spectrogram_db(wav: np.ndarray, stft: Mapping) -> np.ndarray:
-    """Level of each bin in dB, [F, T]."""
-    mag, _, _ = mag_phase_stft(torch.from_numpy(wav)[None], stft["n_fft"], stft["hop_size"], stft["win_size"], 1.0)
-    return 20 * np.log10(np.maximum(mag[0].numpy(), 1e-8))
-
-
 def draw(path: Path, sample: Sample, result: EnhanceResult, cfg: Mapping) -> None:
-    """Noisy, enhanced and clean spectrogram on one dB scale, alpha over time, the gate over frequency, as a .png."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from utils.util import atomic_write
-
-    stft = cfg["stft_cfg"]
-    duration_sec, top_khz = len(sample.noisy) / stft["sampling_rate"], stft["sampling_rate"] / 2000
-    figure = Figure(figsize=(10, 12), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(5, 1, height_ratios=(3, 3, 3, 1.5, 2))
+    """Noisy, enhanced and clean spectrogram, their difference, alpha and the gate, as a .png."""
     way = AUDIO_ONLY if result.alpha is None else AUDIO_VISUAL
-    spectra = {
-        title: spectrogram_db(wav, stft)
-        for title, wav in (("noisy", sample.noisy), (f"enhanced, {way}", result.wav), ("clean", sample.clean))
-    }
-    highest = max(float(spectrum.max()) for spectrum in spectra.values())
-    for axis, (title, spectrum) in zip(axes, spectra.items(), strict=False):
-        image = axis.imshow(
-            spectrum - highest, origin="lower", aspect="auto", cmap="magma", vmin=-DYNAMIC_RANGE_DB, vmax=0,
-            extent=(0, duration_sec, 0, top_khz),
-        )  # fmt: skip
-        axis.set(title=f"{sample.name}: {title}", ylabel="frequency in kHz")
-    figure.colorbar(image, ax=list(axes[:3]), label="dB below the loudest bin", shrink=0.6)
-    draw_alpha(axes[3], result, duration_sec)
-    draw_gate(axes[4], result, top_khz)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
-
-
-def draw_alpha(axis, result: EnhanceResult, duration_sec: float) -> None:
-    if result.alpha is not None:
-        axis.plot(np.linspace(0, duration_sec, len(result.alpha)), result.alpha)
-    title = "alpha: trust in the picture" + ("" if result.alpha is not None else " (no picture was used)")
-    axis.set(title=title, xlabel="time in s", ylabel="alpha", xlim=(0, duration_sec), ylim=(-0.05, 1.05))
-    axis.grid(alpha=0.3)
-
-
-def draw_gate(axis, result: EnhanceResult, top_khz: float) -> None:
-    if result.gate is not None:
-        n_freq = result.gate.shape[1]
-        centre_khz = (np.arange(n_freq) + 0.5) * top_khz / n_freq
-        low, high = np.percentile(result.gate, (10, 90), axis=0)
-        axis.fill_between(centre_khz, low, high, alpha=0.3, label="10 % to 90 % of the moments")
-        axis.plot(centre_khz, result.gate.mean(axis=0), label="mean over time")
-        axis.legend(loc="upper right")
-    title = "gate: frequencies that the picture helps" + ("" if result.gate is not None else " (no gate in this model)")
-    axis.set(title=title, xlabel="frequency in kHz", ylabel="gate", xlim=(0, top_khz), ylim=(-0.05, 1.05))
-    axis.grid(alpha=0.3)
+    sounds = {"noisy": sample.noisy, f"enhanced, {way}": result.wav, "clean": sample.clean}
+    spectrogram_figure(path, sample.name, sounds, result, cfg["stft_cfg"])
 
 
 def report_speed(results: Mapping[str, Mapping[str, EnhanceResult]]) -> str:

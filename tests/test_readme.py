@@ -39,6 +39,10 @@ SHORTER = {
     "data.make_synthetic": ["--speakers", "3", "--clips_per_speaker", "2", "--duration_sec", "1", "--noise_sec", "1"],
     "data.prepare_faces": ["--workers", "1"],
     "evaluation.streaming_check": ["--duration_sec", "0.5"],
+    "evaluation.make_testset": ["--kinds", "noise", "--snr_db", "0"],
+    "evaluation.snr_breakdown": ["--workers", "1", "--device", "cpu"],
+    "evaluation.report": ["--kinds", "noise", "--snr_db", "0", "--conditions", "clean", "none", "--workers", "1", "--device",
+                          "cpu", "--compare_with", "--n_runs", "1", "--duration_sec", "0.5"],
 }
 
 
@@ -194,6 +198,7 @@ LEAVES_BEHIND = {
     "results/small_demo/talker_awb_audio_visual.wav", "results/small_demo/talker_awb.png",
     "data/train_clean.json", "data/test_noisy.json", "exp/semamba/best.pth", "exp/semamba/do_00000002.pth",
     "results/vbd/p232_001.wav", "results/vbd.csv", "exp/small_audio_only/best.pth",
+    "results/report/report.html", "results/testset.json", "results/ours/table.tex", "results/semamba/scores.csv",
 }  # fmt: skip
 
 

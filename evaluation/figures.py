@@ -1,0 +1,104 @@
+"""Figures that can be read in print: large enough letters, lines that differ without colour."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from evaluation.tables import ALL, LABELS, ROW_LABELS, Grid
+from utils.metrics import METRICS
+from utils.util import atomic_write
+
+DPI = 300
+LETTERS = {"font.size": 8, "axes.titlesize": 8, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 3.5}
+STYLE = {"noisy": ("#666666", ":", "s"), "audio_only": ("#0072b2", "--", "o"), "audio_visual": ("#d55e00", "-", "^")}
+
+
+def require_matplotlib() -> None:
+    """ValueError, in one line, where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("figures need the matplotlib package, which is not installed: pip install matplotlib")
+
+
+@contextlib.contextmanager
+def drawing(path: Path, width_inch: float, height_inch: float) -> Iterator:
+    """A figure to draw into, in the size it is printed in; then written to `path`, whole or not at all. Needs no display."""
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(LETTERS):
+        figure = Figure(figsize=(width_inch, height_inch), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, dpi=DPI)
+
+
+def snr_figure(summary: Sequence[Mapping], path: Path, kinds: Sequence[str]) -> None:
+    """Each metric against SNR, a column per kind of noise; bars are 95 % intervals."""
+    grid = Grid(summary)
+    with drawing(path, max(3.5, 0.6 + 1.65 * len(kinds)), 7.2) as figure:
+        axes = figure.subplots(len(METRICS), len(kinds), sharex=True, sharey="row", squeeze=False)
+        for line, metric in enumerate(METRICS):
+            for column, kind in enumerate(kinds):
+                _curves(axes[line, column], grid, kind, metric)
+            axes[line, 0].set_ylabel(LABELS[metric])
+        for column, kind in enumerate(kinds):
+            axes[0, column].set_title("all kinds of noise" if kind == ALL else kind.replace("_", " "))
+            axes[-1, column].set_xlabel("SNR in dB")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+
+
+def _curves(axis, grid: Grid, kind: str, metric: str) -> None:
+    """One metric against SNR, a line per row."""
+    snrs = [snr for snr in grid.snrs if snr != ALL]
+    for place, row in enumerate(grid.rows):
+        cells = [grid.at(row, kind, snr, metric) for snr in snrs]
+        middle, low, high = (np.array([cell[key] for cell in cells]) for key in ("mean", "low", "high"))
+        colour, dash, mark = STYLE[row]
+        # Side by side, so that one row's interval does not hide another's.
+        x = np.array(snrs) + 0.6 * (place - (len(grid.rows) - 1) / 2)
+        bars = np.nan_to_num(np.maximum(np.stack([middle - low, high - middle]), 0))
+        axis.errorbar(x, middle, bars, color=colour, linestyle=dash, marker=mark, capsize=1.5, elinewidth=0.7,
+                      label=ROW_LABELS[row])  # fmt: skip
+    axis.grid(alpha=0.3)
+    axis.set_xticks(snrs)
+    axis.tick_params(axis="x", labelsize=7)
+
+
+def visual_figure(summary: Sequence[Mapping], path: Path) -> None:
+    """What each degradation of the video costs against no video, with 95 % intervals, and how far it is trusted."""
+    conditions = list(dict.fromkeys(entry["condition"] for entry in summary))
+    places = np.arange(len(conditions))[::-1]
+    with drawing(path, 7.2, 1.1 + 0.17 * len(conditions)) as figure:
+        axes = figure.subplots(1, len(METRICS) + 1, sharey=True)
+        for axis, metric in zip(axes, METRICS, strict=False):
+            entries = [entry for entry in summary if entry["metric"] == metric]
+            for place, entry in zip(places, entries, strict=True):
+                worse = entry["high"] < 0
+                colour = "#d55e00" if worse else "#0072b2"
+                axis.plot([entry["low"], entry["high"]], [place, place], color=colour, linewidth=1)
+                axis.plot(entry["difference"], place, "v" if worse else "o", color=colour)
+            axis.axvline(0, color="black", linewidth=0.8)
+            axis.set_title(f"gain, {LABELS[metric]}")
+        entries = [entry for entry in summary if entry["metric"] == METRICS[0]]
+        axes[-1].plot([entry["mean_alpha"] for entry in entries], places, "s", color="#009e73", label="mean alpha")
+        axes[-1].plot([entry["alpha_auc"] for entry in entries], places, "x", color="black", label="AUC")
+        axes[-1].axvline(0.5, color="black", linewidth=0.5, linestyle=":")
+        axes[-1].set_xlim(-0.05, 1.05)
+        axes[-1].set_title("alpha")
+        axes[0].set_yticks(places, conditions)
+        axes[0].set_ylim(-0.7, len(conditions) - 0.3)
+        for axis in axes:
+            axis.grid(alpha=0.3)
+            axis.locator_params(axis="x", nbins=4)
+        handles, labels = axes[-1].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False)
+        figure.supxlabel("audio-visual minus audio-only; triangles: 95 % interval below 0", fontsize=8)

@@ -1,0 +1,209 @@
+"""One command from a checkpoint to a report, in Markdown and HTML, with all tables, figures and the commands behind them.
+
+    python -m evaluation.report --checkpoint_file best.pth --test_json clips.json --noise_json noise.json
+
+Scores by SNR, paired tests, every degradation of the video (on the same mixtures, at the SNR nearest to 0 dB unless
+--visual_snr_db says otherwise), a spectrogram, size and speed. Interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import soundfile
+import yaml
+
+from evaluation import complexity_analysis, snr_breakdown, spectrogram_viz, statistical_test, visual_degradation
+from evaluation.document import Document
+from evaluation.runs import add_run_options, command_line
+from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY
+from evaluation.tables import ALL, INTERVAL_NOTE, LABELS, ROW_LABELS, number
+from evaluation.testset import SAMPLE_RATE_HZ, Manifest, mix, read_manifest, write_manifest
+from models.enhancer import Enhancer
+from utils.config import load_config
+from utils.console import EXIT_FAILED, Parser, run
+from utils.metrics import METRICS
+from utils.util import atomic_write, git_revision
+
+ROOT = Path(__file__).resolve().parents[1]
+SEMAMBA = ROOT / "recipes" / "SEMamba_advanced" / "SEMamba_advanced.yaml"
+MIXTURE_OPTIONS = (
+    "config", "manifest", "test_json", "noise_json", "masker_json", "kinds", "snr_db", "clips", "rir_json", "room_share",
+    "visual", "max_sec", "seed",
+)  # fmt: skip
+
+
+class Stopped(Exception):
+    """A step could not be done at all; holds its exit code."""
+
+
+class Steps:
+    """Runs other scripts of this package, and remembers their commands and whether they could do everything."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+        self.exit_code = 0
+
+    def __call__(self, main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> str:
+        """What the script printed; it is shown as well. Stopped when its exit code is neither 0 nor EXIT_FAILED."""
+        self.commands.append(command_line(main.__module__, argv))
+        print(f"\n{self.commands[-1]}", flush=True)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            code = main(argv)
+        print(said.getvalue(), flush=True)
+        if code not in (0, EXIT_FAILED):
+            raise Stopped(code)
+        self.exit_code = max(self.exit_code, code)
+        return said.getvalue()
+
+
+def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """Options as they were given, as words of a command line."""
+    words: list[str] = []
+    for name in names:
+        value = getattr(args, name)
+        if value is not None:
+            words += [f"--{name}", *(f"{each:g}" if isinstance(each, float) else str(each) for each in (
+                value if isinstance(value, list) else [value]
+            ))]  # fmt: skip
+    return words
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def add_snr_tables(document: Document, folder: Path) -> None:
+    """A table per metric over all kinds of noise: mean [interval] by SNR."""
+    summary = _read(folder / "summary.csv")
+    kind = ALL if any(cell["kind"] == ALL for cell in summary) else summary[0]["kind"]
+    snrs = list(dict.fromkeys(cell["snr_db"] for cell in summary))
+    for metric in METRICS:
+        cells = {(c["row"], c["snr_db"]): c for c in summary if (c["kind"], c["metric"]) == (kind, metric)}
+        rows = []
+        for row in dict.fromkeys(row for row, _ in cells):
+            held = [cells[row, snr] for snr in snrs]
+            values = [[number(float(c[key] or "nan"), metric) for key in ("mean", "low", "high")] for c in held]
+            rows.append([ROW_LABELS[row], *(f"{mean} [{low}, {high}]" for mean, low, high in values)])
+        document.table([LABELS[metric], *(f"{snr} dB" if snr != ALL else ALL for snr in snrs)], rows)
+    document.text(INTERVAL_NOTE)
+    document.image(folder / "snr.png", "scores against SNR")
+
+
+def visual_manifest(held: Manifest, snrs_db: Sequence[float] | None, path: Path) -> None:
+    """The part of a test set that the video is degraded on."""
+    present = sorted({sample.snr_db for sample in held.samples}, key=abs)
+    wanted = present[:1] if snrs_db is None else snrs_db
+    samples = [sample for sample in held.samples if sample.snr_db in wanted]
+    if not samples:
+        raise ValueError(f"--visual_snr_db: the test set has {', '.join(f'{snr:g}' for snr in sorted(present))} dB only")
+    note = f"of {held.note}: the {len(samples)} at {', '.join(f'{snr:g}' for snr in wanted)} dB"
+    write_manifest(path, samples, held.max_sec, note, {})
+
+
+def draw_example(steps: Steps, held: Manifest, common: Sequence[str], folder: Path) -> None:
+    """Spectrograms of the test set's first mixture at the SNR nearest to 0 dB, with its sounds beside."""
+    sample = min(held.samples, key=lambda each: (abs(each.snr_db), each.video is None))
+    made = mix(sample, held.max_sec)
+    for name, wave in (("noisy", made.noisy), ("clean", made.clean)):
+        with atomic_write(folder / f"example_{name}.wav") as temporary:
+            soundfile.write(temporary, wave, SAMPLE_RATE_HZ, subtype="FLOAT")
+    words = ["--noisy_audio", str(folder / "example_noisy.wav"), "--clean_audio", str(folder / "example_clean.wav")]
+    words += ["--video", sample.video] if sample.video else []
+    steps(spectrogram_viz.main, [*common, *words, "--output", str(folder / "example.png")])
+
+
+def measure(steps: Steps, enhancer: Enhancer, args: argparse.Namespace) -> str:
+    """Size and speed of the checkpoint's model beside the recipes it is compared with; the table as printed."""
+    cfg = {key: dict(section) for key, section in enhancer.cfg.items()}
+    if type(enhancer.model).__name__ == "SEMamba":
+        cfg = {key: section for key, section in cfg.items() if key not in ("visual_cfg", "lite_cfg")}
+    recipe = args.output_dir / f"{Path(args.checkpoint_file).stem}.yaml"
+    with atomic_write(recipe) as temporary:
+        temporary.write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
+    others = [str(SEMAMBA)] if args.compare_with is None else args.compare_with
+    words = ["--config", str(recipe), *others, "--output_csv", str(args.output_dir / "complexity.csv"), "--device", args.device]
+    return steps(complexity_analysis.main, [*words, "--n_runs", str(args.n_runs), "--duration_sec", f"{args.duration_sec:g}"])
+
+
+def make_report(args: argparse.Namespace, command: str) -> int:
+    """Run every step and write report.md and report.html; EXIT_FAILED when something could not be scored."""
+    steps, output = Steps(), args.output_dir
+    config = load_config(args.config) if args.config else None
+    enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, config)
+    document = Document(f"Evaluation of {Path(args.checkpoint_file).name}")
+    model = ["--checkpoint_file", str(args.checkpoint_file), "--device", args.device]
+    workers = ["--workers", str(args.workers)]
+    printed = steps(snr_breakdown.main, [*model, *workers, *_given(args, MIXTURE_OPTIONS), "--output_dir", str(output / "snr")])
+    held = read_manifest(args.manifest or output / "snr" / "manifest.json")
+    document.text(f"{enhancer.describe()}; revision {git_revision()}")
+    document.text(held.note + (f"; left out: {len(held.left_out)}" if held.left_out else ""))
+    lines = printed.splitlines()
+    scores = output / "snr" / "scores.csv"
+    rows = {row["row"] for row in _read(scores)}
+    visual = None
+    if AUDIO_VISUAL in rows:
+        visual_manifest(held, args.visual_snr_db, output / "visual_manifest.json")
+        words = [*model, *workers, *_given(args, ("config",)), "--manifest", str(output / "visual_manifest.json")]
+        words += ["--output_dir", str(output / "visual"), "--conditions", *args.conditions]
+        visual = steps(visual_degradation.main, words).splitlines()
+        document.text(f"Is audio-visual with a bad video ever worse than audio-only? {visual[0]}")
+    document.heading("Scores by SNR, all kinds of noise")
+    add_snr_tables(document, output / "snr")
+    document.text(lines[-1])
+    document.heading("Paired tests")
+    for ours, baseline in ((AUDIO_VISUAL, AUDIO_ONLY), (AUDIO_VISUAL, NOISY), (AUDIO_ONLY, NOISY)):
+        if {ours, baseline} <= rows:
+            words = ["--ours_csv", str(scores), "--baseline_csv", str(scores), "--ours_row", ours, "--baseline_row", baseline]
+            csv_name = f"test_{ours}_{baseline}.csv"
+            document.listing(steps(statistical_test.main, [*words, "--output_csv", str(output / csv_name)]))
+    if visual is not None:
+        document.heading("Degraded video")
+        document.listing((output / "visual" / "report.txt").read_text(encoding="utf-8"))
+        document.image(output / "visual" / "visual.png", "what each degradation of the video costs")
+    document.heading("An example")
+    draw_example(steps, held, [*model, *_given(args, ("config",))], output)
+    document.image(output / "example.png", "spectrograms, alpha and gate")
+    document.heading("Size and speed")
+    document.listing(measure(steps, enhancer, args))
+    document.heading("Commands")
+    document.listing("\n".join([command, "", "which ran", "", *steps.commands]))
+    document.write(output, "report")
+    print(f"written to {output}: report.md, report.html")
+    return steps.exit_code
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_options(parser, "results/report")
+    parser.add_argument("--visual_snr_db", type=float, nargs="+", help="SNRs of the test set that the video is degraded at")
+    parser.add_argument("--conditions", nargs="+", default=list(visual_degradation.CONDITIONS), metavar="NAME")
+    parser.add_argument("--compare_with", nargs="*", help="recipes in the table of sizes (default: SEMamba's)")
+    parser.add_argument("--n_runs", type=int, default=3, help="runs that count when speed is measured")
+    parser.add_argument("--duration_sec", type=float, default=4.0, help="of the sound that is timed")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+
+    def work() -> int:
+        try:
+            return make_report(args, command_line("evaluation.report", argv))
+        except Stopped as stopped:
+            print("report.py: stopped by the step above; the same command goes on from there", file=sys.stderr)
+            return stopped.args[0]
+
+    return run("report.py", work)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

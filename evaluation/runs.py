@@ -1,0 +1,74 @@
+"""What the scripts that score a checkpoint on a test set share: options, the test set, the processes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from evaluation.make_testset import SNRS_DB, add_mixture_options, check_mixture_options, make_testset, options_of
+from evaluation.scoring import RowStore, Setup, file_sha256, score_rows
+from evaluation.testset import Manifest, read_manifest
+from models.enhancer import Enhancer
+from utils.config import load_config
+from utils.util import git_revision, write_json
+
+
+@dataclass(frozen=True)
+class ScoredRun:
+    """All rows of a run, and what made them."""
+
+    rows: list[dict]
+    testset: Manifest
+    enhancer: Enhancer
+
+
+def add_run_options(parser: argparse.ArgumentParser, output_dir: str, snrs_db: Sequence[float] = SNRS_DB) -> None:
+    parser.add_argument("--config", help="recipe: its test lists, and the model where the checkpoint does not say")
+    parser.add_argument("--checkpoint_file", default="ckpts/LiteAVSE_small.pth")
+    parser.add_argument("--manifest", help="test set of evaluation.make_testset, instead of the options for mixtures")
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes to enhance and score in")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_mixture_options(parser, snrs_db)
+
+
+def command_line(module: str, argv: Sequence[str] | None) -> str:
+    """The command, to be written beside what it made."""
+    return " ".join([f"python -m {module}", *(sys.argv[1:] if argv is None else argv)])
+
+
+def score_run(args: argparse.Namespace, rows_of, command: str) -> ScoredRun:
+    """Score the rows that `rows_of(enhancer, testset)` names; continues what the output folder holds of the same run."""
+    config = load_config(args.config) if args.config else None
+    if config:
+        args.test_json = args.test_json or config["data_cfg"]["test_data_json"]
+        args.noise_json = args.noise_json or config["data_cfg"]["test_noise_json"]
+    if not args.manifest:
+        check_mixture_options(args)
+    if args.workers < 1:
+        raise ValueError("--workers should be 1 or more")
+    enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, config)
+    identity = {
+        "checkpoint": file_sha256(args.checkpoint_file),
+        "test set": read_manifest(args.manifest).sha256 if args.manifest else options_of(args),
+    }
+    store = RowStore(args.output_dir, identity)
+    manifest = Path(args.manifest or args.output_dir / "manifest.json")
+    if not manifest.is_file():
+        make_testset(args, manifest)
+    testset = read_manifest(manifest)
+    write_json(args.output_dir / "run.json", {
+        **identity, "command": command, "checkpoint_file": str(args.checkpoint_file), "revision": git_revision(),
+        "model": enhancer.describe(), "manifest_sha256": testset.sha256, "note": testset.note,
+    })  # fmt: skip
+    rows = rows_of(enhancer, testset)
+    print(f"{enhancer.describe()}\n{testset.note}", flush=True)
+    threads = max(1, torch.get_num_threads() // args.workers)
+    setup = Setup(str(args.checkpoint_file), config, str(enhancer.device), threads, testset.max_sec)
+    return ScoredRun(score_rows(testset.samples, rows, store, setup, args.workers, enhancer), testset, enhancer)

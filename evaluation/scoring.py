@@ -1,0 +1,298 @@
+"""Scores a test set row by row in parallel processes; what is finished is kept, so that a run may be stopped and continued."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from evaluation.testset import SAMPLE_RATE_HZ, Mixture, Sample, mix
+from evaluation.video_conditions import CONDITIONS, NONE, OTHER_FACE, Picture, degrade
+from models.enhancer import Enhancer, EnhanceResult
+from models.timing import video_frame_index
+from utils.console import one_line
+from utils.metrics import METRICS, require_scorers, score_clip
+from utils.util import atomic_write, write_json
+
+NOISY, AUDIO_ONLY, AUDIO_VISUAL = "noisy", "audio_only", "audio_visual"
+COLUMNS = ("sample_id", "row", "clip", "speaker", "kind", "snr_db", "mixture", *METRICS, "mean_alpha", "note", "errors")
+
+
+class Task(NamedTuple):
+    """One number of the table to be: a sample, and the row it belongs to (NOISY, ..., or one of CONDITIONS)."""
+
+    sample: Sample
+    row: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What a scoring process needs to begin."""
+
+    checkpoint: str
+    config: Mapping | None
+    device: str
+    threads: int
+    max_sec: float
+
+
+class Scorer:
+    """Makes a sample's mixture, enhances it as its row says and scores the result."""
+
+    def __init__(self, enhancer: Enhancer, max_sec: float) -> None:
+        self._enhancer, self._max_sec = enhancer, max_sec
+        self._mixtures: dict[Sample, Mixture] = {}
+        self._pictures: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+
+    def __call__(self, task: Task) -> dict:
+        """A row as it is stored; a sample that cannot be enhanced or scored has NaN (here None) and the reason."""
+        sample, row = task
+        found = {
+            "sample_id": sample.sample_id, "row": row, "clip": sample.clip, "speaker": sample.speaker, "kind": sample.kind,
+            "snr_db": sample.snr_db, "mixture": "", "note": "",
+        }  # fmt: skip
+        try:
+            mixture = self._mixture(sample)
+            found["mixture"] = mixture.fingerprint
+            estimate = mixture.noisy
+            if row != NOISY:
+                picture = self._picture(sample, row, len(mixture.noisy) / SAMPLE_RATE_HZ)
+                video, mask = (picture.crops, picture.mask) if picture else (None, None)
+                result = self._enhancer.enhance(mixture.noisy, SAMPLE_RATE_HZ, video, mask)
+                estimate = result.wav
+                found["note"] = "; ".join(result.notes)
+                if picture is not None:
+                    found |= self._alpha(result, picture)
+            scores = score_clip(mixture.clean, estimate, SAMPLE_RATE_HZ)
+        except (ValueError, OSError) as error:
+            return found | failed(one_line(error))
+        return found | {m: None if math.isnan(scores[m]) else scores[m] for m in METRICS} | {"errors": scores["errors"]}
+
+    def _mixture(self, sample: Sample) -> Mixture:
+        if sample not in self._mixtures:
+            self._mixtures = {sample: mix(sample, self._max_sec)}  # the rows of a sample follow one another
+        return self._mixtures[sample]
+
+    def _crops(self, path: str, masked: Sequence[tuple[int, int]], duration_sec: float) -> tuple[np.ndarray, np.ndarray]:
+        if path not in self._pictures:
+            if len(self._pictures) > 3:
+                self._pictures.clear()
+            crops, mask = self._enhancer.load_video(path, duration_sec)
+            for first, end in masked:
+                mask[first:end] = False
+            self._pictures[path] = crops, mask
+        return self._pictures[path]
+
+    def _picture(self, sample: Sample, row: str, duration_sec: float) -> Picture | None:
+        condition = sample.visual if row == AUDIO_VISUAL else row
+        if condition in (AUDIO_ONLY, NONE):
+            return None
+        if sample.video is None:
+            raise ValueError(f"{sample.clip} has no video")
+        other = None
+        if condition == OTHER_FACE and sample.other_video is not None:
+            other = self._crops(sample.other_video, sample.other_masked, duration_sec)
+        crops, mask = self._crops(sample.video, sample.masked, duration_sec)
+        return degrade(condition, crops, mask, self._enhancer.video_fps, sample.seed, other)
+
+    def _alpha(self, result: EnhanceResult, picture: Picture) -> dict:
+        """Alpha of each video frame, whether that frame was as it should be, and the clip's mean."""
+        count = len(picture.crops)
+        frames = np.zeros(count)
+        if result.alpha is not None:
+            stft = self._enhancer.cfg["stft_cfg"]
+            index = video_frame_index(len(result.alpha), stft["hop_size"], stft["sampling_rate"], self._enhancer.video_fps)
+            index = index.numpy()
+            shown = index < count
+            sums = np.bincount(index[shown], result.alpha[shown], count)
+            frames = sums / np.maximum(np.bincount(index[shown], minlength=count), 1)
+        return {
+            "mean_alpha": result.mean_alpha or 0.0, "alpha": [round(float(a), 5) for a in frames],
+            "corrupt": picture.corruption.astype(int).tolist(), "seen": picture.mask.astype(int).tolist(),
+        }  # fmt: skip
+
+
+def failed(reason: str) -> dict:
+    """The scores of a row that has none."""
+    return {**dict.fromkeys(METRICS), "errors": dict.fromkeys(METRICS, reason)}
+
+
+_scorer: Scorer | None = None  # of this process
+
+
+def _begin(setup: Setup) -> None:
+    global _scorer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(setup.threads)
+    _scorer = Scorer(Enhancer.from_checkpoint(setup.checkpoint, setup.device, setup.config), setup.max_sec)
+
+
+def _score(task: Task) -> dict:
+    assert _scorer is not None
+    return _scorer(task)
+
+
+def _executor(workers: int, setup: Setup) -> ProcessPoolExecutor:
+    # Spawned, not forked: a fork of a process with torch's threads in it hangs.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(setup,))
+
+
+def _alone(task: Task, setup: Setup) -> dict:
+    """Score in a process of its own, which may die: PESQ is C code, and odd clips have crashed it."""
+    with _executor(1, setup) as executor:
+        try:
+            return executor.submit(_score, task).result()
+        except BrokenProcessPool:
+            sample = task.sample
+            known = {"sample_id": sample.sample_id, "row": task.row, "clip": sample.clip, "speaker": sample.speaker,
+                     "kind": sample.kind, "snr_db": sample.snr_db, "mixture": "", "note": ""}  # fmt: skip
+            return known | failed("the scoring process crashed")
+
+
+def _in_parallel(tasks: Iterable[Task], workers: int, setup: Setup) -> Iterator[dict]:
+    """Rows as they are finished; tasks that were under way when a process died are tried again, each by itself."""
+    todo, waiting = iter(tasks), {}
+    executor = _executor(workers, setup)
+    try:
+        while True:
+            suspects: list[Task] = []
+            for task in islice(todo, 2 * workers - len(waiting)):
+                try:
+                    waiting[executor.submit(_score, task)] = task
+                except BrokenProcessPool:
+                    suspects.append(task)
+            if not waiting and not suspects:
+                return
+            done: set[Future] = wait(waiting, return_when=FIRST_COMPLETED).done
+            for future in done:
+                task = waiting.pop(future)
+                try:
+                    yield future.result()
+                except BrokenProcessPool:
+                    suspects.append(task)
+            if suspects:
+                suspects += waiting.values()
+                waiting.clear()
+                executor.shutdown()
+                for task in suspects:
+                    yield _alone(task, setup)
+                executor = _executor(workers, setup)
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+class RowStore:
+    """The finished rows of a run, a line of JSON each in rows.jsonl; half a line, left by a crash, is dropped.
+
+    identity: what the rows depend on. ValueError when the folder holds rows of another identity.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
+        self._path, described = folder / "rows.jsonl", folder / "run.json"
+        if described.is_file():
+            held = json.loads(described.read_text(encoding="utf-8"))
+            for key, value in identity.items():
+                if held.get(key) != value:
+                    raise ValueError(f"{folder} holds scores with another {key}; choose another --output_dir or delete it")
+        else:
+            write_json(described, dict(identity))
+        content = self._path.read_bytes() if self._path.is_file() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with open(self._path, "r+b") as file:
+                file.truncate(len(whole))
+        self.rows = {(row["sample_id"], row["row"]): row for row in map(json.loads, whole.splitlines())}
+
+    def add(self, row: dict) -> None:
+        """Append one row; it is on the disk when this returns."""
+        self.rows[row["sample_id"], row["row"]] = row
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        with open(self._path, "ab", buffering=0) as file:
+            file.write(line.encode())
+            os.fsync(file.fileno())
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def check_rows(rows: Sequence[str]) -> None:
+    """ValueError for a row that cannot be made."""
+    for row in rows:
+        if row not in (NOISY, AUDIO_ONLY, AUDIO_VISUAL, *CONDITIONS):
+            raise ValueError(f"row {row!r} is not known; there are noisy, audio_only, audio_visual, {', '.join(CONDITIONS)}")
+
+
+def score_rows(
+    samples: Sequence[Sample], rows: Sequence[str], store: RowStore, setup: Setup, workers: int, enhancer: Enhancer
+) -> list[dict]:
+    """Every row of every sample, in that order, with NaN where a score is missing; those in `store` are not made again.
+
+    workers: processes, each with setup.threads threads; 1 works in this process, where a crash in PESQ's C code ends it.
+    """
+    require_scorers()
+    check_rows(rows)
+    wanted = [Task(sample, row) for sample in samples for row in rows]
+    todo = [task for task in wanted if (task.sample.sample_id, task.row) not in store.rows]
+    if len(todo) < len(wanted):
+        print(f"{len(wanted) - len(todo)} of {len(wanted)} rows were finished before")
+    results = _in_parallel(todo, min(workers, len(todo)), setup) if workers > 1 and len(todo) > 1 else map(
+        Scorer(enhancer, setup.max_sec), todo
+    )  # fmt: skip
+    with tqdm(total=len(wanted), initial=len(wanted) - len(todo), unit="row", disable=None) as bar:
+        for row in results:
+            store.add(row)
+            bar.update(1)
+    return [with_nan(store.rows[task.sample.sample_id, task.row]) for task in wanted]
+
+
+def with_nan(row: Mapping) -> dict:
+    return {**row, **{metric: math.nan if row[metric] is None else row[metric] for metric in METRICS}}
+
+
+def cell(value: object) -> str:
+    """A value as it stands in our CSVs: six decimals, nothing for NaN or None."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping], columns: Sequence[str]) -> None:
+    """Rows as CSV, whole or not at all; `errors` is {metric: reason} and becomes the reasons."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        given = {**row, "errors": "; ".join(sorted(set(row.get("errors", {}).values())))}
+        writer.writerow([f"{given[c]:g}" if c == "snr_db" and given[c] != "all" else cell(given.get(c)) for c in columns])
+    with atomic_write(path) as temporary:
+        temporary.write_text(text.getvalue(), encoding="utf-8")
+
+
+def report_failures(rows: Sequence[Mapping]) -> int:
+    """Name every row that has no score in some metric, on stderr; how many there are."""
+    bad = [row for row in rows if row["errors"]]
+    for row in bad:
+        reasons = "; ".join(sorted({f"{metric}: {why}" for metric, why in row["errors"].items()}))
+        if len(row["errors"]) == len(METRICS) and len(set(row["errors"].values())) == 1:
+            reasons = next(iter(row["errors"].values()))
+        print(f"not scored: {row['sample_id']}, {row['row']}: {reasons}", file=sys.stderr)
+    return len(bad)

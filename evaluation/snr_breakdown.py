@@ -1,0 +1,64 @@
+"""Scores by SNR and kind of noise: the noisy input, the enhanced sound with the video withheld, and with it.
+
+    python -m evaluation.snr_breakdown --checkpoint_file ckpts/LiteAVSE_small.pth --test_json clips.json --noise_json noise.json
+
+Writes scores.csv (a line per mixture and row), summary.csv (means with 95 % bootstrap intervals), table.tex and figures, and
+manifest.json, to which other models can be put with --manifest. Interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from evaluation.figures import require_matplotlib, snr_figure
+from evaluation.runs import add_run_options, command_line, score_run
+from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, COLUMNS, NOISY, report_failures, write_csv
+from evaluation.tables import SUMMARY_COLUMNS, Grid, latex_table, summarize_rows, text_table, write_text
+from evaluation.testset import Manifest
+from models.enhancer import Enhancer
+from utils.console import EXIT_FAILED, Parser, run
+
+
+def rows_for(enhancer: Enhancer, testset: Manifest) -> list[str]:
+    """The rows that this model can have on this test set."""
+    if not enhancer.uses_video:
+        print("this model uses no video: rows noisy and audio_only")
+    elif not any(sample.video for sample in testset.samples):
+        print("the test set has no video: rows noisy and audio_only")
+    else:
+        return [NOISY, AUDIO_ONLY, AUDIO_VISUAL]
+    return [NOISY, AUDIO_ONLY]
+
+
+def break_down(args: argparse.Namespace, command: str) -> int:
+    """Score, write tables and figures; EXIT_FAILED when something could not be scored or mixed."""
+    require_matplotlib()  # before the work, not after it
+    done = score_run(args, rows_for, command)
+    output = args.output_dir
+    write_csv(output / "scores.csv", done.rows, COLUMNS)
+    summary = summarize_rows(done.rows)
+    write_csv(output / "summary.csv", summary, SUMMARY_COLUMNS)
+    kinds = Grid(summary).kinds
+    write_text(output / "table.tex", "\n".join(latex_table(summary, kind, done.testset.note) for kind in kinds))
+    snr_figure(summary, output / "snr.png", kinds)
+    print(text_table(summary, kinds[0]))
+    print(f"written to {output}: scores.csv, summary.csv, table.tex, snr.png, manifest.json, run.json")
+    n_failed = report_failures(done.rows)
+    print(f"{n_failed} of {len(done.rows)} rows not scored; {len(done.testset.left_out)} things left out of the test set")
+    return EXIT_FAILED if n_failed or done.testset.left_out else 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("snr_breakdown.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_run_options(parser, "results/snr_breakdown")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    return run("snr_breakdown.py", lambda: break_down(args, command_line("evaluation.snr_breakdown", argv)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

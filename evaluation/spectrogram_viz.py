@@ -1,0 +1,133 @@
+"""Draws what an enhancement did: noisy, enhanced and clean spectrogram, their difference, trust in the picture, the gate.
+
+    python -m evaluation.spectrogram_viz --noisy_audio noisy.wav --clean_audio clean.wav --video face.mp4 --output clip.png
+
+Without --clean_audio the difference is to the noisy sound; without --noisy_audio the sound is the video's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from evaluation.figures import drawing, require_matplotlib
+from models.enhancer import Enhancer, EnhanceResult
+from models.stfts import mag_phase_stft
+from utils.config import load_config
+from utils.console import Parser, run
+from utils.media import load_audio
+from utils.metrics import aligned
+
+DYNAMIC_RANGE_DB = 70.0  # of the spectrograms, below the loudest bin of all of them
+LARGEST_DIFFERENCE_DB = 30.0
+
+
+def spectrogram_db(wav: np.ndarray, stft: Mapping) -> np.ndarray:
+    """Level of each bin in dB, [F, T]."""
+    wave = torch.from_numpy(np.ascontiguousarray(wav, np.float32))[None]
+    mag, _, _ = mag_phase_stft(wave, stft["n_fft"], stft["hop_size"], stft["win_size"], 1.0)
+    return 20 * np.log10(np.maximum(mag[0].numpy(), 1e-8))
+
+
+def spectrogram_figure(
+    path: Path, title: str, sounds: Mapping[str, np.ndarray], result: EnhanceResult, stft: Mapping, difference: bool = True
+) -> None:
+    """Panels of sounds {name: float32 [L]} on one dB scale, the second minus the last, alpha and the gate, as the suffix says.
+
+    Differences are between levels no lower than the scale's floor: what lies below it is silence in both.
+    """
+    spectra = {name: spectrogram_db(wav, stft) for name, wav in sounds.items()}
+    highest = max(float(spectrum.max()) for spectrum in spectra.values())
+    shown = {name: np.maximum(spectrum - highest, -DYNAMIC_RANGE_DB) for name, spectrum in spectra.items()}
+    duration_sec = len(next(iter(sounds.values()))) / stft["sampling_rate"]
+    top_khz = stft["sampling_rate"] / 2000
+    place = {"origin": "lower", "aspect": "auto", "extent": (0, duration_sec, 0, top_khz), "interpolation": "nearest"}
+    heights = [1.5] * (len(shown) + difference) + [0.9, 1.2]
+    with drawing(path, 7.2, 0.6 + sum(heights)) as figure:
+        axes = figure.subplots(len(heights), 1, height_ratios=heights)
+        figure.suptitle(title, fontsize=9)
+        for axis, (name, level) in zip(axes, shown.items(), strict=False):
+            image = axis.imshow(level, cmap="magma", vmin=-DYNAMIC_RANGE_DB, vmax=0, **place)
+            axis.set(title=name, ylabel="kHz")
+        figure.colorbar(image, ax=list(axes[: len(shown)]), label="dB below the loudest bin", aspect=40, pad=0.01)
+        if difference:
+            names = list(shown)
+            reference = names[-1] if len(names) > 2 else names[0]
+            change = shown[names[1]] - shown[reference]
+            limit = LARGEST_DIFFERENCE_DB
+            image = axes[-3].imshow(change, cmap="RdBu_r", vmin=-limit, vmax=limit, **place)
+            axes[-3].set(title=f"{names[1].split(',')[0]} minus {reference}", ylabel="kHz")
+            figure.colorbar(image, ax=axes[-3], label="dB", pad=0.01, extend="both")
+        _draw_alpha(axes[-2], result, duration_sec)
+        _draw_gate(axes[-1], result, top_khz)
+
+
+def _draw_alpha(axis, result: EnhanceResult, duration_sec: float) -> None:
+    if result.alpha is not None:
+        axis.plot(np.linspace(0, duration_sec, len(result.alpha)), result.alpha, color="#009e73")
+    title = "alpha: trust in the picture" + ("" if result.alpha is not None else " (no picture was used)")
+    axis.set(title=title, xlabel="time in s", ylabel="alpha", xlim=(0, duration_sec), ylim=(-0.05, 1.05))
+    axis.grid(alpha=0.3)
+
+
+def _draw_gate(axis, result: EnhanceResult, top_khz: float) -> None:
+    if result.gate is not None:
+        n_freq = result.gate.shape[1]
+        centre_khz = (np.arange(n_freq) + 0.5) * top_khz / n_freq
+        low, high = np.percentile(result.gate, (10, 90), axis=0)
+        axis.fill_between(centre_khz, low, high, color="#0072b2", alpha=0.25, linewidth=0, label="10 % to 90 % of the moments")
+        axis.plot(centre_khz, result.gate.mean(axis=0), color="#0072b2", label="mean over time")
+        axis.legend(loc="best", frameon=False)
+    title = "gate: frequencies that the picture helps" + ("" if result.gate is not None else " (no gate was used)")
+    axis.set(title=title, xlabel="frequency in kHz", ylabel="gate", xlim=(0, top_khz), ylim=(-0.05, 1.05))
+    axis.grid(alpha=0.3)
+
+
+def visualize(args: argparse.Namespace) -> int:
+    """Enhance and draw."""
+    require_matplotlib()
+    source = args.noisy_audio or args.video
+    if source is None:
+        raise ValueError("give --noisy_audio, or a --video with the noisy sound in it")
+    enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, load_config(args.config) if args.config else None)
+    rate = enhancer.sample_rate
+    noisy, clean = load_audio(source, rate), None
+    if args.clean_audio is not None:
+        clean, noisy = (wave.astype(np.float32) for wave in aligned(load_audio(args.clean_audio, rate), noisy, rate, True))
+    video = mask = None
+    if args.video is not None and enhancer.uses_video:
+        video, mask = enhancer.load_video(args.video, len(noisy) / rate)
+    result = enhancer.enhance(noisy, rate, video, mask, return_details=True)
+    for note in result.notes:
+        print(f"note: {note}")
+    way = "audio only" if result.alpha is None else "audio-visual"
+    sounds = {"noisy": noisy, f"enhanced, {way}": result.wav} | ({} if clean is None else {"clean": clean})
+    spectrogram_figure(args.output, source.stem, sounds, result, enhancer.cfg["stft_cfg"], not args.no_diff)
+    print(f"written to {args.output}")
+    return 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("spectrogram_viz.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="recipe, where the checkpoint does not say what it is")
+    parser.add_argument("--checkpoint_file", default="ckpts/LiteAVSE_small.pth")
+    parser.add_argument("--noisy_audio", type=Path)
+    parser.add_argument("--clean_audio", type=Path)
+    parser.add_argument("--video", type=Path)
+    parser.add_argument("--output", type=Path, default=Path("results/spectrogram.png"), help=".png, .pdf or .svg")
+    parser.add_argument("--no_diff", action="store_true", help="without the difference")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    return run("spectrogram_viz.py", lambda: visualize(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

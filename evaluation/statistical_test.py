@@ -1,0 +1,239 @@
+"""Is one system better than another on the same samples? Paired tests over two CSVs of scores.
+
+    python -m evaluation.statistical_test --ours_csv results/snr_breakdown/scores.csv --baseline_csv results/semamba/scores.csv
+
+The CSVs need sample_id and at least one of pesq, stoi, estoi, si_sdr; every other column is optional. Of CSVs with several
+rows a sample, as evaluation.snr_breakdown writes them, --ours_row and --baseline_row choose one. Where the column `clip`
+shows that a clip stands in several mixtures its differences are averaged first: mixtures of one clip are not independent.
+Paired t-test, Wilcoxon signed-rank test (both with Holm's correction over the metrics), Cohen's d for paired samples, and
+the 95 % bootstrap interval of the mean difference, by speaker where speakers have several clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from evaluation.scoring import write_csv
+from utils.console import EXIT_FAILED, Parser, run
+from utils.metrics import METRICS
+from utils.stats import PairedComparison, compare_paired, holm
+
+FEW_SPEAKERS = 6  # below that a bootstrap over speakers has too few to draw from
+SIGNIFICANT = 0.05
+SUMMARY_COLUMNS = (
+    "metric", "n", "n_failed", "ours", "baseline", "mean", "low", "high", "cohens_d", "t", "p_t", "p_t_holm", "p_wilcoxon",
+    "p_wilcoxon_holm",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """Scores of one system."""
+
+    path: Path
+    metrics: tuple[str, ...]
+    rows: dict[str, dict[str, str]]  # by sample_id
+
+
+def read_scores(path: Path, row: str | None, option: str) -> Table:
+    """Scores of a CSV, those of `row` where it names several; ValueError, one line, when it is none we can compare."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns, lines = list(reader.fieldnames or ()), list(reader)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--{option}_csv: {path} does not exist") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"--{option}_csv: {path} is no CSV: {error}") from None
+    metrics = tuple(metric for metric in METRICS if metric in columns)
+    if "sample_id" not in columns or not metrics:
+        raise ValueError(
+            f"--{option}_csv: {path} needs the column sample_id and one of {', '.join(METRICS)}; it has {', '.join(columns)}"
+        )
+    if row is not None:
+        held = sorted({line.get("row") or "" for line in lines})
+        if row not in held:
+            raise ValueError(f"--{option}_row: {path} has no row {row!r}; it has {', '.join(held) or 'none'}")
+        lines = [line for line in lines if line["row"] == row]
+    if not lines:
+        raise ValueError(f"--{option}_csv: {path} holds no scores")
+    twice = [name for name, count in Counter(line["sample_id"] for line in lines).items() if count > 1]
+    if twice:
+        rows = sorted({line.get("row") or "" for line in lines} - {""})
+        choice = f"; choose one of its rows with --{option}_row: {', '.join(rows)}" if rows else ""
+        raise ValueError(f"--{option}_csv: {path} holds {twice[0]} more than once{choice}")
+    return Table(path, metrics, {line["sample_id"]: line for line in lines})
+
+
+def check_same_samples(ours: Table, baseline: Table) -> None:
+    """ValueError unless both hold the same samples and, where they say so, the same mixtures."""
+    one, other = set(ours.rows), set(baseline.rows)
+    if one != other:
+        only = sorted(one ^ other)
+        raise ValueError(
+            f"the CSVs are not of the same samples: {len(one - other)} only in {ours.path}, {len(other - one)} only in "
+            f"{baseline.path} (first: {only[0]}); score both systems on one manifest"
+        )
+    differ = [name for name in ours.rows if _differ(ours.rows[name].get("mixture"), baseline.rows[name].get("mixture"))]
+    if differ:
+        raise ValueError(
+            f"{len(differ)} samples have the same name and another mixture in the two CSVs (first: {differ[0]}); score both "
+            "systems on one manifest"
+        )
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    return bool(one and other and one != other)
+
+
+def _value(row: Mapping[str, str], metric: str, path: Path) -> float:
+    text = row.get(metric) or ""
+    try:
+        value = float(text) if text.strip() else math.nan
+    except ValueError:
+        raise ValueError(f"{path}: {metric} of {row['sample_id']} is {text!r}, it should be a number or empty") from None
+    return value if math.isfinite(value) else math.nan
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is compared: samples, or clips that are the means of theirs."""
+
+    pairs: dict[str, list[tuple[float, float]]]  # by metric
+    speakers: list[str] | None
+    name: str  # "mixtures" or "clips"
+    n_failed: dict[str, int]  # samples without a score, by metric
+
+
+def units_of(ours: Table, baseline: Table) -> Units:
+    """Pairs of scores by metric, one per clip where the CSV names clips and one stands in several samples."""
+    # Sorted, so that the order of the lines in the files changes nothing, not even the bootstrap's draws.
+    lines = [baseline.rows[name] | ours.rows[name] for name in sorted(ours.rows)]
+    clips = [line.get("clip") or line["sample_id"] for line in lines]
+    repeated = len(set(clips)) < len(clips)
+    keys = clips if repeated else [line["sample_id"] for line in lines]
+    speaker_of = {key: line.get("speaker") or "" for key, line in zip(keys, lines, strict=True)}
+    pairs, failed = {}, {}
+    for metric in (metric for metric in ours.metrics if metric in baseline.metrics):
+        held: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        failed[metric] = 0
+        for key, line in zip(keys, lines, strict=True):
+            name = line["sample_id"]
+            pair = _value(ours.rows[name], metric, ours.path), _value(baseline.rows[name], metric, baseline.path)
+            if any(map(math.isnan, pair)):
+                failed[metric] += 1
+            else:
+                held[key].append(pair)
+        pairs[metric] = [_mean_pair(held[key]) for key in speaker_of]
+    speakers = list(speaker_of.values())
+    return Units(pairs, speakers if all(speakers) else None, "clips" if repeated else "samples", failed)
+
+
+def _mean_pair(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    if not pairs:
+        return math.nan, math.nan
+    return math.fsum(one for one, _ in pairs) / len(pairs), math.fsum(other for _, other in pairs) / len(pairs)
+
+
+def grouping(units: Units) -> tuple[list[str] | None, str]:
+    """Groups for the bootstrap (None: the units themselves), and a sentence that says what the interval is over."""
+    if units.speakers is None:
+        return None, f"interval: bootstrap over {units.name}; the CSV names no speakers"
+    n_speakers = len(set(units.speakers))
+    if n_speakers == len(units.speakers):
+        return None, f"interval: bootstrap over {units.name}, each of another speaker"
+    if n_speakers == 1:
+        return None, f"interval: bootstrap over {units.name}. All are of ONE speaker: this says nothing about other speakers"
+    few = f". {n_speakers} speakers are few: the interval is rather too narrow" if n_speakers < FEW_SPEAKERS else ""
+    return units.speakers, (
+        f"{units.name} share speakers ({n_speakers} for {len(units.speakers)}): the interval is a cluster bootstrap by "
+        f"speaker; t and Wilcoxon take {units.name} as independent, so trust the interval first{few}"
+    )
+
+
+def compare(units: Units, groups: list[str] | None, seed: int) -> list[dict]:
+    """One entry per metric (SUMMARY_COLUMNS)."""
+    found: dict[str, PairedComparison] = {}
+    for metric, pairs in units.pairs.items():
+        found[metric] = compare_paired([one for one, _ in pairs], [other for _, other in pairs], groups, seed)
+    corrected = {name: holm({m: getattr(c, name) for m, c in found.items()}) for name in ("p_t", "p_wilcoxon")}
+    entries = []
+    for metric, comparison in found.items():
+        scored = [pair for pair in units.pairs[metric] if not any(map(math.isnan, pair))]
+        ours, baseline = _mean_pair(scored)
+        entries.append({
+            "metric": metric, **asdict(comparison), "n_failed": units.n_failed[metric], "ours": ours, "baseline": baseline,
+            "p_t_holm": corrected["p_t"][metric], "p_wilcoxon_holm": corrected["p_wilcoxon"][metric],
+        })  # fmt: skip
+    return entries
+
+
+def verdict(entry: Mapping) -> str:
+    """What one metric says, in a word: both corrected tests and the interval must agree."""
+    agreed = max(entry["p_t_holm"], entry["p_wilcoxon_holm"]) < SIGNIFICANT
+    if agreed and entry["low"] > 0:
+        return "better"
+    return "worse" if agreed and entry["high"] < 0 else "no difference shown"
+
+
+def text_table(entries: Sequence[Mapping]) -> str:
+    lines = [f"{'':8}{'ours':>9}{'baseline':>10}{'difference':>12}{'95 % interval':>21}{'d':>7}{'p t':>10}{'p Wilcoxon':>12}"
+             f"{'n':>6}{'n_failed':>10}   (p after Holm)"]  # fmt: skip
+    for e in entries:
+        interval = f"{e['low']:+.4f} .. {e['high']:+.4f}"
+        lines.append(
+            f"{e['metric']:8}{e['ours']:9.4f}{e['baseline']:10.4f}{e['mean']:+12.4f}{interval:>21}{e['cohens_d']:7.2f}"
+            f"{e['p_t_holm']:10.2g}{e['p_wilcoxon_holm']:12.2g}{e['n']:6d}{e['n_failed']:10d}   {verdict(e)}"
+        )
+    return "\n".join(lines)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Compare and print; EXIT_FAILED when samples had to be left out."""
+    ours = read_scores(args.ours_csv, args.ours_row, "ours")
+    baseline = read_scores(args.baseline_csv, args.baseline_row, "baseline")
+    check_same_samples(ours, baseline)
+    units = units_of(ours, baseline)
+    if not units.pairs:
+        raise ValueError(f"{ours.path} and {baseline.path} have no metric in common")
+    groups, told = grouping(units)
+    entries = compare(units, groups, args.seed)
+    print(f"{ours.path} {args.ours_row or ''} against {baseline.path} {args.baseline_row or ''}: {len(ours.rows)} samples")
+    if units.name == "clips":
+        print(f"each clip's mixtures are averaged first: {len(units.pairs[entries[0]['metric']])} clips are compared")
+    print(f"{told}\n{text_table(entries)}")
+    for metric, count in units.n_failed.items():
+        if count:
+            print(f"{metric}: {count} of {len(ours.rows)} samples have no score in one of the CSVs and are left out")
+    if args.output_csv:
+        # p values may be far below the six decimals of our CSVs.
+        small = [{k: f"{v:.6g}" for k, v in e.items() if k.startswith("p_") and not math.isnan(v)} for e in entries]
+        write_csv(args.output_csv, [e | s for e, s in zip(entries, small, strict=True)], SUMMARY_COLUMNS)
+        print(f"written to {args.output_csv}")
+    return EXIT_FAILED if any(units.n_failed.values()) else 0
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser("statistical_test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ours_csv", type=Path, required=True)
+    parser.add_argument("--baseline_csv", type=Path, required=True)
+    parser.add_argument("--ours_row", help="of a CSV with several rows a sample, e.g. audio_visual")
+    parser.add_argument("--baseline_row", help="e.g. audio_only; both CSVs may be the same file")
+    parser.add_argument("--output_csv", type=Path)
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    return run("statistical_test.py", lambda: report(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

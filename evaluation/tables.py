@@ -1,0 +1,155 @@
+"""Means with intervals over the rows of a run, as text, CSV and LaTeX."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY
+from utils.metrics import METRICS
+from utils.stats import bootstrap_interval
+from utils.util import atomic_write
+
+ALL = "all"
+LABELS = {"pesq": "PESQ-WB", "stoi": "STOI", "estoi": "ESTOI", "si_sdr": "SI-SDR in dB"}
+DIGITS = {"pesq": 2, "stoi": 3, "estoi": 3, "si_sdr": 2}
+ROW_LABELS = {NOISY: "noisy", AUDIO_ONLY: "audio only", AUDIO_VISUAL: "audio-visual"}
+SUMMARY_COLUMNS = (
+    "row", "kind", "snr_db", "metric", "n", "n_failed", "mean", "low", "high", "gain", "gain_low", "gain_high",
+)  # fmt: skip
+INTERVAL_NOTE = (
+    "95 % intervals: bootstrap over clips, all mixtures of a clip together. A mixture that one row could not be scored on is "
+    "left out of every row."
+)
+
+
+def by_sample(rows: Sequence[Mapping]) -> dict[str, dict[str, Mapping]]:
+    """{sample_id: {row: scores}}, in order."""
+    found: dict[str, dict[str, Mapping]] = defaultdict(dict)
+    for row in rows:
+        found[row["sample_id"]][row["row"]] = row
+    return dict(found)
+
+
+def complete(samples: Sequence[Mapping[str, Mapping]], metric: str) -> list[Mapping[str, Mapping]]:
+    """Samples on which no row failed in `metric`: means over others would not be of the same samples."""
+    return [rows for rows in samples if not any(math.isnan(row[metric]) for row in rows.values())]
+
+
+def summarize_rows(rows: Sequence[Mapping], reference: str = NOISY) -> list[dict]:
+    """One entry per row, kind, SNR and metric (SUMMARY_COLUMNS); kind and SNR are also "all". `gain` is over `reference`."""
+    samples = list(by_sample(rows).values())
+    cells: dict[tuple, list] = defaultdict(list)
+    for sample in samples:
+        first = next(iter(sample.values()))
+        for kind in (first["kind"], ALL):
+            for snr in (first["snr_db"], ALL):
+                cells[kind, snr].append(sample)
+    order = sorted(cells, key=lambda key: (key[0] != ALL, key[0], key[1] == ALL, key[1] if key[1] != ALL else 0))
+    kinds = {kind for kind, _ in order}
+    if len(kinds) == 2:  # one kind and "all": the same numbers twice
+        order = [key for key in order if key[0] != ALL]
+    found = []
+    for kind, snr in order:
+        for metric in METRICS:
+            kept = complete(cells[kind, snr], metric)
+            groups = [sample[reference]["clip"] for sample in kept]
+            for row in cells[kind, snr][0]:
+                values = [sample[row][metric] for sample in kept]
+                gains = [sample[row][metric] - sample[reference][metric] for sample in kept]
+                low, high = bootstrap_interval(values, groups=groups)
+                gain_low, gain_high = bootstrap_interval(gains, groups=groups)
+                found.append({
+                    "row": row, "kind": kind, "snr_db": snr, "metric": metric, "n": len(kept),
+                    "n_failed": len(cells[kind, snr]) - len(kept), "mean": mean(values), "low": low, "high": high,
+                    "gain": mean(gains), "gain_low": gain_low, "gain_high": gain_high,
+                })  # fmt: skip
+    return found
+
+
+def mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def number(value: float, metric: str, sign: str = "") -> str:
+    """A score with as many digits as are worth printing; a dash where there is none."""
+    return "-" if math.isnan(value) else f"{value:{sign}.{DIGITS[metric]}f}"
+
+
+def gain_number(value: float, metric: str) -> str:
+    """A difference of scores with its sign, in digits enough for small ones."""
+    return "-" if math.isnan(value) else f"{value:+.{2 if metric == 'si_sdr' else 3}f}"
+
+
+class Grid:
+    """A summary by place: grid.at(row, kind, snr, metric), with its kinds, SNRs and rows in order."""
+
+    def __init__(self, summary: Sequence[Mapping]) -> None:
+        self._cells = {(c["row"], c["kind"], c["snr_db"], c["metric"]): c for c in summary}
+        self.rows, self.kinds, self.snrs = (list(dict.fromkeys(c[key] for c in summary)) for key in ("row", "kind", "snr_db"))
+
+    def at(self, row: str, kind: str, snr: float | str, metric: str) -> Mapping:
+        return self._cells[row, kind, snr, metric]
+
+
+def snr_label(snr: float | str) -> str:
+    return str(snr) if snr == ALL else f"{snr:g}"
+
+
+def text_table(summary: Sequence[Mapping], kind: str) -> str:
+    """Means of one kind of noise by SNR, a block per metric."""
+    grid = Grid(summary)
+    lines = []
+    for metric in METRICS:
+        lines.append(f"{LABELS[metric]:<16}" + "".join(f"{snr_label(snr):>9}" for snr in grid.snrs) + "  (SNR in dB)")
+        for row in grid.rows:
+            cells = (number(grid.at(row, kind, snr, metric)["mean"], metric) for snr in grid.snrs)
+            lines.append(f"{ROW_LABELS[row]:<16}" + "".join(f"{value:>9}" for value in cells))
+    worst = max(cell["n_failed"] for cell in summary)
+    total = grid.at(grid.rows[0], kind, ALL, METRICS[0])
+    lines.append(f"{kind}: {total['n'] + total['n_failed']} mixtures; at most {worst} left out of a mean because a row failed")
+    return "\n".join(lines)
+
+
+def latex_escape(text: str) -> str:
+    for plain, escaped in (("\\", r"\textbackslash{}"), ("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
+        text = text.replace(plain, escaped)
+    return text
+
+
+def latex_table(summary: Sequence[Mapping], kind: str, note: str) -> str:
+    """One table: metrics in blocks, rows by SNR, the mean with its interval below; needs booktabs. Best means are bold."""
+    grid = Grid(summary)
+    width = len(grid.snrs) + 1
+    lines = [
+        r"\begin{table*}[t]", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{3pt}",
+        rf"\caption{{{latex_escape(kind.replace('_', ' '))}: {latex_escape(note)}. {latex_escape(INTERVAL_NOTE)}}}",
+        rf"\label{{tab:snr-{kind.replace('_', '-')}}}", rf"\begin{{tabular}}{{l{'r' * len(grid.snrs)}}}", r"\toprule",
+        "SNR in dB & " + " & ".join(snr_label(snr).replace("-", "$-$") for snr in grid.snrs) + r" \\",
+    ]  # fmt: skip
+    for metric in METRICS:
+        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\textit{{{LABELS[metric]}}}}} \\"]
+        best = {snr: max(_shown(grid.at(row, kind, snr, metric)["mean"], metric) for row in grid.rows) for snr in grid.snrs}
+        for row in grid.rows:
+            means, intervals = [], []
+            for snr in grid.snrs:
+                cell = grid.at(row, kind, snr, metric)
+                text = number(cell["mean"], metric).replace("-", "$-$")
+                means.append(rf"\textbf{{{text}}}" if _shown(cell["mean"], metric) == best[snr] else text)
+                bounds = (number(cell[key], metric).replace("-", "$-$") for key in ("low", "high"))
+                intervals.append(r"\tiny[" + ", ".join(bounds) + "]")
+            lines.append(f"{ROW_LABELS[row]} & " + " & ".join(means) + r" \\[-2pt]")
+            lines.append(" & " + " & ".join(intervals) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
+
+
+def _shown(value: float, metric: str) -> float:
+    """The value as it is printed, so that equal numbers are equally bold."""
+    return -math.inf if math.isnan(value) else round(value, DIGITS[metric])
+
+
+def write_text(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
