@@ -69,21 +69,31 @@ class FaceReport:
     """What came of looking at a video; filled while it is looked at."""
 
     detector: str = ""  # what found the faces; "" before there was a picture
+    looked: bool = False  # whether that is a face detector
     found: int = 0  # most faces at one time
     fallback: str | None = None  # one line: why `detector` is not the first choice
     choices: list[str] = field(default_factory=list)  # one line for each time a head was chosen among several, or in vain
     offset_ms: float = 0.0  # taken back from the picture: positive where it was late
     estimate: OffsetEstimate | None = None  # with av_offset_ms "auto"
 
+    def summary(self) -> str:
+        """How many faces there are and what found them, for a line about a file."""
+        faces = {0: "no face", 1: "1 face"}.get(self.found, f"{self.found} faces")
+        offset = f", picture {_lateness(self.offset_ms)}" if self.offset_ms else ""
+        return (f"{faces} ({self.detector})" if self.looked else self.detector) + offset
+
     def notes(self) -> list[str]:
         """One line each of what a user should know beyond `detector` and `found`."""
         notes = self.choices[:3] + ([f"... and {len(self.choices) - 3} choices more"] if len(self.choices) > 3 else [])
         if self.estimate is not None:
-            found_ms, confidence = 1e3 * self.estimate.offset_sec, self.estimate.confidence
-            way = "late" if found_ms >= 0 else "early"
-            said = f"the picture seems {abs(found_ms):.0f} ms {way} (confidence {confidence:.1f}, 1 is sure)"
-            notes.append(f"av_offset auto: {said}: " + ("taken back" if self.estimate.sure else "too unsure, left as it is"))
+            said = f"the picture seems {_lateness(1e3 * self.estimate.offset_sec)}"
+            done = "taken back" if self.estimate.sure else "not sure enough, left as it is"
+            notes.append(f"av_offset auto: {said} (confidence {self.estimate.confidence:.1f}; from 1 on it is sure): {done}")
         return notes
+
+
+def _lateness(milliseconds: float) -> str:
+    return f"{abs(milliseconds):.0f} ms {'late' if milliseconds >= 0 else 'early'}"
 
 
 def cut_square(picture: np.ndarray, box: FaceBox, size: int) -> np.ndarray:
@@ -134,6 +144,7 @@ class FaceCropper:
         self._at_sec = 0.0  # when this stretch begins
         self.report = report if report is not None else FaceReport()
         named = {"center": "middle of the picture", "none": "whole picture"}
+        self.report.looked = self._detect is not None
         self.report.detector = named.get(settled.method) or getattr(self._detect, "name", "detector given")
         self.report.fallback = settled.fallback
 
