@@ -97,15 +97,16 @@ def _settle(
         width, height = picture_size(path)
         options = replace(options, face=(min(1.0, options.face[0] / width), min(1.0, options.face[1] / height)))
     if options.av_offset_ms == "auto":
+        if sound is None:
+            raise ValueError("av_offset_ms auto: an offset is measured against a sound, and there is none")
         options = replace(options, av_offset_ms=0.0)
-        if sound is not None:
-            measured_sec = MEASURE_SEC if duration_sec is None else min(MEASURE_SEC, duration_sec)
-            crops, mask = load_video_frames(
-                path, start_sec, measured_sec, face_size, fps, options, sound=sound, report=FaceReport()
-            )
-            report.estimate = estimate_offset(*mouth_fit(crops, mask, start_sec, fps, sound))
-            if report.estimate.sure:
-                options = replace(options, av_offset_ms=1e3 * report.estimate.offset_sec)
+        measured_sec = MEASURE_SEC if duration_sec is None else min(MEASURE_SEC, duration_sec)
+        crops, mask = load_video_frames(
+            path, start_sec, measured_sec, face_size, fps, options, sound=sound, report=FaceReport()
+        )
+        report.estimate = estimate_offset(*mouth_fit(crops, mask, start_sec, fps, sound))
+        if report.estimate.sure:
+            options = replace(options, av_offset_ms=1e3 * report.estimate.offset_sec)
     report.offset_ms = float(options.av_offset_ms)
     return options
 

@@ -28,6 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 LEAST_TALK_LOOKS = 5  # a head seen in fewer looks (1 s) is not judged by its mouth
+LARGE = 0.6  # of the largest track's size: a head that may be the speaker's even if its mouth does not clearly say so
 
 _log = logging.getLogger(__name__)
 
@@ -204,13 +205,21 @@ class FaceCropper:
             return max(same, key=size)
         if self._face is not None:
             return self._asked_for(steady, frames)
-        talks, why = self._talking(steady, at, frames) if len(steady) > 1 else (None, "")
-        self._settled = talks is not None
-        if talks is None and same:
+        scores = self._talk_scores(steady, at, frames) if len(steady) > 1 else []
+        lead = (scores[0][0] - scores[1][0]) * min(scores[0][1], scores[1][1]) ** 0.5 if len(scores) > 1 else 0.0
+        self._settled = lead >= TALKING_LEAD
+        if self._settled:
+            best, why = scores[0][2], "its mouth moves with the sound"
+        elif same:
             return max(same, key=size)
-        best = talks or max(steady, key=size)
+        else:
+            largest = max(size(track) for track in steady)
+            talker = next((track for _, _, track in scores if size(track) > LARGE * largest), None)
+            best = talker or max(steady, key=size)
+            why = "the largest and longest seen" if talker is None else "its mouth fits the sound best, if not clearly"
         if len(steady) > 1:
-            self._say(steady, best, frames, why)
+            fits = ", ".join(f"{score:.2f}" for score, _, _ in scores)
+            self._say(steady, best, frames, why + (f" (fits from best to worst: {fits})" if fits else ""))
         return best
 
     def _asked_for(self, steady: Sequence[Track], frames: np.ndarray) -> Track | None:
@@ -236,23 +245,16 @@ class FaceCropper:
         self._say(steady, best, frames, why)
         return best
 
-    def _talking(self, steady: Sequence[Track], at: Sequence[int], frames: np.ndarray) -> tuple[Track | None, str]:
-        """The track whose mouth moves with the sound, or None where that is not clear; and why."""
-        if self._sound is None:
-            return None, "the largest and longest seen"
+    def _talk_scores(self, steady: Sequence[Track], at: Sequence[int], frames: np.ndarray) -> list[tuple[float, float, Track]]:
+        """(how well its mouth fits the sound, seconds of it, track) of those seen long enough, the best first."""
         scores = []
-        for track in steady:
+        for track in steady if self._sound is not None else ():
             if len(track) < LEAST_TALK_LOOKS:
                 continue
             crops, mask = _cut(frames, steady_boxes(track, at, len(frames), self._fps), self._size)
             fits, seconds = mouth_fit(crops, mask, self._at_sec, self._fps, self._sound)
             scores.append((talking(fits), seconds, track))
-        scores.sort(key=lambda entry: -entry[0])
-        if len(scores) > 1:
-            (score, seconds, best), (following, other_seconds, _) = scores[:2]
-            if (score - following) * min(seconds, other_seconds) ** 0.5 >= TALKING_LEAD:
-                return best, f"its mouth moves with the sound (fit {score:.2f}, the next {following:.2f})"
-        return None, "the largest and longest seen, as no mouth clearly moves with the sound"
+        return sorted(scores, key=lambda entry: -entry[0])
 
     def _say(self, steady: Sequence[Track], best: Track, frames: np.ndarray, why: str) -> None:
         height, width = frames.shape[1:3]

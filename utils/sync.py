@@ -100,11 +100,12 @@ def fit(mouth: np.ndarray, seen: np.ndarray, mouth_sec: np.ndarray, sound: np.nd
     fits = np.zeros(len(OFFSETS_SEC))
     if len(sound) < 2:
         return fits
+    mouth, mouth_sec = mouth[seen], mouth_sec[seen]
     for signal in range(2):
         moves, heard = _limited(mouth[:, signal]), _limited(sound[:, signal])
         for number, offset in enumerate(OFFSETS_SEC):
             at = mouth_sec - offset
-            use = seen & (at >= sound_sec[0]) & (at <= sound_sec[-1])
+            use = (at >= sound_sec[0]) & (at <= sound_sec[-1])
             if use.sum() > 2:
                 fits[number] += _correlation(moves[use], np.interp(at[use], sound_sec, heard))
     return fits
