@@ -9,7 +9,7 @@ from pathlib import Path
 
 from models.enhance_files import Job, folder_jobs, run_jobs, single_job
 from models.enhancer import Enhancer
-from models.face_arguments import add_face_arguments, face_options, with_crops
+from models.face_arguments import add_face_arguments, check_detector, face_options, with_crops
 from models.stream_files import stream_file
 from utils import console
 from utils.config import load_config
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         jobs = with_crops(build_jobs(args), args.save_crop)
+        check_detector(args.faces)
         config = load_config(args.config) if args.config else None
         enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, config, args.faces)
         print(enhancer.describe(), flush=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.enhance_files import Job, same_file
+from utils.detectors import settle_method
 from utils.faces import FACE_METHODS, FaceOptions
 
 CROP_SUFFIXES = (".mp4", ".mkv")
@@ -43,6 +44,12 @@ def face_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> F
         return FaceOptions(args.face_crop, args.face_model, args.face, args.av_offset or args.av_offset_ms)
     except ValueError as error:
         parser.error(str(error))
+
+
+def check_detector(options: FaceOptions) -> None:
+    """ValueError where the detector that was asked for, or its file, cannot be used: before any work is begun."""
+    if options.method == "yunet" or options.model is not None:
+        settle_method(options.method or "auto", options.model)
 
 
 def with_crops(jobs: Sequence[Job], save_crop: Path | None) -> list[Job]:

@@ -60,9 +60,9 @@ def open_media(path: str | os.PathLike) -> av.container.InputContainer:
 
 
 def video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream | None:
-    """First moving picture; a cover image attached to music is none."""
+    """First moving picture that there is a decoder for; a cover image attached to music is none."""
     for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
+        if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic:
             return stream
     return None
 
@@ -242,7 +242,7 @@ def picture_size(path: str | os.PathLike) -> tuple[int, int]:
     """(width, height) of the upright picture in square pixels, as it is shown; MediaError when there is none."""
     with open_media(path) as container:
         stream = video_stream(container)
-        frame = None if stream is None or stream.codec_context is None else next(iter(Decoder(container, stream)), None)
+        frame = None if stream is None else next(iter(Decoder(container, stream)), None)
         if frame is None:
             raise MediaError(f"{path} has no picture that can be decoded")
         pictures = _Pictures(stream)
@@ -262,7 +262,8 @@ def _timed_frames(
         with open_media(path) as container:
             stream = video_stream(container)
             if stream is None:
-                raise MediaError(f"{path} has no picture")
+                unknown = " that can be decoded" if container.streams.video else ""
+                raise MediaError(f"{path} has no picture{unknown}")
             stream.thread_type = "AUTO" if stream.width * stream.height > 640 * 480 else "SLICE"
             period = 1.0 / float(stream.average_rate or stream.base_rate or 25)
             base = zero_sec

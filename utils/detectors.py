@@ -22,6 +22,7 @@ CROP_MARGIN = 1.05  # crop side over Haar's box side: forehead to chin, the mout
 # Haar's by 3 % of the side (standard deviation) in size, 1.8 % in x and 1.0 % in y.
 YUNET_MARGIN = 1.19
 YUNET_SCORE = 0.6
+YUNET_LEAST_SIDE = 16  # pixels; of less it makes boxes out of nothing
 
 # OpenCV's thread pool does not survive a fork, and a loader's worker would wait for it for ever. Pictures this small gain
 # nothing from it, so no pool is ever made.
@@ -106,10 +107,13 @@ class YuNetDetector:
 
     def __call__(self, picture: np.ndarray) -> list[FaceBox]:
         reduced, scale = _reduced(picture, YUNET_SIDE)
+        if min(reduced.shape[:2]) < YUNET_LEAST_SIDE:
+            return []
         self._net.setInputSize((reduced.shape[1], reduced.shape[0]))
         found = self._net.detect(cv2.cvtColor(reduced, cv2.COLOR_RGB2BGR))[1]
         if found is None:
             return []
+        found = found[np.isfinite(found).all(axis=1)]
         # A row: box x, y, w, h, then right eye, left eye, nose, mouth corners (x, y each), score.
         features = found[:, 4:14].reshape(-1, 5, 2)[:, (0, 1, 3, 4)]
         centres = features.mean(axis=1) / scale  # half-way between eyes and mouth: where Haar's crops have their centre
