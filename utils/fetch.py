@@ -46,7 +46,7 @@ class PublishedFile:
     def _fetch(self, path: Path) -> None:
         remedy = f"put the file at {path}, or {self.instead}"
         if os.environ.get("LITEAVSE_OFFLINE"):
-            raise ValueError(f"{self.what}: not at {path}, and LITEAVSE_OFFLINE forbids fetching {self.url}; {remedy}")
+            raise ValueError(f"{self.what}: LITEAVSE_OFFLINE forbids fetching {self.url}; {remedy}")
         try:
             with urllib.request.urlopen(self.url, timeout=self.timeout_sec) as response:  # noqa: S310 - our own constants
                 content = response.read()
