@@ -72,6 +72,17 @@ def test_a_neighbour_never_takes_the_place_of_a_head_that_is_away() -> None:
     assert np.abs(columns(crops[mask]) - 40).max() < 1
 
 
+def test_neighbours_that_come_later_are_not_the_head_that_left() -> None:
+    crops, mask, _ = look({k: [MIDDLE] if k < 35 else [LEFT, RIGHT] for k in range(0, 80, 5)}, 80, None)
+    assert mask[:33].all() and not mask[33:].any() and np.abs(columns(crops[mask]) - 40).max() < 1
+
+
+def test_a_head_that_is_alone_is_the_same_one_wherever_it_turns_up() -> None:
+    crops, mask, _ = look({k: [LEFT if k < 35 else RIGHT] for k in range(0, 80, 5) if not 35 <= k < 50}, 80, None)
+    assert list(np.flatnonzero(~mask)) == list(range(33, 48))
+    assert np.abs(columns(crops[:30]) - 15).max() < 1 and np.abs(columns(crops[60:]) - 65).max() < 1
+
+
 def test_a_head_that_comes_back_to_its_place_is_followed_again() -> None:
     found = {k: [LEFT] if 30 <= k < 60 else [LEFT, MIDDLE] for k in range(0, 100, 5)}
     crops, mask, _ = look(found, 100, None)
@@ -114,6 +125,15 @@ def test_a_choice_by_size_gives_way_once_somebody_talks() -> None:
 def test_options_that_cannot_be_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"face|av_offset_ms"):
         FaceOptions(**wrong)
+
+
+def test_a_place_in_pixels_is_one_of_the_picture_as_it_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faces, "load_detector", lambda settled: Drawings())
+    path = timed_video(tmp_path / "three.mkv", beside(0, 1, 0)[:10], np.arange(10) / 25, None)
+    for face, said in (((144.0, 50.0), "face 2 of 3"), ((0.5, 0.5), "face 2 of 3"), ((250.0, 90.0), "face 3 of 3")):
+        report = FaceReport()
+        load_video_frames(path, face_crop=FaceOptions("haar", face=face), report=report)
+        assert said in report.notes()[0]
 
 
 def hard_clip(folder: Path, left: np.ndarray, right: np.ndarray, voice: np.ndarray) -> tuple[Path, np.ndarray]:

@@ -205,6 +205,19 @@ def test_a_picture_that_is_late_is_shown_earlier(tmp_path: Path, with_sound: boo
     assert seen[: len(shown)] == list(shown) and set(seen[len(shown) :]) <= {24}  # the last one is held for a while
 
 
+def test_a_late_picture_in_a_file_without_any_clock(tmp_path: Path) -> None:
+    path = tmp_path / "a.h264"  # the bare stream
+    with av.open(str(path), "w", format="h264") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.height, video.width, video.pix_fmt, video.options = 64, 64, "yuv420p", {"crf": "4", "bf": "0"}
+        for index in range(25):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 + STEP * index, np.uint8), format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    pictures = [[picture for picture in media.grid_frames(path, late_sec=late) if picture is not None] for late in (0.0, 0.12)]
+    assert numbers(np.stack(pictures[0])) == list(range(25)) and numbers(np.stack(pictures[1])) == list(range(3, 25))
+
+
 def test_a_late_picture_in_a_window_far_into_the_file(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", regular(57, 5.0), fps=5.0, sound=noise(11.4))
     whole = [picture for picture in media.grid_frames(path, late_sec=0.4) if picture is not None]

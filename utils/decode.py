@@ -281,10 +281,11 @@ def _timed_frames(
             last = -math.inf
             decoder = Decoder(container, stream)
             for frame in decoder:
-                at = frame.time if frame.time is not None else (last if math.isfinite(last) else -period) + period
-                if base is None:
-                    base = at + late_sec
-                at -= base
+                if frame.time is not None:
+                    base = frame.time + late_sec if base is None else base
+                    at = frame.time - base
+                else:
+                    at = last + period if math.isfinite(last) else -late_sec
                 if seeking and last == -math.inf and at > start_sec:
                     break  # the seek landed too late; read from the beginning instead
                 if at <= last:
