@@ -167,9 +167,12 @@ def test_pieces_are_joined_turned_down_and_clipped(tmp_path, talking_clip) -> No
 
 def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, talking_clip) -> None:
     sound, junk = wav_file(tmp_path / "a.wav"), bytes_file(tmp_path / "junk.mp4", b"no video" * 100)
+    webm = write_video(tmp_path / "a.webm", regular(5, 25.0), codec="libvpx")
+    wmv = write_video(tmp_path / "a.wmv", regular(5, 25.0), codec="wmv2")
     (tmp_path / "out").mkdir()
     for video, name, words in (
         (talking_clip, "o.avi", ".mkv"), (talking_clip, "o", ".mkv"), (talking_clip, "o.webm", "choose .mkv"),
+        (webm, "o.mov", "vp8.*choose .mkv"), (wmv, "o.mp4", "wmv2.*as .wav"),
         (sound, "o.mp4", "no picture"), (junk, "o.mp4", "junk.mp4"), (tmp_path / "gone.mp4", "o.mp4", "gone.mp4"),
     ):  # fmt: skip
         with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
