@@ -134,8 +134,6 @@ class _Remux:
         options = {"movflags": "+faststart", "movie_timescale": str(self.rate)} if self.container_name in QUICKTIME else {}
         if self.container_name in QUICKTIME and any(key.startswith("com.") for key in self.source.metadata):
             options["movflags"] += "+use_metadata_tags"  # phones' own keys have no place among the usual ones
-        if self.container_name not in QUICKTIME:
-            options["avoid_negative_ts"] = "disabled"  # Opus' delay would move the picture
         with av.open(os.fspath(self.path), "w", format=self.container_name, container_options=options) as target:
             kept = _add_picture(target, self.source, self.picture, self.path.suffix.lower())
             sound = self._add_sound(target)
@@ -210,6 +208,9 @@ class _Remux:
             others += ["second sound"]
         if others:
             notes.append(f"of {Path(self.name).name} only the picture was kept, not: {', '.join(sorted(set(others)))}")
+        shape, coded = self.picture.sample_aspect_ratio, self.picture.codec_context.sample_aspect_ratio
+        if self.container_name not in QUICKTIME and shape not in (None, coded or 1):  # PyAV has no way to write it there
+            notes.append(f"the shape of the pixels ({shape}) is lost in {self.path.suffix}; .mp4 keeps it")
         if damaged:
             notes.append(f"{damaged} damaged places in the picture of {Path(self.name).name} were left out")
         return notes
