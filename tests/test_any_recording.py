@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import struct
 from collections.abc import Callable
@@ -89,7 +90,12 @@ def test_crops_of_a_folder(run_av, tmp_path, monkeypatch) -> None:
     wav_file(folder / "b.wav")
     assert run_av("--input_folder", folder, "--output", "out", "--face_crop", "haar", "--save_crop", "seen") == 0
     assert all_files(tmp_path / "seen") == {"a_crop.mp4"}
-    assert all_files(tmp_path / "out") == {"a_enhanced.wav", "b_enhanced.wav"}
+    assert all_files(tmp_path / "out") == {"a_enhanced.wav", "b_enhanced.wav", "enhanced.csv"}
+    with open(tmp_path / "out" / "enhanced.csv", newline="") as file:
+        shown, heard = csv.DictReader(file)
+    assert (shown["faces"], shown["detector"], shown["av_offset_ms"]) == ("2", "drawings", "0")
+    assert "face 2 of 2" in shown["notes"]
+    assert heard["faces"] == heard["detector"] == ""
 
 
 def test_a_late_picture_is_measured_and_taken_back(run_av, tmp_path, capsys) -> None:
