@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from conftest import face_crops, voice, write_mpg
 
-from data import make_grid_json, prepare_faces, prepare_noise
+from data import face_shards, make_grid_json, prepare_faces, prepare_noise
 from utils.media import load_audio, load_video_frames, write_clip
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -131,8 +131,8 @@ def test_noise_is_split_by_file_and_by_folder(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_masked_runs() -> None:
-    assert prepare_faces.masked_runs(np.array([True, False, False, True, False])) == [[1, 3], [4, 5]]
-    assert prepare_faces.masked_runs(np.ones(4, bool)) == [] and prepare_faces.masked_runs(np.zeros(3, bool)) == [[0, 3]]
+    assert face_shards.masked_runs(np.array([True, False, False, True, False])) == [[1, 3], [4, 5]]
+    assert face_shards.masked_runs(np.ones(4, bool)) == [] and prepare_faces.masked_runs(np.zeros(3, bool)) == [[0, 3]]
 
 
 def prepare(folder: Path, *more: str) -> int:
@@ -193,7 +193,7 @@ def test_several_processes_do_the_same(tmp_path: Path) -> None:
 def test_wrong_lists_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for content, said in (("[]", "no entries"), ("[1]", "entry 0"), ("{", "not a JSON list")):
         (tmp_path / "in.json").write_text(content)
-        assert prepare(tmp_path) == 1
+        assert prepare(tmp_path) == 2
         assert said in capsys.readouterr().err
 
 

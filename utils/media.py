@@ -262,12 +262,12 @@ def _crop_stretch(
 
 
 def write_clip(
-    path: str | os.PathLike, frames: np.ndarray, samples: np.ndarray, sample_rate: int = 16000, fps: float = 25.0
+    path: str | os.PathLike, frames: np.ndarray, samples: np.ndarray | None, sample_rate: int = 16000, fps: float = 25.0
 ) -> None:
     """Write pictures uint8 [V, H, W, 3] (even H, W) and sound float [L] as H.264 and FLAC in one .mp4 or .mkv.
 
-    Sound begins at 0, frame k is shown at k / fps; a key frame every second lets windows be sought. MediaError when the
-    file cannot be written.
+    Without samples the pictures alone. Sound begins at 0, frame k is shown at k / fps; a key frame every second lets
+    windows be sought. MediaError when the file cannot be written.
     """
     try:
         _write_clip(os.fspath(path), frames, samples, sample_rate, fps)
@@ -275,23 +275,26 @@ def write_clip(
         raise MediaError(f"{path} cannot be written: {error}") from None
 
 
-def _write_clip(path: str, frames: np.ndarray, samples: np.ndarray, sample_rate: int, fps: float) -> None:
+def _write_clip(path: str, frames: np.ndarray, samples: np.ndarray | None, sample_rate: int, fps: float) -> None:
     """write_clip, FFmpeg's errors passing through."""
     rate = Fraction(fps).limit_denominator(1001)
-    pcm = np.clip(np.round(np.asarray(samples, np.float64) * 32768.0), -32768, 32767).astype(np.int16)
     with av.open(path, "w") as container:
         video = container.add_stream("libx264", rate=rate)
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
         # No B frames: decoding order is showing order, and the first picture is at 0 in every container.
         video.options = {"crf": str(CLIP_CRF), "preset": "medium", "bf": "0", "g": str(max(1, round(fps))), "threads": "1"}
-        audio = container.add_stream("flac", rate=sample_rate)
-        audio.layout = "mono"
+        audio = None if samples is None else container.add_stream("flac", rate=sample_rate)
+        if audio is not None:
+            audio.layout = "mono"
         for index, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
+        if audio is None:
+            return
+        pcm = np.clip(np.round(np.asarray(samples, np.float64) * 32768.0), -32768, 32767).astype(np.int16)
         block = audio.codec_context.frame_size or 4096
         for first in range(0, len(pcm), block):
             frame = av.AudioFrame.from_ndarray(pcm[None, first : first + block], format="s16", layout="mono")
