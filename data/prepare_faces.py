@@ -30,12 +30,11 @@ from data.face_shards import (
     make_shard,
     masked_runs,
 )
+from data.listing import report_skipped
 from utils.console import EXIT_FAILED, Parser, run
 from utils.faces import FACE_METHODS
 from utils.media import write_clip
 from utils.util import atomic_write, load_json_file, write_json
-
-SHOWN_FAILURES = 20
 
 
 def output_path(entry: dict, output_dir: Path, settings: CropSettings) -> Path:
@@ -181,9 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         without = sum(one == 0.0 for one in report.face_shares)
         written = args.output_list if args.format == "clips" else args.output_dir
         print(f"{written}: {report.n_clips} clips, face in {100 * share:.1f} % of frames, {without} clips without any")
-        if report.skipped:
-            print(f"{len(report.skipped)} clips failed:", file=sys.stderr)
-            print("\n".join(f"  {video}: {why}" for video, why in report.skipped[:SHOWN_FAILURES]), file=sys.stderr)
+        report_skipped(report.skipped, Path(args.output_dir) / f"{Path(args.list).stem}_skipped.csv")
         return EXIT_FAILED if report.skipped else 0
 
     return run("prepare_faces", work)
