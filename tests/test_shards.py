@@ -65,7 +65,7 @@ def make_list(folder: Path, count: int = N_CLIPS) -> Path:
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven clips in three shards, and a list of the same crops and sounds as files."""
     folder = make_list(tmp_path_factory.mktemp("corpus"))
-    assert prepare(folder, "--workers", "2") == 0
+    assert prepare(folder) == 0
     entries = []
     for shard in find_shards(folder / "shards", "key"):
         for key, members in read_clips(shard.path, 0, shard.path.stat().st_size).items():

@@ -1,0 +1,186 @@
+"""data/download.py against a local server: whole, broken off, resumed, damaged, missing, and never outside its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import all_files, only_line
+
+from data import download, fetch
+
+
+def zipped(names: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, content in names.items():
+            archive.writestr(name, content)
+    return out.getvalue()
+
+
+VIDEO = np.random.default_rng(0).bytes(300_000)
+ARCHIVES = {
+    "s1.zip": zipped({"s1/bbaf2n.mpg": VIDEO, "s1/bbaf3s.mpg": VIDEO[:1000]}),
+    "s2.zip": zipped({"s2/lwbz1s.mpg": VIDEO[::-1]}),
+    "audio_25k.zip": zipped({"audio_25k/s1/bbaf2n.wav": VIDEO[:500]}),
+}
+
+
+class Zenodo:
+    """Answers as Zenodo does; `plan` says what goes wrong with the next requests for a file."""
+
+    def __init__(self) -> None:
+        self.files = dict(ARCHIVES)
+        self.md5 = {name: hashlib.md5(content).hexdigest() for name, content in self.files.items()}
+        self.ranges: list[tuple[str, str | None]] = []  # of every request for a file
+        self.plan: list[str] = []
+        self.knows_ranges = True
+
+    def record(self) -> bytes:
+        return json.dumps({"files": [
+            {"key": name, "size": len(ARCHIVES[name]), "checksum": f"md5:{self.md5[name]}",
+             "links": {"self": f"https://elsewhere.invalid/{name}"}} for name in self.files
+        ]}).encode()  # fmt: skip
+
+
+def handler_of(site: Zenodo) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/api/records/3625687":
+                return self._send(200, site.record())
+            name = path.removeprefix("/records/3625687/files/")
+            wanted = self.headers.get("Range")
+            site.ranges.append((name, wanted))
+            fate = site.plan.pop(0) if site.plan else "well"
+            if name not in site.files or fate == "gone":
+                return self._send(404, b"")
+            if fate == "busy":
+                return self._send(503, b"")
+            content = site.files[name]
+            first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and site.knows_ranges else 0
+            cut = len(content) // 3 if fate == "broken off" else None
+            return self._send(206 if first else 200, content[first:], cut)
+
+        def _send(self, status: int, content: bytes, cut: int | None = None) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[:cut])
+            self.close_connection = True
+
+    return Handler
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Zenodo]:
+    made = Zenodo()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(made))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    made.url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(fetch, "WAIT_SEC", 0.0)
+    monkeypatch.setenv("no_proxy", "*")
+    yield made
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def grid(site: Zenodo, folder: Path, *more: str) -> int:
+    return download.main(["grid", "--output_dir", str(folder), "--base_url", site.url, *more])
+
+
+def test_speakers_are_fetched_checked_and_unpacked_once(site: Zenodo, tmp_path: Path, capsys) -> None:
+    folder = tmp_path / "grid"
+    assert grid(site, folder, "--speakers", "s1", "2", "--audio") == 0
+    assert (folder / "s1" / "bbaf2n.mpg").read_bytes() == VIDEO and (folder / "s2" / "lwbz1s.mpg").read_bytes() == VIDEO[::-1]
+    visible = {name for name in all_files(folder) if not name.startswith(".")}
+    assert visible == {"s1/bbaf2n.mpg", "s1/bbaf3s.mpg", "s2/lwbz1s.mpg", "audio_25k/s1/bbaf2n.wav"}
+    assert [name for name, _ in site.ranges] == ["s1.zip", "s2.zip", "audio_25k.zip"]
+    assert "s1.zip: 2 files" in capsys.readouterr().out
+    assert grid(site, folder, "--speakers", "s1", "s2") == 0
+    assert len(site.ranges) == 3 and "s2.zip: is there" in capsys.readouterr().out
+
+
+def test_a_broken_connection_goes_on_where_it_broke(site: Zenodo, tmp_path: Path) -> None:
+    site.plan = ["broken off", "busy", "broken off"]
+    assert grid(site, tmp_path, "--speakers", "s1", "--keep_archives") == 0
+    third = len(ARCHIVES["s1.zip"]) // 3
+    assert [wanted for _, wanted in site.ranges] == [None, f"bytes={third}-", f"bytes={third}-", f"bytes={2 * third}-"]
+    assert (tmp_path / "s1.zip").read_bytes() == ARCHIVES["s1.zip"] and (tmp_path / "s1" / "bbaf2n.mpg").read_bytes() == VIDEO
+
+
+def test_a_later_run_goes_on_with_the_part_that_is_there(site: Zenodo, tmp_path: Path, capsys) -> None:
+    site.plan = ["broken off"] + ["busy"] * fetch.ATTEMPTS
+    assert grid(site, tmp_path, "--speakers", "s1") == 1
+    third = len(ARCHIVES["s1.zip"]) // 3
+    assert f"go on from {third} bytes" in only_line(capsys.readouterr().err)
+    assert all_files(tmp_path) == {"s1.zip.part"}
+    site.ranges.clear()
+    assert grid(site, tmp_path, "--speakers", "s1") == 0
+    assert site.ranges == [("s1.zip", f"bytes={third}-")] and (tmp_path / "s1" / "bbaf2n.mpg").read_bytes() == VIDEO
+
+
+def test_a_server_without_ranges_begins_anew(site: Zenodo, tmp_path: Path) -> None:
+    site.knows_ranges = False
+    site.plan = ["broken off"]
+    assert grid(site, tmp_path, "--speakers", "s1") == 0
+    assert (tmp_path / "s1" / "bbaf2n.mpg").read_bytes() == VIDEO and len(site.ranges) == 2
+
+
+def test_what_is_not_what_was_promised_is_not_unpacked(site: Zenodo, tmp_path: Path, capsys) -> None:
+    site.files["s1.zip"] = ARCHIVES["s1.zip"][:-1] + b"?"
+    assert grid(site, tmp_path, "--speakers", "s1", "s2") == 1
+    assert "md5" in only_line(capsys.readouterr().err)
+    assert {name for name in all_files(tmp_path) if not name.startswith(".")} == {"s2/lwbz1s.mpg"}  # the next one was fetched
+
+
+def test_a_file_that_is_gone_is_named(site: Zenodo, tmp_path: Path, capsys) -> None:
+    site.plan = ["gone"]
+    assert grid(site, tmp_path, "--speakers", "s1", "s2") == 1
+    assert "s1.zip?download=1: the server answers 404" in only_line(capsys.readouterr().err) and len(site.ranges) == 2
+    assert grid(site, tmp_path, "--speakers", "s5") == 2
+    assert "s5.zip is not in record 3625687" in only_line(capsys.readouterr().err)
+    assert download.main(["grid", "--output_dir", str(tmp_path), "--base_url", f"{site.url}/wrong"]) == 2
+    assert "answers 404" in only_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["../outside.mpg", "/outside.mpg", "s1/../../outside.mpg", "..\\outside.mpg", "C:\\outside.mpg"])
+def test_archives_write_nothing_outside_their_folder(tmp_path: Path, name: str) -> None:
+    archive = tmp_path / "in" / "bad.zip"
+    archive.parent.mkdir()
+    archive.write_bytes(zipped({"s1/good.mpg": b"good", name: b"bad"}))
+    with pytest.raises(ValueError, match="outside"):
+        fetch.unpack(archive, tmp_path / "in" / "grid")
+    assert all_files(tmp_path) == {"in/bad.zip"}
+    archive.write_bytes(b"no archive")
+    with pytest.raises(ValueError, match="no zip archive"):
+        fetch.unpack(archive, tmp_path / "in" / "grid")
+
+
+def test_offline_and_full_disks_are_one_line(site: Zenodo, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12, 1000))
+    assert grid(site, tmp_path / "not" / "yet", "--speakers", "s1") == 2
+    assert "disk has 0.0 GB left" in only_line(capsys.readouterr().err) and not site.ranges
+    assert download.main(["grid", "--output_dir", str(tmp_path), "--base_url", "http://127.0.0.1:9"]) == 2
+    assert "are you offline?" in only_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("speaker", "said"), [("s21", "without video"), ("s35", "s1 to s34"), ("bob", "'bob'")])
+def test_speakers_that_do_not_exist(tmp_path: Path, capsys, speaker: str, said: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        download.main(["grid", "--speakers", speaker, "--output_dir", str(tmp_path)])
+    assert stopped.value.code == 2 and said in only_line(capsys.readouterr().err)
