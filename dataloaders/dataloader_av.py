@@ -202,5 +202,5 @@ class AVDataset(ClipDataset):
             frames[~mask] = 0
         corruption = np.maximum(corruption, (~mask).astype(np.float32))
         # frames [V, S, S, 3] -> video [3, V, S, S]
-        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2))).float() / 255.0
+        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2))).float().div_(255.0)
         return video, torch.from_numpy(mask), torch.from_numpy(corruption)

@@ -2,7 +2,7 @@
 
 A clip is KEY.mp4 (its crops, H.264 as in `write_clip`, frame k shown at k / fps), KEY.flac (its sound from the same
 moment on) and KEY.json (frames without a face, quality of the track, where it came from). H.264, not JPEG: 25 crops
-decode in 4 ms instead of 2.5, from a fifth of the bytes. Beside NAME.tar lies NAME.json, written last: which clips are
+decode as fast, from a fifth of the bytes. Beside NAME.tar lies NAME.json, written last: which clips are
 where in it, and how they were made.
 """
 
