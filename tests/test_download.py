@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 import shutil
-import threading
-import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import all_files, only_line
+from zenodo import Zenodo, serving, zipped
 
 from data import download, fetch
-
-
-def zipped(names: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, content in names.items():
-            archive.writestr(name, content)
-    return out.getvalue()
-
 
 VIDEO = np.random.default_rng(0).bytes(300_000)
 ARCHIVES = {
@@ -35,68 +21,13 @@ ARCHIVES = {
 }
 
 
-class Zenodo:
-    """Answers as Zenodo does; `plan` says what goes wrong with the next requests for a file."""
-
-    def __init__(self) -> None:
-        self.files = dict(ARCHIVES)
-        self.md5 = {name: hashlib.md5(content).hexdigest() for name, content in self.files.items()}
-        self.ranges: list[tuple[str, str | None]] = []  # of every request for a file
-        self.plan: list[str] = []
-        self.knows_ranges = True
-
-    def record(self) -> bytes:
-        return json.dumps({"files": [
-            {"key": name, "size": len(ARCHIVES[name]), "checksum": f"md5:{self.md5[name]}",
-             "links": {"self": f"https://elsewhere.invalid/{name}"}} for name in self.files
-        ]}).encode()  # fmt: skip
-
-
-def handler_of(site: Zenodo) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path == "/api/records/3625687":
-                return self._send(200, site.record())
-            name = path.removeprefix("/records/3625687/files/")
-            wanted = self.headers.get("Range")
-            site.ranges.append((name, wanted))
-            fate = site.plan.pop(0) if site.plan else "well"
-            if name not in site.files or fate == "gone":
-                return self._send(404, b"")
-            if fate == "busy":
-                return self._send(503, b"")
-            content = site.files[name]
-            first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and site.knows_ranges else 0
-            cut = len(content) // 3 if fate == "broken off" else None
-            return self._send(206 if first else 200, content[first:], cut)
-
-        def _send(self, status: int, content: bytes, cut: int | None = None) -> None:
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content[:cut])
-            self.close_connection = True
-
-    return Handler
-
-
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Zenodo]:
-    made = Zenodo()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(made))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    made.url = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(fetch, "WAIT_SEC", 0.0)
     monkeypatch.setenv("no_proxy", "*")
-    yield made
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    made = Zenodo(ARCHIVES)
+    with serving(made) as made.url:
+        yield made
 
 
 def grid(site: Zenodo, folder: Path, *more: str) -> int:
@@ -113,6 +44,19 @@ def test_speakers_are_fetched_checked_and_unpacked_once(site: Zenodo, tmp_path: 
     assert "s1.zip: 2 files" in capsys.readouterr().out
     assert grid(site, folder, "--speakers", "s1", "s2") == 0
     assert len(site.ranges) == 3 and "s2.zip: is there" in capsys.readouterr().out
+
+
+def test_by_default_every_speaker_with_video(site: Zenodo, tmp_path: Path) -> None:
+    every = Zenodo({f"s{n}.zip": zipped({f"s{n}/a.mpg": b"video"}) for n in range(1, 35)})
+    with serving(every) as every.url:
+        assert grid(every, tmp_path) == 0
+    assert [name for name, _ in every.ranges] == [f"s{n}.zip" for n in range(1, 35) if n != 21]
+
+
+def test_what_was_deleted_is_fetched_again(site: Zenodo, tmp_path: Path) -> None:
+    assert grid(site, tmp_path, "--speakers", "s1") == 0
+    (tmp_path / "s1" / "bbaf3s.mpg").unlink()
+    assert grid(site, tmp_path, "--speakers", "s1") == 0 and (tmp_path / "s1" / "bbaf3s.mpg").is_file()
 
 
 def test_a_broken_connection_goes_on_where_it_broke(site: Zenodo, tmp_path: Path) -> None:

@@ -186,6 +186,13 @@ def test_items_are_those_of_the_same_crops_in_a_list(corpus: Path, monkeypatch: 
     assert all(equal(valid[0][k], valid[1][k]) for k in range(N_CLIPS)) and not listed.failures | sharded.failures
 
 
+def test_both_formats_of_prepare_faces_give_the_same_items(corpus: Path) -> None:
+    more = ["--output_list", str(corpus / "out.json"), "--output_dir", str(corpus / "crops")]
+    assert prepare(corpus, "--format", "clips", *more) == 0
+    listed, sharded = (AVDataset(corpus / name, corpus / "noise.json", CFG) for name in ("out.json", "shards"))
+    assert all(equal(listed[k], sharded[k]) for k in range(N_CLIPS))
+
+
 def test_items_are_nearly_those_of_the_raw_clips(corpus: Path) -> None:
     """Other pictures only by what H.264 loses, the very same sound, noise, windows and masks."""
     cfg = {**CFG, "visual_cfg": {**CFG["visual_cfg"], "face_crop": "center"},
