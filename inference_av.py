@@ -9,6 +9,7 @@ from pathlib import Path
 
 from models.enhance_files import Job, folder_jobs, run_jobs, single_job
 from models.enhancer import Enhancer
+from models.face_arguments import add_face_arguments, check_detector, face_options, with_crops
 from models.stream_files import stream_file
 from utils import console
 from utils.config import load_config
@@ -28,7 +29,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--chunk_ms", type=float, default=25.0, help="of --stream (default: 25)")
     parser.add_argument("--config", type=Path, help="only for checkpoints that carry no configuration")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_face_arguments(parser)
     args = parser.parse_args(argv)
+    args.faces = face_options(parser, args)
     single = args.input_audio is not None or args.input_video is not None
     if single == (args.input_folder is not None):
         parser.error("give either --input_folder, or --input_audio and/or --input_video")
@@ -47,9 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
 
     def body() -> int:
-        jobs = build_jobs(args)
+        jobs = with_crops(build_jobs(args), args.save_crop)
+        check_detector(args.faces)
         config = load_config(args.config) if args.config else None
-        enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, config)
+        enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, config, args.faces)
         print(enhancer.describe(), flush=True)
         if not args.stream:
             return run_jobs(enhancer, jobs)

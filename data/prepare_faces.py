@@ -32,6 +32,7 @@ from data.face_shards import (
 )
 from data.listing import report_skipped
 from utils.console import EXIT_FAILED, Parser, run
+from utils.detectors import settle_method
 from utils.faces import FACE_METHODS
 from utils.media import write_clip
 from utils.util import atomic_write, load_json_file, write_json
@@ -40,7 +41,7 @@ from utils.util import atomic_write, load_json_file, write_json
 def output_path(entry: dict, output_dir: Path, settings: CropSettings) -> Path:
     """Where a clip's crops go: its own name, made unique by its full path and the crop settings."""
     source = Path(entry["video"])
-    made = f"{settings.face_size}|{settings.fps:g}|{settings.face_crop}"
+    made = f"{settings.face_size}|{settings.fps:g}|{settings.face_crop}|{settings.detector}"
     key = f"{os.path.abspath(source)}|{entry.get('audio', '')}|{made}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     return output_dir / source.parent.name / f"{source.stem}_{digest}.mp4"
@@ -173,13 +174,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--clips_per_shard {args.clips_per_shard} should be 1 or more")
         if args.format == "clips" and not args.output_list:
             raise ValueError("--output_list: say where the list of the small videos goes")
-        settings = CropSettings(args.face_size, args.video_fps, args.face_crop)
+        settled = settle_method(args.face_crop)
+        if settled.fallback:
+            print(settled.fallback, file=sys.stderr)
+        settings = CropSettings(args.face_size, args.video_fps, args.face_crop, settled.method)
         write = write_clips if args.format == "clips" else write_shards
         report = write(entries, args, settings)
         share = float(np.mean(report.face_shares)) if report.face_shares else 0.0
         without = sum(one == 0.0 for one in report.face_shares)
         written = args.output_list if args.format == "clips" else args.output_dir
-        print(f"{written}: {report.n_clips} clips, face in {100 * share:.1f} % of frames, {without} clips without any")
+        print(
+            f"{written}: {report.n_clips} clips, face ({settled.method}) in {100 * share:.1f} % of frames, "
+            f"{without} clips without any"
+        )
         report_skipped(report.skipped, Path(args.output_dir) / f"{Path(args.list).stem}_skipped.csv")
         return EXIT_FAILED if report.skipped else 0
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from evaluation.benchmark_faces import bench_faces
 from evaluation.benchmark_live import bench_memory, bench_streaming
 from evaluation.benchmark_loader import bench_loader
 from evaluation.benchmark_parts import (
@@ -32,7 +33,7 @@ from models.scan import describe_backend
 from utils.console import Parser, run
 from utils.util import atomic_write, git_revision, pick_device, write_json
 
-PARTS = ("scan", "block", "models", "streaming", "training", "memory", "scaling", "loader")
+PARTS = ("scan", "block", "models", "streaming", "training", "memory", "scaling", "faces", "loader")
 
 
 def _cell(value: str | float) -> str:
@@ -96,6 +97,8 @@ def measure(
         tables["Peak memory"] = bench_memory(device)
     if "scaling" in wanted:
         tables["Cost against length and batch, LiteAVSE_small, sound path"] = bench_scaling(device, repeats)
+    if "faces" in wanted:
+        tables["From a video file to face crops, one core"] = bench_faces(repeats)
     if "loader" in wanted:
         tables["Data loader, one process, files in memory"] = bench_loader(loader_list, repeats)
     return tables

@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 from models.enhancer import AlphaTrack, Enhancer, Outcome
 from models.pictures import Pictures
+from models.saved_crops import saved_crops
 from models.spool import SpooledSound
 from utils.console import EXIT_FAILED, one_line
 from utils.media import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, MediaError, sound_pieces
+from utils.sync import SoundTrack
 from utils.util import atomic_write
 
 
@@ -29,6 +31,7 @@ class Job:
     audio: Path
     video: Path | None
     output: Path
+    crops: Path | None = None  # where the face crops that the model sees are written, with the sound
 
     @property
     def label(self) -> str:
@@ -125,12 +128,13 @@ def enhance_file(
     started, rate = time.perf_counter(), enhancer.sample_rate
     with SpooledSound() as sound, SpooledSound() as enhanced:
         spool(sound, job.audio, rate)
-        pictures, notes = open_pictures(enhancer, job, sound.n_samples / rate)
-        if enhancer.model.causal:
-            outcome = _in_pieces(enhancer, sound, pictures, enhanced)
-        else:
-            outcome = enhancer.enhance(np.concatenate(list(sound.pieces())), rate, pictures)
-            enhanced.append(outcome.wav)
+        pictures, notes = open_pictures(enhancer, job, sound)
+        with saved_crops(pictures, job.crops, sound, rate, enhancer.video_fps):
+            if enhancer.model.causal:
+                outcome = _in_pieces(enhancer, sound, pictures, enhanced)
+            else:
+                outcome = enhancer.enhance(np.concatenate(list(sound.pieces())), rate, pictures)
+                enhanced.append(outcome.wav)
         notes += outcome.notes
         wav: np.ndarray | SpooledSound = enhanced
         if post_process is not None:
@@ -161,10 +165,11 @@ def spool(sound: SpooledSound, path: Path, sample_rate: int) -> None:
         raise MediaError(f"{path} holds less than one sample at {sample_rate} Hz")
 
 
-def open_pictures(enhancer: Enhancer, job: Job, duration_sec: float) -> tuple[Pictures | None, list[str]]:
+def open_pictures(enhancer: Enhancer, job: Job, sound: SpooledSound) -> tuple[Pictures | None, list[str]]:
     """The job's pictures as far as the sound goes, and a note where they cannot be used."""
+    rate = enhancer.sample_rate
     try:
-        return enhancer.pictures(job.video, None, duration_sec)
+        return enhancer.pictures(job.video, None, sound.n_samples / rate, SoundTrack(sound.between, rate))
     except (MediaError, FileNotFoundError) as error:
         return None, [f"{one_line(error)}: audio only"]
 
@@ -174,6 +179,8 @@ def report_line(job: Job, result: Outcome) -> str:
     parts = [f"{result.duration_sec:.2f} s", f"RTF {result.rtf:.2f}"]
     if result.alpha is not None:
         parts += [f"mean alpha {result.mean_alpha:.2f}", f"masked {100 * result.masked_share:.0f} %"]
+    if result.faces is not None:
+        parts.append(result.faces.summary())
     return f"{job.label}: {', '.join(parts)} -> {job.output}"
 
 
@@ -186,6 +193,7 @@ def run_jobs(
     """
     enhancer.warm_up()
     failures: list[tuple[Job, str]] = []
+    said: set[str] = set()
     for job in tqdm(jobs, unit="file", disable=None if len(jobs) > 1 else True):
         try:
             result = work(enhancer, job)
@@ -193,6 +201,9 @@ def run_jobs(
             failures.append((job, one_line(error)))
             continue
         tqdm.write(report_line(job, result))
+        if result.faces is not None and result.faces.fallback and result.faces.fallback not in said:
+            tqdm.write(f"  note: {result.faces.fallback}")  # of the machine, not of the file: once
+            said.add(result.faces.fallback)
         for note in result.notes:
             tqdm.write(f"  note: {note}")
     if failures:

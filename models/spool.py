@@ -36,5 +36,9 @@ class SpooledSound:
     def pieces(self, size: int = PIECE_SAMPLES) -> Iterator[np.ndarray]:
         """All samples from the beginning, `size` at a time."""
         for first in range(0, self.n_samples, size):
-            self._file.seek(4 * first)
-            yield np.frombuffer(self._file.read(4 * min(size, self.n_samples - first)), np.float32)
+            yield self.between(first, first + size)
+
+    def between(self, first: int, stop: int) -> np.ndarray:
+        """Samples first .. stop - 1, as far as there are any."""
+        self._file.seek(4 * first)
+        return np.frombuffer(self._file.read(4 * max(0, min(stop, self.n_samples) - first)), np.float32)

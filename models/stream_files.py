@@ -10,6 +10,7 @@ import numpy as np
 from models.enhance_files import Job, open_pictures, spool, write_wav
 from models.enhancer import Enhancer, Outcome
 from models.pictures import Pictures
+from models.saved_crops import saved_crops
 from models.spool import SpooledSound
 from models.streaming import StreamingEnhancer
 
@@ -46,13 +47,14 @@ def stream_file(enhancer: Enhancer, job: Job, chunk_ms: float = 25.0) -> Outcome
     alphas: list[float] = []
     with SpooledSound() as sound, SpooledSound() as enhanced:
         spool(sound, job.audio, rate)
-        pictures, notes = open_pictures(enhancer, job, sound.n_samples / rate)
+        pictures, notes = open_pictures(enhancer, job, sound)
         chunks = sound.pieces(max(1, round(chunk_ms * rate / 1000)))
-        for samples, crops, times, mask in chunks_with_pictures(chunks, pictures, rate, enhancer.video_fps):
-            if len(crops):
-                stream.feed_video(crops, times, mask)
-            enhanced.append(stream.feed(samples))
-            alphas.append(stream.readout().alpha)
+        with saved_crops(pictures, job.crops, sound, rate, enhancer.video_fps):
+            for samples, crops, times, mask in chunks_with_pictures(chunks, pictures, rate, enhancer.video_fps):
+                if len(crops):
+                    stream.feed_video(crops, times, mask)
+                enhanced.append(stream.feed(samples))
+                alphas.append(stream.readout().alpha)
         readout = stream.readout()
         enhanced.append(stream.flush())
         gain_db = write_wav(job.output, enhanced, rate)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import face_crops, only_line, voice
 
-from evaluation import benchmark, benchmark_live, benchmark_loader, benchmark_parts
+from evaluation import benchmark, benchmark_faces, benchmark_live, benchmark_loader, benchmark_parts
 from utils.config import complete_config
 from utils.media import probe_media, write_clip
 from utils.util import write_json
@@ -94,3 +94,10 @@ def test_clips_drawn_for_the_loader_have_picture_and_sound(tmp_path):
     assert len(entries) == 4
     info = probe_media(entries[0]["video"])
     assert (info.width, info.height, info.has_audio) == (360, 288, True)
+
+
+def test_face_crops_are_timed_and_a_missing_detector_says_why(tmp_path):
+    write_clip(tmp_path / "a.mp4", face_crops(10, 144), voice(0.4))
+    haar, center, yunet = benchmark_faces.bench_faces(1, tmp_path / "a.mp4")
+    assert haar["detector"] == "haar" and center["detector"] == "center" and 1 < haar["frames/s"] < center["frames/s"]
+    assert yunet["detector"] == "yunet" and "LITEAVSE_OFFLINE" in yunet["frames/s"]

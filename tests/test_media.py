@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from utils import media
+from utils.decode import picture_size
 from utils.media import MediaError, load_audio, load_video_frames, probe_media, write_clip
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -193,6 +194,37 @@ def test_time_zero_is_where_the_sound_begins(
         assert numbers(frames[mask]) == list(range(25))
 
 
+@pytest.mark.parametrize("with_sound", [True, False])
+@pytest.mark.parametrize(("late_sec", "shown"), [(0.12, range(3, 25)), (-0.08, range(23)), (0.02, range(25))])
+def test_a_picture_that_is_late_is_shown_earlier(tmp_path: Path, with_sound: bool, late_sec: float, shown: range) -> None:
+    path = write_video(tmp_path / "a.mkv", regular(25, 25), sound=noise(1.0) if with_sound else None)
+    pictures = list(media.grid_frames(path, 0.0, 1.0, late_sec=late_sec))
+    first = round(max(0.0, -late_sec) * 25)  # nothing is there before an early picture begins
+    assert [picture is None for picture in pictures[: first + 1]] == [True] * first + [False]
+    seen = numbers(np.stack([picture for picture in pictures if picture is not None]))
+    assert seen[: len(shown)] == list(shown) and set(seen[len(shown) :]) <= {24}  # the last one is held for a while
+
+
+def test_a_late_picture_in_a_file_without_any_clock(tmp_path: Path) -> None:
+    path = tmp_path / "a.h264"  # the bare stream
+    with av.open(str(path), "w", format="h264") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.height, video.width, video.pix_fmt, video.options = 64, 64, "yuv420p", {"crf": "4", "bf": "0"}
+        for index in range(25):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 + STEP * index, np.uint8), format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    pictures = [[picture for picture in media.grid_frames(path, late_sec=late) if picture is not None] for late in (0.0, 0.12)]
+    assert numbers(np.stack(pictures[0])) == list(range(25)) and numbers(np.stack(pictures[1])) == list(range(3, 25))
+
+
+def test_a_late_picture_in_a_window_far_into_the_file(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", regular(57, 5.0), fps=5.0, sound=noise(11.4))
+    whole = [picture for picture in media.grid_frames(path, late_sec=0.4) if picture is not None]
+    part = [picture for picture in media.grid_frames(path, 9.0, 0.52, late_sec=0.4) if picture is not None]
+    assert numbers(np.stack(part)) == numbers(np.stack(whole))[225:238]
+
+
 def test_mpeg_clock_that_does_not_begin_at_zero(tmp_path: Path) -> None:
     path = write_video(
         tmp_path / "a.mpg", regular(50, 25), (64, 64), "mpeg1video", noise(2.0), sound_codec="mp2"
@@ -243,6 +275,26 @@ def test_written_clips_read_back(tmp_path: Path) -> None:
         assert mask.all() and numbers(crops) == list(range(40))
 
 
+def test_a_clip_written_piece_by_piece_is_the_same(tmp_path: Path) -> None:
+    frames = np.stack([np.full((64, 64, 3), 20 + STEP * k, np.uint8) for k in range(30)])
+    sound = noise(1.2)
+    write_clip(tmp_path / "whole.mp4", frames, sound)
+    with media.ClipWriter(tmp_path / "pieces.mp4", 16000, 25.0, (64, 64)) as clip:
+        for first in (0, 7, 8):
+            clip.add(frames[first : {0: 7, 7: 8, 8: 30}[first]])
+        clip.finish(np.split(sound, [1, 5000, 17000]))
+    with media.ClipWriter(tmp_path / "mute.mp4", None, 25.0, (64, 64)) as clip:
+        clip.add(frames)
+        clip.finish([])
+    assert np.array_equal(load_audio(tmp_path / "pieces.mp4"), load_audio(tmp_path / "whole.mp4"))
+    for name in ("pieces.mp4", "mute.mp4"):
+        assert np.array_equal(load_video_frames(tmp_path / name, face_crop="none")[0],
+                              load_video_frames(tmp_path / "whole.mp4", face_crop="none")[0])  # fmt: skip
+    assert not media.has_audio(tmp_path / "mute.mp4")
+    with pytest.raises(MediaError, match="cannot be written"):
+        write_clip(tmp_path / "nowhere" / "a.mp4", frames, sound)
+
+
 def test_a_phone_video_is_turned_upright(tmp_path: Path) -> None:
     frames = np.zeros((5, 64, 96, 3), np.uint8)
     frames[:, :16, :24] = 250  # stored at the top left; shown clockwise it is at the top right
@@ -253,12 +305,13 @@ def test_a_phone_video_is_turned_upright(tmp_path: Path) -> None:
     (tmp_path / "turned.mp4").write_bytes(data)
     shown = next(media.grid_frames(tmp_path / "turned.mp4"))
     assert shown.shape == (96, 64, 3)
+    assert picture_size(tmp_path / "a.mp4") == (96, 64) and picture_size(tmp_path / "turned.mp4") == (64, 96)
     assert shown[4, -4].mean() > 200 and shown[4, 4].mean() < 50
 
 
 def test_large_pictures_are_reduced_before_anything_else(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", regular(2, 25), size=(1080, 1920))
-    assert next(media.grid_frames(path)).shape == (540, 960, 3)
+    assert next(media.grid_frames(path)).shape == (540, 960, 3) and picture_size(path) == (1920, 1080)
 
 
 # health
