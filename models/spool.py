@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 import numpy as np
@@ -32,6 +32,11 @@ class SpooledSound:
             self._file.write(np.ascontiguousarray(samples, dtype=np.float32).data)
             self.n_samples += len(samples)
             self.peak = max(self.peak, float(np.abs(samples).max()))
+
+    def extend(self, pieces: Iterable[np.ndarray]) -> None:
+        """Add pieces [n] one after the other."""
+        for samples in pieces:
+            self.append(samples)
 
     def pieces(self, size: int = PIECE_SAMPLES) -> Iterator[np.ndarray]:
         """All samples from the beginning, `size` at a time."""
