@@ -22,7 +22,7 @@ LONGEST_NAME = 48  # characters of a clip's path that are kept in its key: tar h
 
 @dataclass(frozen=True)
 class CropSettings:
-    """How crops are made."""
+    """How crops are made; `detector` is what `face_crop` means on this machine."""
 
     face_size: int
     fps: float

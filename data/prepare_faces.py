@@ -181,7 +181,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         share = float(np.mean(report.face_shares)) if report.face_shares else 0.0
         without = sum(one == 0.0 for one in report.face_shares)
         written = args.output_list if args.format == "clips" else args.output_dir
-        print(f"{written}: {report.n_clips} clips, face in {100 * share:.1f} % of frames, {without} clips without any")
+        print(
+            f"{written}: {report.n_clips} clips, face ({settled.method}) in {100 * share:.1f} % of frames, "
+            f"{without} clips without any"
+        )
         report_skipped(report.skipped, Path(args.output_dir) / f"{Path(args.list).stem}_skipped.csv")
         return EXIT_FAILED if report.skipped else 0
 

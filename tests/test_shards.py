@@ -100,7 +100,7 @@ def test_shards_are_what_webdataset_reads(corpus: Path) -> None:
     index = json.loads((corpus / "shards" / "clips-000001.json").read_text())
     with tarfile.open(corpus / "shards" / "clips-000001.tar") as tar:
         firsts = [member.offset for member in tar if member.name.endswith(".flac")]
-    assert [first for _, first, _ in index["clips"]] == firsts
+    assert [first for _, first, _ in index["clips"]] == firsts and index["detector"] == "center"
 
 
 def test_finished_shards_are_kept_and_changed_ones_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
