@@ -1,4 +1,8 @@
-"""Crops the faces of a clip list once: small videos with their sound, so that training decodes 96 x 96 pixels."""
+"""Crops the faces of a clip list once, so that training decodes 96 x 96 pixels and looks for no face.
+
+--format clips writes small videos with their sound, and their list. --format shards writes WebDataset shards, tar files of
+some hundred clips each, for a cluster's file system. After an interruption run it again: what is finished is kept.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +11,37 @@ import hashlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from utils.faces import FACE_METHODS
-from utils.media import load_audio, load_video_frames, write_clip
+from data.face_shards import (
+    SAMPLE_RATE,
+    CropSettings,
+    ShardReport,
+    digest_of,
+    finished,
+    load_clip,
+    make_shard,
+    masked_runs,
+)
+from data.listing import report_skipped
+from utils.console import EXIT_FAILED, Parser, run
+from utils.detectors import FACE_METHODS, settle_method
+from utils.media import write_clip
 from utils.util import atomic_write, load_json_file, write_json
 
-SAMPLE_RATE = 16000
 
-
-def masked_runs(mask: np.ndarray) -> list[list[int]]:
-    """Stretches of a mask bool [V] that are False, as [first, end) pairs."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([True], np.asarray(mask, bool), [True])).astype(np.int8)))
-    return [[int(first), int(end)] for first, end in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def output_path(entry: dict, output_dir: Path, settings: str) -> Path:
+def output_path(entry: dict, output_dir: Path, settings: CropSettings) -> Path:
     """Where a clip's crops go: its own name, made unique by its full path and the crop settings."""
     source = Path(entry["video"])
-    key = f"{os.path.abspath(source)}|{entry.get('audio', '')}|{settings}"
+    made = f"{settings.face_size}|{settings.fps:g}|{settings.face_crop}|{settings.detector}"
+    key = f"{os.path.abspath(source)}|{entry.get('audio', '')}|{made}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     return output_dir / source.parent.name / f"{source.stem}_{digest}.mp4"
 
@@ -39,7 +50,7 @@ def _is_done(target: Path) -> bool:
     return target.is_file() and target.with_suffix(".json").is_file()
 
 
-def prepare_clip(entry: dict, target: Path, face_size: int, fps: float, method: str) -> tuple[dict, float]:
+def prepare_clip(entry: dict, target: Path, settings: CropSettings) -> tuple[dict, float]:
     """Write one clip's crops with its sound; returns (its list entry, share of frames with a face).
 
     A clip that was written before is not written again. The mask travels in the entry and, for restarts, beside the
@@ -49,82 +60,135 @@ def prepare_clip(entry: dict, target: Path, face_size: int, fps: float, method: 
     if _is_done(target):
         n_frames, runs = load_json_file(note)
     else:
-        samples = load_audio(entry.get("audio") or entry["video"], SAMPLE_RATE)
-        crops, mask = load_video_frames(entry["video"], face_size=face_size, fps=fps, face_crop=method)
+        samples, crops, mask = load_clip(entry, settings)
         runs, n_frames = masked_runs(mask), len(mask)
         with atomic_write(target) as temporary:
-            write_clip(temporary, crops, samples, SAMPLE_RATE, fps)
+            write_clip(temporary, crops, samples, SAMPLE_RATE, settings.fps)
         write_json(note, [n_frames, runs])
-    prepared = {"video": str(target), **({"mask": runs} if runs else {})}
+    kept = {"speaker": entry["speaker"]} if "speaker" in entry else {}
+    prepared = {"video": str(target), **kept, **({"mask": runs} if runs else {})}
     return prepared, 1.0 - sum(end - first for first, end in runs) / max(1, n_frames)
 
 
-def _job(task: tuple[dict, Path, int, float, str]) -> tuple[dict | None, float, str | None]:
+def _clip_job(task: tuple[dict, Path, CropSettings]) -> tuple[dict | None, float, str | None]:
     """prepare_clip in a worker: (entry, face share, None) or (None, 0, why it failed)."""
-    entry, target, face_size, fps, method = task
     try:
-        return *prepare_clip(entry, target, face_size, fps, method), None
+        return *prepare_clip(*task), None
     except (ValueError, OSError) as error:
         return None, 0.0, f"{error}"
 
 
-def _run(tasks: list[tuple], workers: int) -> list[tuple[dict | None, float, str | None]]:
-    """_job of every task, in order, in several processes when there are several clips left to crop."""
-    bar = {"total": len(tasks), "desc": "faces", "unit": "clip", "disable": None}
-    left = sum(not _is_done(target) for _, target, *_ in tasks)
-    if min(workers, left) < 2:
-        return list(tqdm(map(_job, tasks), **bar))
+def _run_jobs(job: Callable[[Any], Any], tasks: Sequence[Any], n_left: int, workers: int) -> Iterator[Any]:
+    """job(task) of every task, in order, in several processes when several are left to do."""
+    if min(workers, n_left) < 2:
+        yield from map(job, tasks)
+        return
     # spawn: a forked child can inherit a locked decoder thread
-    with ProcessPoolExecutor(min(workers, left), mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(tqdm(pool.map(_job, tasks), **bar))
+    with ProcessPoolExecutor(min(workers, n_left), mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(job, tasks, chunksize=max(1, min(16, n_left // (8 * workers))))
+        except BrokenProcessPool:
+            raise OSError(
+                f"a worker was killed (out of memory?); what is finished is kept: go on with --workers {max(1, workers // 2)}"
+            ) from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def write_clips(entries: Sequence[dict], args: argparse.Namespace, settings: CropSettings) -> ShardReport:
+    """Write every clip's crops as a video, and the list of them."""
+    output_dir = Path(args.output_dir).resolve()
+    tasks = [(entry, output_path(entry, output_dir, settings), settings) for entry in entries]
+    left = sum(not _is_done(target) for _, target, _ in tasks)
+    results = list(tqdm(
+        _run_jobs(_clip_job, tasks, left, args.workers), total=len(tasks), desc="faces", unit="clip", disable=None
+    ))  # fmt: skip
+    write_json(args.output_list, [entry for entry, _, _ in results if entry is not None])
+    skipped = [(task[0]["video"], why) for task, (_, _, why) in zip(tasks, results, strict=True) if why]
+    shares = [share for entry, share, _ in results if entry is not None]
+    return ShardReport(len(shares), shares, skipped)
+
+
+def write_shards(entries: Sequence[dict], args: argparse.Namespace, settings: CropSettings) -> ShardReport:
+    """Write every clip's crops and sound into shards NAME-000000.tar, ..., NAME being the list's own."""
+    output_dir, name, size = Path(args.output_dir).resolve(), Path(args.list).stem, args.clips_per_shard
+    slices = [(entries[first : first + size], first) for first in range(0, len(entries), size)]
+    tasks = [(part, first, output_dir / f"{name}-{first // size:06d}.tar", settings) for part, first in slices]
+    names = {task[2].name for task in tasks}
+    stale = [path.name for path in sorted(output_dir.glob(f"{name}-[0-9]*.tar")) if path.name not in names]
+    if stale:
+        raise ValueError(
+            f"--output_dir: {output_dir} holds {stale[0]}, which this list and --clips_per_shard {size} do not make; "
+            "remove the old shards, or choose another folder"
+        )
+    for path in output_dir.glob(f".{name}-*"):
+        path.unlink()  # what a killed run was writing
+    kept = [finished(target, digest_of(part, settings)) for part, _, target, _ in tasks]
+    todo = [task for task, report in zip(tasks, kept, strict=True) if report is None]
+    reports = [report for report in kept if report is not None]
+    with tqdm(total=len(entries), desc="faces", unit="clip", disable=None) as bar:
+        bar.update(len(entries) - sum(len(task[0]) for task in todo))
+        for report in _run_jobs(make_shard, todo, len(todo), args.workers):
+            reports.append(report)
+            bar.update(report.n_clips + len(report.skipped))
+    shares = [share for report in reports for share in report.face_shares]
+    return ShardReport(sum(r.n_clips for r in reports), shares, [pair for r in reports for pair in r.skipped])
 
 
 def _checked_entries(path: str) -> list[dict]:
-    entries = load_json_file(path, "--list")
-    for number, entry in enumerate(entries):
+    """Entries of a list, their files looked for beside the list first."""
+    entries = []
+    for number, entry in enumerate(load_json_file(path, "--list")):
         if not isinstance(entry, dict) or not isinstance(entry.get("video"), str):
             raise ValueError(f'--list: entry {number} of {path} should be {{"video": path}}, not {entry!r}')
+        found = {key: Path(path).parent / entry[key] for key in ("video", "audio") if isinstance(entry.get(key), str)}
+        entries.append({**entry, **{key: str(value) for key, value in found.items() if value.exists()}})
     return entries
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser("prepare_faces.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", required=True, help="list of clips, from make_grid_json.py and the like")
-    parser.add_argument("--output_dir", required=True, help="folder for the small videos")
-    parser.add_argument("--output_list", required=True, help="the same list, of the small videos")
+    parser.add_argument("--output_dir", required=True, help="folder for the small videos or the shards")
+    parser.add_argument("--format", choices=("clips", "shards"), default="clips")
+    parser.add_argument("--output_list", help="for clips: the same list, of the small videos")
+    parser.add_argument("--clips_per_shard", type=int, default=256)
     parser.add_argument("--face_size", type=int, default=96)
     parser.add_argument("--video_fps", type=float, default=25.0)
     parser.add_argument("--face_crop", choices=FACE_METHODS, default="auto")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code: 1 when clips failed."""
     args = _parse(argv)
-    try:
+
+    def work() -> int:
         entries = _checked_entries(args.list)
         if args.face_size < 16 or args.face_size % 2:
             raise ValueError(f"--face_size {args.face_size} should be an even number of pixels, 16 or more")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    output_dir = Path(args.output_dir).resolve()
-    settings = f"{args.face_size}|{args.video_fps:g}|{args.face_crop}"
-    tasks = [
-        (entry, output_path(entry, output_dir, settings), args.face_size, args.video_fps, args.face_crop)
-        for entry in entries
-    ]
-    results = _run(tasks, args.workers)
-    done = [(entry, share) for entry, share, _ in results if entry is not None]
-    failed = [f"{task[0]['video']}: {why}" for task, (_, _, why) in zip(tasks, results, strict=True) if why]
-    write_json(args.output_list, [entry for entry, _ in done])
-    mean = float(np.mean([share for _, share in done])) if done else 0.0
-    without = sum(share == 0.0 for _, share in done)
-    print(f"{args.output_list}: {len(done)} clips, face in {100 * mean:.1f} % of frames, {without} clips without any")
-    if failed:
-        print(f"{len(failed)} clips failed:\n" + "\n".join(f"  {line}" for line in failed), file=sys.stderr)
-    return 1 if failed else 0
+        if args.clips_per_shard < 1:
+            raise ValueError(f"--clips_per_shard {args.clips_per_shard} should be 1 or more")
+        if args.format == "clips" and not args.output_list:
+            raise ValueError("--output_list: say where the list of the small videos goes")
+        settled = settle_method(args.face_crop)
+        print(f"face detector: {settled.method}" + (f" ({settled.fallback})" if settled.fallback else ""), flush=True)
+        settings = CropSettings(args.face_size, args.video_fps, args.face_crop, settled.method)
+        write = write_clips if args.format == "clips" else write_shards
+        report = write(entries, args, settings)
+        share = float(np.mean(report.face_shares)) if report.face_shares else 0.0
+        without = sum(one == 0.0 for one in report.face_shares)
+        written = args.output_list if args.format == "clips" else args.output_dir
+        print(
+            f"{written}: {report.n_clips} clips, face ({settled.method}) in {100 * share:.1f} % of frames, "
+            f"{without} clips without any"
+        )
+        report_skipped(report.skipped, Path(args.output_dir) / f"{Path(args.list).stem}_skipped.csv")
+        return EXIT_FAILED if report.skipped else 0
+
+    return run("prepare_faces", work)
 
 
 if __name__ == "__main__":

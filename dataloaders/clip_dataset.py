@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,12 +43,13 @@ class AVItem(NamedTuple):
 class ClipDataset(Dataset):
     """Examples made of the clips of a list; a subclass says how in `_item`.
 
-    entries: one mapping a clip. source: the list's path, for messages. `fixed`: draws do not change with the epoch.
+    entries: one for each clip, as `_item` takes them. source: the list's path, for messages. `fixed`: draws do not
+    change with the epoch.
     A clip that cannot be read is logged once, kept in `failures`, and the next one takes its place; ListError when that
     happens to most of them.
     """
 
-    def __init__(self, entries: Sequence[Mapping], source: str, seed: int, fixed: bool) -> None:
+    def __init__(self, entries: Sequence, source: str, seed: int, fixed: bool) -> None:
         self._entries, self._list, self._seed, self._fixed = entries, source, seed, fixed
         # In shared memory, so that workers that outlive an epoch hear of the next one.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -66,7 +67,7 @@ class ClipDataset(Dataset):
         """Path of the clip at `index`, for reports."""
         raise NotImplementedError
 
-    def _item(self, entry: Mapping, index: int, rng: np.random.Generator) -> AVItem:
+    def _item(self, entry: Any, index: int, rng: np.random.Generator) -> AVItem:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> AVItem:
@@ -105,6 +106,8 @@ def spectrum(wave: torch.Tensor, *sizes: float) -> tuple[torch.Tensor, torch.Ten
 
 def resolve(path: str, folder: Path) -> str:
     """A path of a list: looked for beside the list, then from the working directory."""
+    if os.path.isabs(path):  # asking a cluster's file system about a million of them takes minutes
+        return path
     beside = folder / path
     return str(beside) if beside.exists() else path
 

@@ -5,21 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from dataloaders.augment_rir import RIRAugmentor
-from dataloaders.clip_dataset import AVItem, ClipDataset, ListError, read_paths, resolve, spectrum
+from dataloaders.clip_dataset import AVItem, ClipDataset, ListError, read_paths, spectrum
+from dataloaders.clips import Clip, open_clips
 from dataloaders.degrade import VisualDegradation
 from dataloaders.mixing import active_samples, fit_length, mix_audio, scale_noise
 from models.level import level_gain
 from utils.config import complete_config
-from utils.media import load_audio, load_video_frames, media_duration_sec
-from utils.util import load_json_file
+from utils.media import load_audio, media_duration_sec
 
 __all__ = ["AVDataset", "AVItem", "ListError", "VisualDegradation", "mix_audio"]
 
@@ -43,8 +42,9 @@ class AVDataset(ClipDataset):
     """Mixtures of listed clips and noises with the face that belongs to them.
 
     data_json: list of {"video": path, "audio": path}; audio may be absent (the sound is in the video), so may video
-    (no picture: masked), and "mask" may hold [first, end) runs of frames without a face. noise_json: list of paths.
-    cfg: nested recipe mapping. Relative paths are looked for beside the list, then from the working directory.
+    (no picture: masked), and "mask" may hold [first, end) runs of frames without a face. Or shards: a folder, a .tar, a
+    pattern. noise_json: list of paths. cfg: nested recipe mapping. Relative paths are looked for beside the list, then
+    from the working directory. The same crops give the same items from a list and from shards.
 
     split "train": random windows of training_cfg.segment_size that begin on a video frame, random noise and SNR,
     rooms, picture degradation; everything follows from (seed, epoch, index), see `set_epoch`, whatever the workers do.
@@ -69,7 +69,9 @@ class AVDataset(ClipDataset):
         sizes = (self._stft["n_fft"], self._stft["hop_size"], self._stft["win_size"])
         self._sizes = (*sizes, cfg["model_cfg"]["compress_factor"])
         self._fps, self._size = cfg["visual_cfg"]["video_fps"], cfg["visual_cfg"]["face_size"]
-        entries = _read_entries(data_json, f"data_cfg.{split}_data_json")
+        entries = open_clips(data_json, f"data_cfg.{split}_data_json", cfg)
+        # Items that one read brings, to be drawn together (utils.order.run_order); None: each is read for itself.
+        self.runs: Sequence[range] | None = getattr(entries, "runs", None) if split == "train" else None
         self._noises = read_paths(noise_json, f"data_cfg.{split}_noise_json")
         if split == "valid" and self._training["valid_clips"]:
             count = min(self._training["valid_clips"], len(entries))
@@ -87,17 +89,16 @@ class AVDataset(ClipDataset):
 
     def name(self, index: int) -> str:
         """Path of the clip at `index`, for reports."""
-        entry = self._entries[index]
-        return entry.get("video") or entry["audio"]
+        return self._entries[index].name
 
-    def _item(self, entry: dict, index: int, rng: np.random.Generator) -> AVItem:
-        sound = self._draw_speech(entry, rng)
+    def _item(self, clip: Clip, index: int, rng: np.random.Generator) -> AVItem:
+        sound = self._draw_speech(clip, rng)
         noise, snr_db = self._draw_noise(sound.speech, index, rng)
         noise = scale_noise(sound.speech, noise, snr_db, self._rate)
         noisy = (sound.speech + noise).astype(np.float32)
         gain = level_gain(noisy, self._causal, self._rate)
         clean_audio, noisy_audio = (torch.from_numpy(wave.astype(np.float32) * gain) for wave in (sound.target, noisy))
-        video, mask, corruption = self._draw_video(entry, sound, rng)
+        video, mask, corruption = self._draw_video(clip, sound, rng)
         clean_mag, clean_pha, clean_com = spectrum(clean_audio, *self._sizes)
         noisy_mag, noisy_pha, _ = spectrum(noisy_audio, *self._sizes)
         return AVItem(
@@ -110,17 +111,16 @@ class AVDataset(ClipDataset):
             self._durations_sec[path] = media_duration_sec(path) or 0.0
         return self._durations_sec[path]
 
-    def _draw_speech(self, entry: dict, rng: np.random.Generator) -> _Sound:
-        path = entry.get("audio") or entry["video"]
+    def _draw_speech(self, clip: Clip, rng: np.random.Generator) -> _Sound:
         if self.split != "train":
-            speech = load_audio(path, self._rate, 0.0, self._training["valid_max_sec"])
+            speech = clip.sound(0.0, self._training["valid_max_sec"])
             if len(speech) < self._stft["n_fft"]:
-                raise ValueError(f"{path} has {len(speech)} samples, under one analysis window")
+                raise ValueError(f"{clip.name} has {len(speech)} samples, under one analysis window")
             return _Sound(speech, speech, 0, len(speech))
         length = self._training["segment_size"]
         hop = self._rate / self._fps  # samples per video frame
-        duration_sec = self._duration_sec(path)
-        whole = load_audio(path, self._rate) if duration_sec <= WHOLE_SEC else None
+        duration_sec = clip.duration_sec() or 0.0
+        whole = clip.sound() if duration_sec <= WHOLE_SEC else None
         n_samples = len(whole) if whole is not None else int(duration_sec * self._rate)
         last = max(0, int((n_samples - length) / hop))
         for _ in range(WINDOW_DRAWS):
@@ -132,7 +132,7 @@ class AVDataset(ClipDataset):
                 stretch = whole[begin:end]
                 loudest = float(np.max(np.abs(whole)))
             else:
-                stretch = load_audio(path, self._rate, begin / self._rate, (end - begin) / self._rate)
+                stretch = clip.sound(begin / self._rate, (end - begin) / self._rate)
                 loudest = float(np.max(np.abs(stretch)))
             if np.max(np.abs(stretch[context:]), initial=0.0) > 0.01 * loudest:
                 break
@@ -181,7 +181,7 @@ class AVDataset(ClipDataset):
         return fit_length(noise, length, int(place * len(noise)))
 
     def _draw_video(
-        self, entry: dict, sound: _Sound, rng: np.random.Generator
+        self, clip: Clip, sound: _Sound, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Video [3, V, S, S], mask bool [V] and corruption [V] for the window of `sound`."""
         size = self._size
@@ -192,40 +192,15 @@ class AVDataset(ClipDataset):
         # Drawn first, so that the picture's fate does not depend on how many numbers a degradation takes.
         dropped = self.split == "train" and rng.random() < self._training["video_dropout"]
         frames, mask = np.zeros((count, size, size, 3), np.uint8), np.zeros(count, bool)
-        if "video" in entry and not dropped:
-            frames, mask = self._load_video(entry, sound.first_frame, count, sound.n_real)
+        if clip.has_picture and not dropped:
+            frames, mask = clip.frames(sound.first_frame, count)
+            mask &= np.arange(count) / self._fps < sound.n_real / self._rate  # padding of the sound has no picture
+            frames[~mask] = 0
         corruption = np.zeros(count, np.float32)
         if self._degrade is not None and mask.any():
             frames, corruption = self._degrade(frames, rng)
             frames[~mask] = 0
         corruption = np.maximum(corruption, (~mask).astype(np.float32))
         # frames [V, S, S, 3] -> video [3, V, S, S]
-        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2))).float() / 255.0
+        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2))).float().div_(255.0)
         return video, torch.from_numpy(mask), torch.from_numpy(corruption)
-
-    def _load_video(self, entry: dict, first: int, count: int, n_real: int) -> tuple[np.ndarray, np.ndarray]:
-        """Crops uint8 [count, S, S, 3] and mask from video frame `first` on; masked where the sound is padding."""
-        frames, mask = load_video_frames(
-            entry["video"], first / self._fps, count / self._fps, self._size, self._fps, self._visual["face_crop"]
-        )
-        for begin, end in entry.get("mask", ()):
-            mask[max(0, begin - first) : max(0, end - first)] = False
-        mask &= np.arange(count) / self._fps < n_real / self._rate
-        frames[~mask] = 0
-        return frames, mask
-
-
-def _read_entries(list_path: str | os.PathLike, key: str) -> list[dict]:
-    entries = []
-    for number, item in enumerate(load_json_file(list_path, key)):
-        paths = {name: item.get(name) for name in ("video", "audio")} if isinstance(item, dict) else {}
-        paths = {name: path for name, path in paths.items() if path is not None}
-        if not paths or not all(isinstance(path, str) for path in paths.values()):
-            raise ValueError(
-                f'{key}: entry {number} of {list_path} should be {{"video": path, "audio": path}}, not {item!r}'
-            )
-        entry: dict = {name: resolve(path, Path(list_path).parent) for name, path in paths.items()}
-        if item.get("mask"):
-            entry["mask"] = [(int(first), int(end)) for first, end in item["mask"]]
-        entries.append(entry)
-    return entries

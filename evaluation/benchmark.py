@@ -1,4 +1,4 @@
-"""Speed of the scan, the blocks, the models and a training step, side by side in one run.
+"""Speed of the scan, the blocks, the models, a training step and the data loader, side by side in one run.
 
     python -m evaluation.benchmark --output_dir results/benchmark
 
@@ -19,6 +19,7 @@ import torch
 
 from evaluation.benchmark_faces import bench_faces
 from evaluation.benchmark_live import bench_memory, bench_streaming
+from evaluation.benchmark_loader import bench_loader
 from evaluation.benchmark_parts import (
     Row,
     bench_block,
@@ -32,7 +33,7 @@ from models.scan import describe_backend
 from utils.console import Parser, run
 from utils.util import atomic_write, git_revision, pick_device, write_json
 
-PARTS = ("scan", "block", "models", "streaming", "training", "memory", "scaling", "faces")
+PARTS = ("scan", "block", "models", "streaming", "training", "memory", "scaling", "faces", "loader")
 
 
 def _cell(value: str | float) -> str:
@@ -70,11 +71,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--repeats", type=int, default=5, help="runs that count, of each thing")
     parser.add_argument("--longest_sec", type=int, default=30, help="longest clip of the model table")
+    parser.add_argument("--loader_list", default=None, help="raw clips for the loader's table; default: clips drawn for it")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=None)
     return parser.parse_args(argv)
 
 
-def measure(wanted: Sequence[str], device: torch.device, repeats: int, longest_sec: int) -> dict[str, list[Row]]:
+def measure(
+    wanted: Sequence[str], device: torch.device, repeats: int, longest_sec: int, loader_list: str | None = None
+) -> dict[str, list[Row]]:
     """The tables asked for, by title."""
     tables: dict[str, list[Row]] = {}
     if "scan" in wanted:
@@ -95,6 +99,8 @@ def measure(wanted: Sequence[str], device: torch.device, repeats: int, longest_s
         tables["Cost against length and batch, LiteAVSE_small, sound path"] = bench_scaling(device, repeats)
     if "faces" in wanted:
         tables["From a video file to face crops, one core"] = bench_faces(repeats)
+    if "loader" in wanted:
+        tables["Data loader, one process, files in memory"] = bench_loader(loader_list, repeats)
     return tables
 
 
@@ -103,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def work() -> int:
         device = pick_device(args.device)
-        tables = measure(args.only or PARTS, device, args.repeats, args.longest_sec)
+        tables = measure(args.only or PARTS, device, args.repeats, args.longest_sec, args.loader_list)
         command = "python -m evaluation.benchmark " + " ".join(sys.argv[1:] if argv is None else argv)
         report = {"command": command.strip(), "machine": _machine(device), "tables": tables}
         write_json(Path(args.output_dir) / "benchmark.json", json.loads(json.dumps(report, default=float)))

@@ -29,9 +29,9 @@ OUTCOME_COLUMNS: dict[str, Callable[[Outcome], str]] = {
     "rtf": lambda outcome: f"{outcome.rtf:.4f}",
     "masked_share": lambda outcome: "" if outcome.alpha is None else f"{outcome.masked_share:.4f}",
     "mean_alpha": lambda outcome: "" if outcome.alpha is None else f"{outcome.mean_alpha:.4f}",
-    "faces": lambda outcome: "" if outcome.faces is None else str(outcome.faces.found),
+    "faces": lambda outcome: "" if outcome.faces is None else f"{outcome.faces.found}" if outcome.faces.looked else "",
     "detector": lambda outcome: "" if outcome.faces is None else outcome.faces.detector,
-    "av_offset_ms": lambda outcome: "" if outcome.faces is None else f"{outcome.faces.offset_ms:g}",
+    "av_offset_ms": lambda outcome: "" if outcome.faces is None else f"{outcome.faces.offset_ms:.0f}",
     "notes": lambda outcome: "; ".join(outcome.notes),
 }
 COLUMNS = ("file", "video", "output", "status", "reason", *OUTCOME_COLUMNS)
@@ -138,8 +138,8 @@ def run_jobs(
     kept = _kept_rows(jobs, table_folder) if skip_existing and table_folder is not None else {}
     table = _begin_table(table_folder, kept, group)
     share = list(jobs)[group.rank :: group.size]
-    said: set[str] = set()
     enhancer.warm_up()
+    said: set[str] = set()
     for job in tqdm(share, unit="file", disable=None if len(share) > 1 and group.is_main else True):
         if skip_existing and job.output.is_file():
             if str(job.output) not in kept:

@@ -11,9 +11,10 @@ import pytest
 import torch
 from conftest import face_crops, only_line, voice
 
-from evaluation import benchmark, benchmark_faces, benchmark_live, benchmark_parts
+from evaluation import benchmark, benchmark_faces, benchmark_live, benchmark_loader, benchmark_parts
 from utils.config import complete_config
-from utils.media import write_clip
+from utils.media import probe_media, write_clip
+from utils.util import write_json
 
 TINY = complete_config({
     "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 1, "causal": True},
@@ -72,3 +73,31 @@ def test_face_crops_are_timed_and_a_missing_detector_says_why(tmp_path):
     haar, center, yunet = benchmark_faces.bench_faces(1, tmp_path / "a.mp4")
     assert haar["detector"] == "haar" and center["detector"] == "center" and 1 < haar["frames/s"] < center["frames/s"]
     assert yunet["detector"] == "yunet" and "LITEAVSE_OFFLINE" in yunet["frames/s"]
+
+
+def test_the_loaders_table_has_every_way_of_storing_the_same_clips(tmp_path, monkeypatch):
+    for k in range(2):
+        write_clip(tmp_path / f"{k}.mp4", face_crops(20, 48, k), voice(0.8, seed=k))
+    write_json(tmp_path / "clips.json", [{"video": str(tmp_path / f"{k}.mp4")} for k in range(2)])
+    read: list[tuple[str, int]] = []
+
+    class Watched(benchmark_loader.AVDataset):
+        def __getitem__(self, index):
+            read.append((str(self._list), index))
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(benchmark_loader, "AVDataset", Watched)
+    rows = benchmark_loader.bench_loader(str(tmp_path / "clips.json"), 1)
+    assert [row["from"] for row in rows] == ["raw clips, faces looked for", "list of crops", "shards"]
+    assert rows[0]["times raw"] == 1 and all(row["clips"] == 2 and row["clips/s"] > 0 for row in rows)
+    assert rows[2]["times raw"] == pytest.approx(rows[2]["clips/s"] / rows[0]["clips/s"])
+    assert sorted({(Path(source).name, index) for source, index in read}) == [
+        (name, k) for name in ("clips.tar", "crops.json", "raw.json") for k in range(2)
+    ]
+
+
+def test_clips_drawn_for_the_loader_have_picture_and_sound(tmp_path):
+    entries = benchmark_loader.drawn_clips(tmp_path, copies=1, seconds=0.4)
+    assert len(entries) == 4
+    info = probe_media(entries[0]["video"])
+    assert (info.width, info.height, info.has_audio) == (360, 288, True)

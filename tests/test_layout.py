@@ -27,7 +27,7 @@ LEFT_OF = {
 }
 SCRIPTS_MAY_IMPORT = {"utils", "models", "dataloaders", "evaluation"}
 SCORING_ONLY = {"pesq", "pystoi"}
-NOT_FOR_ENHANCING = ["pesq", "pystoi", "matplotlib", "tensorboard", "torchvision", "torchaudio", "pytest"]
+NOT_FOR_ENHANCING = ["pesq", "pystoi", "matplotlib", "tensorboard", "webdataset", "torchvision", "torchaudio", "pytest"]
 LONGEST_FILE = 400  # lines
 MACHINE_PATH = re.compile(r"(?<![\w.:/~-])/(?:home|root|work|Users|mnt|opt|scratch|workspace|tmp)/[\w.]")
 

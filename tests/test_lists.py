@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from conftest import face_crops, voice, write_mpg
 
-from data import make_grid_json, prepare_faces, prepare_noise
+from data import face_shards, make_grid_json, prepare_faces, prepare_noise
 from utils.media import load_audio, load_video_frames, write_clip
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -53,7 +53,7 @@ def test_grid_as_downloaded_in_its_various_nestings(tmp_path: Path, capsys: pyte
     assert stems(tmp_path / "lists" / "grid_valid.json") == ["pgwy7s"]
     test = read(tmp_path / "lists" / "grid_test.json")
     assert test == [
-        {"video": str(root / "video/s34/sran9s.mpg"), "audio": str(root / "audio_25k/s34/sran9s.wav")}
+        {"video": str(root / "video/s34/sran9s.mpg"), "audio": str(root / "audio_25k/s34/sran9s.wav"), "speaker": "s34"}
     ]  # the separate sound is preferred
     assert "s21: sound but no video" in said and "3 clips skipped" in said
     for name in ("broken.mpg", "zero.mpg", "mute.mpg: no sound"):
@@ -85,7 +85,7 @@ def test_full_probe_leaves_damaged_clips_out(tmp_path: Path) -> None:
     bad.write_bytes(data)
     assert grid(tmp_path) == 0
     assert stems(tmp_path / "lists" / "grid_train.json") == ["bad", "good"]
-    assert grid(tmp_path, "--probe") == 0
+    assert grid(tmp_path, "--check", "full") == 0
     assert stems(tmp_path / "lists" / "grid_train.json") == [good.stem]
 
 
@@ -131,8 +131,8 @@ def test_noise_is_split_by_file_and_by_folder(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_masked_runs() -> None:
-    assert prepare_faces.masked_runs(np.array([True, False, False, True, False])) == [[1, 3], [4, 5]]
-    assert prepare_faces.masked_runs(np.ones(4, bool)) == [] and prepare_faces.masked_runs(np.zeros(3, bool)) == [[0, 3]]
+    assert face_shards.masked_runs(np.array([True, False, False, True, False])) == [[1, 3], [4, 5]]
+    assert face_shards.masked_runs(np.ones(4, bool)) == [] and prepare_faces.masked_runs(np.zeros(3, bool)) == [[0, 3]]
 
 
 def prepare(folder: Path, *more: str) -> int:
@@ -155,7 +155,7 @@ def test_crops_are_written_once_with_their_sound(tmp_path: Path, capsys: pytest.
     ]
     (tmp_path / "in.json").write_text(json.dumps(entries))
     assert prepare(tmp_path, "--face_crop", "center") == 1  # a clip is missing: said, and the others are done
-    assert "gone.mpg" in capsys.readouterr().err
+    assert "gone.mpg" in capsys.readouterr().out and "gone.mpg" in (tmp_path / "crops" / "in_skipped.csv").read_text()
     written = [Path(entry["video"]) for entry in read(tmp_path / "out.json")]
     assert len(set(written)) == 2
     crops, mask = load_video_frames(written[0], face_size=48)
@@ -193,7 +193,7 @@ def test_several_processes_do_the_same(tmp_path: Path) -> None:
 def test_wrong_lists_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for content, said in (("[]", "no entries"), ("[1]", "entry 0"), ("{", "not a JSON list")):
         (tmp_path / "in.json").write_text(content)
-        assert prepare(tmp_path) == 1
+        assert prepare(tmp_path) == 2
         assert said in capsys.readouterr().err
 
 

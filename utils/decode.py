@@ -21,7 +21,7 @@ LONGEST_SIDE = 960  # pixels kept of a picture before faces are looked for
 MOST_DEMUX_ERRORS = 64
 
 # From PyAV 17 on a conversion spreads over every core unless told not to; each loader worker has one to use.
-_ONE_THREAD = {"threads": 1} if tuple(map(int, av.__version__.split(".")[:2])) >= (17, 0) else {}
+ONE_THREAD = {"threads": 1} if tuple(map(int, av.__version__.split(".")[:2])) >= (17, 0) else {}
 
 _log = logging.getLogger(__name__)
 
@@ -250,7 +250,7 @@ class _Pictures:
         width, height = self._size
         shrinks = (width, height) != (frame.width, frame.height)
         rgb = self._reformatter.reformat(
-            frame, width, height, format="rgb24", interpolation="AREA" if shrinks else "BILINEAR", **_ONE_THREAD
+            frame, width, height, format="rgb24", interpolation="AREA" if shrinks else "BILINEAR", **ONE_THREAD
         ).to_ndarray()
         turns = self.turns(frame)
         picture = np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb

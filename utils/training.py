@@ -14,27 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from utils.checkpoint import latest_pair, load_checkpoint, load_state, prune_pairs, save_checkpoint
 from utils.distributed import Group
+from utils.order import epoch_order, run_order
 from utils.run_record import RunLog
 from utils.util import check_loss_health, safe_backward
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 MAX_RELOADS = 3  # reloads without one good step between them: the run is not going to recover
 REPEATED_SIGNAL_SEC = 2.0  # a launcher passes on what the terminal has sent to all: within this it is one request
-
-
-def epoch_order(n_items: int, per_epoch: int | None, seed: int, epoch: int) -> list[int]:
-    """Order of items in an epoch: the same for the same seed and epoch, whatever came before."""
-    order = np.random.default_rng([seed, epoch]).permutation(n_items)
-    wanted = per_epoch or n_items
-    repeats = -(-wanted // n_items)
-    return [int(i) for i in np.tile(order, repeats)[:wanted]]
 
 
 def _quiet_worker(worker_id: int) -> None:
@@ -94,6 +86,7 @@ class Trainer:
     generator: the module that is trained (only parameters that require grad are). pack: its checkpoint contents.
     compute_losses(batch) -> (total, {name: term}). validate() -> {name: value}, with "pesq" deciding the best.
     The items of `dataset` must depend on (seed, epoch, index) alone; `dataset.set_epoch` is called before each epoch.
+    Where it has `runs`, items that are read together, they are drawn together (see run_order).
     adversary: see Adversary. group: processes that share each batch; the first one validates, logs and saves.
     about: said of the run when it starts.
     """
@@ -278,7 +271,12 @@ class Trainer:
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(self.epoch)
         size, share = self.training["batch_size"], self.training["batch_size"] // self.group.size
-        order = epoch_order(len(self.dataset), self.training["clips_per_epoch"], self.env["seed"], self.epoch)
+        drawn = self.training["clips_per_epoch"], self.env["seed"], self.epoch
+        runs = getattr(self.dataset, "runs", None)
+        if runs is None:
+            order = epoch_order(len(self.dataset), *drawn)
+        else:
+            order = run_order(runs, *drawn, size, self.group.size, self.env["num_workers"])
         starts = range(self.position * size, len(order) - size + 1, size)
         own = [item for start in starts for item in order[start + self.group.rank * share :][:share]]
         loader = DataLoader(
