@@ -5,15 +5,14 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import soundfile
 from grey_video import STEP, newest, noise, numbers, regular, write_video
 
 from utils import decode, media
-from utils.decode import picture_size
 from utils.media import MediaError, load_audio, load_video_frames, probe_media, write_clip
+from utils.picture_grid import picture_size
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 

@@ -13,9 +13,10 @@ import pytest
 from conftest import all_files, bytes_file, face_crops, only_line, voice, wav_file, write_mpg
 from test_media import regular, write_video
 
-from utils.decode import MediaError, audio_stream, grid_frames, open_media, sound_start_sec, video_stream
+from utils.decode import MediaError, audio_stream, open_media, sound_start_sec, video_stream
 from utils.media import load_audio, write_clip
 from utils.mux import replace_sound
+from utils.picture_grid import grid_frames
 
 
 def packets(path: Path) -> list[tuple[str, Fraction, bool]]:

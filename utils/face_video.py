@@ -10,8 +10,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from utils.decode import MediaError, grid_frames, picture_size
+from utils.decode import MediaError
 from utils.faces import FaceCropper, FaceOptions, FaceReport
+from utils.picture_grid import grid_frames, picture_size
 from utils.sync import SoundTrack, estimate_offset, mouth_fit
 
 CHUNK_FRAMES = 250  # pictures held in memory at once, fewer when they would fill more than CHUNK_BYTES

@@ -22,12 +22,12 @@ from utils.decode import (
     audio_stream,
     decode_sound,
     decode_sound_pieces,
-    grid_frames,
     open_media,
     probe_media,
     video_stream,
 )
 from utils.face_video import crop_stretches, load_video_frames
+from utils.picture_grid import grid_frames
 
 __all__ = [
     "AUDIO_EXTENSIONS",
