@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,14 +164,15 @@ class Enhancer:
     def enhance(
         self, wav: np.ndarray, sample_rate: int, video: str | os.PathLike | np.ndarray | Pictures | None = None,
         video_mask: np.ndarray | None = None, return_details: bool = False,
+        progress: Callable[[float], object] | None = None,
     ) -> EnhanceResult:
         """Enhance a recording; the output is mono, exactly as long and as loud as went in.
 
         wav: [L], [L, ch] or [ch, L] of integers or floats (see `float_waveform`) at `sample_rate` Hz. video: a file whose
         time zero is the sound's, or face crops [V, S, S, 3] at `video_fps`, uint8 or float in [0, 1], with video_mask
         bool [V] (True: a face is seen; default all). Frames beyond the end of the sound are left out, moments without a
-        picture are enhanced by sound alone. return_details keeps the gate as well. ValueError names what is unusable;
-        nothing is guessed.
+        picture are enhanced by sound alone. return_details keeps the gate as well. A causal model calls `progress` with the
+        share that is done, rising to 1; what it raises ends the work. ValueError names what is unusable; nothing is guessed.
 
         A causal model goes through the sound step by step as it would live (models/stream_core.py), so memory does not
         grow but for the arrays themselves, and there are no joins. Any other takes up to LONGEST_WHOLE_SEC at once, and
@@ -186,8 +187,10 @@ class Enhancer:
             samples = np.zeros(1, np.float32)  # shorter than one sample of ours
         duration_sec = len(mono) / sample_rate
         pictures, notes = self.pictures(video, video_mask, duration_sec)
-        run = self._in_steps if self.model.causal else self._offline
-        samples, alpha, gate = run(samples, pictures, return_details)
+        if self.model.causal:
+            samples, alpha, gate = self._in_steps(samples, pictures, return_details, progress)
+        else:
+            samples, alpha, gate = self._offline(samples, pictures, return_details)
         outcome = self.outcome(duration_sec, pictures, alpha)
         return EnhanceResult(
             **vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)},
@@ -242,7 +245,9 @@ class Enhancer:
         out = batch.flush()[0]
         yield out, [alpha[0] for alpha in batch.alpha], [gate[0] for gate in batch.gate]
 
-    def _in_steps(self, samples: np.ndarray, pictures: Pictures | None, keep_gate: bool) -> tuple:
+    def _in_steps(
+        self, samples: np.ndarray, pictures: Pictures | None, keep_gate: bool, progress: Callable[[float], object] | None
+    ) -> tuple:
         """Samples [n] -> (enhanced [n], alpha [T], gate [T, F'] or None), through `stream`."""
         size = PIECE_FRAMES * self.cfg["stft_cfg"]["hop_size"]
         pieces = (samples[first : first + size] for first in range(0, len(samples), size))
@@ -253,6 +258,8 @@ class Enhancer:
             position += len(out)
             alpha.append(steps)
             gates += gate
+            if progress is not None:
+                progress(position / len(samples))
         return enhanced, alpha.values, np.concatenate(gates) if gates else None
 
     def _offline(self, samples: np.ndarray, pictures: Pictures | None, keep_gate: bool) -> tuple:
