@@ -4,7 +4,7 @@ const BLOCK_SEC = 0.04;       // of sound in a message
 const PICTURE_MS = 38;        // between two pictures: 25 a second
 const PICTURE_SIDE = 320;     // pixels of the longer side
 const START_SEC = 0.12;       // of sound waiting before playing begins, against jitter
-const MOST_SEC = 0.6;         // more than this is left out, so that the delay cannot grow
+const MOST_SEC = 0.4;         // more than this is left out, so that the delay cannot grow
 const HEADER_BYTES = 16, SOUND = 0, PICTURE = 1;
 
 const WORKLETS = `
@@ -140,8 +140,12 @@ async function start() {
     mine.media = await ask();
     mine.audio = new AudioContext({ latencyHint: "interactive" });
     await mine.audio.resume();
-    await mine.audio.audioWorklet.addModule(URL.createObjectURL(new Blob([WORKLETS], { type: "text/javascript" })));
-    await connect(mine);
+    const worklets = URL.createObjectURL(new Blob([WORKLETS], { type: "text/javascript" }));
+    await mine.audio.audioWorklet.addModule(worklets);
+    const rate = await connect(mine);
+    mine.speaker = new AudioContext({ sampleRate: rate, latencyHint: "interactive" });  // at the model's rate: the browser converts
+    await mine.speaker.audioWorklet.addModule(worklets);
+    play(mine, rate);
     hear(mine);
     if (mine.media.getVideoTracks().length) watch(mine);
     $("stop").disabled = false;
@@ -157,7 +161,7 @@ function connect(mine) {
     const socket = mine.socket = new WebSocket(address());
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
-      socket.send(JSON.stringify({ rate: mine.audio.sampleRate, out_rate: mine.audio.sampleRate }));
+      socket.send(JSON.stringify({ rate: mine.audio.sampleRate }));
       socket.send(JSON.stringify({ picture: pictureMode() }));
     };
     socket.onclose = () => { reject(new Error("The server closed the stream.")); if (run === mine) stop("The server closed the stream.", true); };
@@ -165,7 +169,7 @@ function connect(mine) {
       if (typeof data !== "string") return receive(mine, data);
       const told = JSON.parse(data);
       if (told.stop) { if (run === mine) stop(told.stop, true); reject(new Error(told.stop)); }
-      else if (told.ready) resolve();
+      else if (told.ready) resolve(told.ready);
       else show(mine, told);
     };
   });
@@ -183,19 +187,22 @@ function hear(mine) {
     if (mine.socket.readyState === 1) mine.socket.send(packet(SOUND, first / rate, block.buffer));
   };
   source.connect(capture);
-  mine.player = new AudioWorkletNode(mine.audio, "playback",
-    { numberOfInputs: 0, outputChannelCount: [1], processorOptions: { start: Math.round(START_SEC * rate), most: Math.round(MOST_SEC * rate) } });
-  mine.player.port.onmessage = ({ data }) => { mine.held = data.held / rate; mine.gaps = data.gaps; mine.dropped = data.dropped / rate; };
-  mine.after = mine.audio.createGain();
   mine.before = mine.audio.createGain();
   mine.delay = mine.audio.createDelay(3);
-  mine.player.connect(mine.after).connect(mine.audio.destination);
   source.connect(mine.delay).connect(mine.before).connect(mine.audio.destination);
   listen();
 }
 
+function play(mine, rate) {
+  mine.player = new AudioWorkletNode(mine.speaker, "playback",
+    { numberOfInputs: 0, outputChannelCount: [1], processorOptions: { start: Math.round(START_SEC * rate), most: Math.round(MOST_SEC * rate) } });
+  mine.player.port.onmessage = ({ data }) => { mine.held = data.held / rate; mine.gaps = data.gaps; mine.dropped = data.dropped / rate; };
+  mine.after = mine.speaker.createGain();
+  mine.player.connect(mine.after).connect(mine.speaker.destination);
+}
+
 function listen() {  // "before" is as late as "after", so that switching changes nothing else
-  if (!run?.after) return;
+  if (!run?.before) return;
   const choice = element.querySelector("input[name=live-listen]:checked").value;
   run.after.gain.value = choice === "after" ? 1 : 0;
   run.before.gain.value = choice === "before" ? 1 : 0;
@@ -203,7 +210,7 @@ function listen() {  // "before" is as late as "after", so that switching change
 }
 
 function latency(mine) {
-  return Math.max(0, mine.captured - mine.until + mine.held) + (mine.audio.outputLatency || mine.audio.baseLatency || 0);
+  return Math.max(0, mine.captured - mine.until + mine.held) + (mine.speaker.outputLatency || mine.speaker.baseLatency || 0);
 }
 
 function watch(mine) {
@@ -234,7 +241,7 @@ function receive(mine, data) {
   const view = new DataView(data), content = data.slice(HEADER_BYTES);
   if (view.getUint8(0) === SOUND) {
     mine.until = view.getFloat64(8, true);
-    keep("after", level(new Int16Array(content)));
+    if (content.byteLength) keep("after", level(new Int16Array(content)));
     mine.player?.port.postMessage(content, [content]);
   } else {
     createImageBitmap(new Blob([content], { type: "image/jpeg" })).then((picture) => {
@@ -262,6 +269,7 @@ function stop(sentence = "Stopped.", bad = false) {
     if (mine.socket) { mine.socket.onclose = null; mine.socket.close(); }
     mine.media?.getTracks().forEach((track) => track.stop());
     mine.audio?.close();
+    mine.speaker?.close();
     $("camera").srcObject = null;
   }
   $("start").disabled = false;

@@ -35,12 +35,12 @@ _log = logging.getLogger(__name__)
 class Inbox:
     """What has arrived and is not worked on yet; bounded, so that no delay can grow: the oldest goes first."""
 
-    def __init__(self) -> None:
+    def __init__(self, rate_hz: int) -> None:
+        self.rate_hz = rate_hz
         self.waiting: deque[Message] = deque()
         self.arrived = asyncio.Event()
         self.closed = False
         self.complaint: Complaint | None = None
-        self.rate_hz = 48000
 
     def put(self, message: Message) -> None:
         self.waiting.append(message)
@@ -107,13 +107,12 @@ class LiveRoom:
     async def _stream(self, socket: WebSocket) -> None:
         hello = _parsed(await asyncio.wait_for(socket.receive_text(), SILENT_SEC))
         try:
-            rates = int(hello["rate"]), int(hello["out_rate"])
+            rate_hz = int(hello["rate"])
         except (KeyError, TypeError, ValueError):
             raise Complaint("the page did not say at which rate its sound comes.") from None
-        session = await asyncio.to_thread(LiveSession, self._enhancer, *rates)
-        await socket.send_json({"ready": True})
-        inbox = Inbox()
-        inbox.rate_hz = rates[0]
+        session = await asyncio.to_thread(LiveSession, self._enhancer, rate_hz)
+        await socket.send_json({"ready": self._enhancer.sample_rate})
+        inbox = Inbox(rate_hz)
         receiver = asyncio.create_task(self._receive(socket, inbox, session))
         try:
             await self._answer(socket, inbox, session)
