@@ -46,7 +46,8 @@ def _reason(error: Exception) -> str:
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
 
 
-def open_media(path: str | os.PathLike) -> av.container.InputContainer:
+def open_media(path: str | os.PathLike, options: dict[str, str] | None = None) -> av.container.InputContainer:
+    """Open a file with FFmpeg's `options`; FileNotFoundError, or MediaError in one line that names it."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} does not exist")
     if os.path.isdir(path):
@@ -54,7 +55,7 @@ def open_media(path: str | os.PathLike) -> av.container.InputContainer:
     if os.path.getsize(path) == 0:
         raise MediaError(f"{path} is an empty file (0 bytes)")
     try:
-        return av.open(os.fspath(path), metadata_errors="ignore")
+        return av.open(os.fspath(path), options=options, metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"{path} cannot be opened as sound or video: {_reason(error)}") from None
 
@@ -77,7 +78,8 @@ class Decoder:
     def __init__(self, container: av.container.InputContainer, stream: av.stream.Stream) -> None:
         self._container, self._stream, self.damaged = container, stream, 0
 
-    def _packets(self) -> Iterator[av.packet.Packet]:
+    def packets(self) -> Iterator[av.packet.Packet]:
+        """The stream's packets as they are, the empty one at the end too."""
         packets = self._container.demux(self._stream)
         errors = 0
         while errors < MOST_DEMUX_ERRORS:
@@ -93,7 +95,7 @@ class Decoder:
             yield packet
 
     def __iter__(self) -> Iterator[av.frame.Frame]:
-        for packet in self._packets():
+        for packet in self.packets():
             try:
                 frames = packet.decode()
             except (av.FFmpegError, OSError, ValueError):
@@ -166,6 +168,15 @@ def decode_sound(path: str | os.PathLike, start_sec: float, stop_sec: float | No
     return np.concatenate([samples for samples, _, _ in pieces]), *pieces[0][1:]
 
 
+def _said_end(
+    container: av.container.InputContainer, stream: av.audio.stream.AudioStream, zero_sec: float, rate: int
+) -> int | None:
+    """Index after the last sample as MP4 headers say it; what an encoder padded its last frame with comes after."""
+    if not container.format.name.startswith("mov") or not stream.duration or stream.start_time is None:
+        return None
+    return round((float((stream.start_time + stream.duration) * stream.time_base) - zero_sec) * rate)
+
+
 def decode_sound_pieces(
     path: str | os.PathLike, start_sec: float = 0.0, stop_sec: float | None = None
 ) -> Iterator[tuple[np.ndarray, int, int]]:
@@ -181,9 +192,13 @@ def decode_sound_pieces(
             except (av.FFmpegError, OSError):
                 _log.info("%s cannot be sought in; read from its beginning", path)
         rate, position = 0, None
+        padding: tuple[np.ndarray, int, int] | None = None
         decoder = Decoder(container, stream)
         for frame in decoder:
             rate = rate or frame.sample_rate
+            if padding is not None:  # no padding after all: the header was wrong
+                yield padding
+                padding = None
             if frame.sample_rate != rate:
                 decoder.damaged += 1
                 continue
@@ -195,8 +210,12 @@ def decode_sound_pieces(
                 yield np.zeros(missing, np.float32), rate, position
                 position = at
             samples = _frame_samples(frame)
+            end = _said_end(container, stream, zero_sec, rate)
+            if end is not None and position < end < position + len(samples):
+                padding = samples[end - position :], rate, end
+                samples = samples[: end - position]
             yield samples, rate, position
-            position += len(samples)
+            position += len(samples) + (len(padding[0]) if padding else 0)
             if stop_sec is not None and position > stop_sec * rate:
                 break
         if decoder.damaged:

@@ -1,0 +1,226 @@
+"""A video's picture, packet by packet as it is, with another sound: nothing of the picture is encoded anew.
+
+Through FFmpeg's own muxers (PyAV, already here for decoding): they know edit lists, rotation and encoder delay.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import soxr
+
+from utils.decode import Decoder, MediaError, audio_stream, open_media, sound_start_sec, video_stream
+from utils.util import atomic_write
+
+# Suffix -> FFmpeg's name of the container, encoder of the sound. Opus counts in 48 kHz, whatever its input.
+CONTAINERS = {
+    ".mp4": ("mp4", "aac"), ".m4v": ("mp4", "aac"), ".mov": ("mov", "aac"), ".mkv": ("matroska", "flac"),
+    ".webm": ("webm", "libopus"),
+}  # fmt: skip
+QUICKTIME = {"mp4", "mov"}
+AAC_BITS_PER_SAMPLE, LEAST_BIT_RATE, MOST_BIT_RATE = 6, 64_000, 192_000  # mono; 6 is the most AAC can use
+WRITTEN_BY_THE_MUXER = {"major_brand", "minor_version", "compatible_brands", "encoder", "duration"}
+PIECE_SAMPLES = 16000
+MOST_REORDERED = 2  # pictures between decoding and showing, of common encoders
+
+
+def check_video_output(output: str | os.PathLike) -> None:
+    """ValueError when a picture cannot be written to a file of this name."""
+    suffix = Path(output).suffix.lower()
+    if suffix not in CONTAINERS:
+        raise ValueError(
+            f"output {output}: a picture cannot be written as {suffix or 'a file without a suffix'}; "
+            f"choose one of {' '.join(CONTAINERS)} (.mkv takes nearly every picture)"
+        )
+
+
+def replace_sound(
+    video: str | os.PathLike, wav: np.ndarray | Iterable[np.ndarray], sample_rate: int, output: str | os.PathLike,
+    gain: float = 1.0,
+) -> list[str]:
+    """Write `video`'s picture untouched to `output` with `wav` as its only sound; gives notes, one line each.
+
+    wav: mono float [L], or its pieces [n] in order (then memory is bounded), at sample_rate Hz, full scale 1, times
+    `gain`; what is louder is clipped. Its first sample is heard when the first of the video's own sound was, or with the
+    first picture of a video without sound. MP4, M4V, MOV: AAC; MKV: 16-bit FLAC; WEBM: Opus. Rotation, timestamps,
+    chapters and metadata are kept; streams other than the picture are left out, with a note. `output` is written whole
+    or not at all. ValueError for a suffix that none of these is; FileNotFoundError, MediaError for a video without a
+    readable picture, or one that the container does not take.
+    """
+    check_video_output(output)
+    pieces = (wav[k : k + PIECE_SAMPLES] for k in range(0, len(wav), PIECE_SAMPLES)) if isinstance(wav, np.ndarray) else wav
+    with open_media(video, {"fflags": "+genpts"}) as source:  # AVI stores no showing order
+        picture = video_stream(source)
+        if picture is None:
+            raise MediaError(f"{video} has no picture to keep; write the sound alone, as .wav")
+        try:
+            with atomic_write(output) as temporary:
+                return _Remux(source, picture, os.fspath(video), temporary, sample_rate).run(pieces, gain)
+        except av.FFmpegError as error:
+            raise MediaError(f"{output} cannot be written: {error.strerror}") from None
+
+
+class _Remux:
+    """One picture copied and one sound encoded into a new file."""
+
+    def __init__(
+        self, source: av.container.InputContainer, picture: av.video.stream.VideoStream, name: str, path: Path, sample_rate: int
+    ) -> None:
+        self.source, self.picture, self.name = source, picture, name
+        self.container_name, self.codec = CONTAINERS[path.suffix.lower()]
+        self.rate = _encoder_rate(self.codec, sample_rate)
+        self.sample_rate, self.path = sample_rate, path
+        start_sec = float(picture.start_time * picture.time_base) if picture.start_time is not None else 0.0
+        sound_sec = sound_start_sec(name)
+        self.sound_sec = start_sec if sound_sec is None else sound_sec
+        # Broadcast clocks begin anywhere; those of files at 0, and what is before would not be played.
+        begins_anywhere = bool(source.format.flags & av.format.Flags.ts_discont.value)
+        self.zero_sec = min(start_sec, self.sound_sec) if begins_anywhere else min(0.0, self.sound_sec)
+
+    def run(self, pieces: Iterable[np.ndarray], gain: float) -> list[str]:
+        """Write the file; what could not be kept, one line each."""
+        options = {"movflags": "+faststart", "movie_timescale": str(self.rate)} if self.container_name in QUICKTIME else {}
+        if self.container_name in QUICKTIME and any(key.startswith("com.") for key in self.source.metadata):
+            options["movflags"] += "+use_metadata_tags"  # phones' own keys have no place among the usual ones
+        if self.container_name not in QUICKTIME:
+            options["avoid_negative_ts"] = "disabled"  # Opus' delay would move the picture
+        with av.open(os.fspath(self.path), "w", format=self.container_name, container_options=options) as target:
+            kept = self._add_picture(target)
+            sound = self._add_sound(target)
+            _copy_metadata(self.source, target)
+            chapters = self.source.chapters()
+            if chapters and not self.zero_sec:
+                target.set_chapters(chapters)
+            decoder = Decoder(self.source, self.picture)
+            encoded = self._encoded(sound, pieces, gain)
+            waiting = next(encoded, None)
+            for packet in self._picture_packets(decoder, kept):
+                # In the order of time, so that neither waits in memory for the other.
+                at_sec = packet.dts * packet.time_base
+                while waiting is not None and waiting.dts * waiting.time_base <= at_sec:
+                    target.mux_one(waiting)
+                    waiting = next(encoded, None)
+                target.mux_one(packet)
+            while waiting is not None:
+                target.mux_one(waiting)
+                waiting = next(encoded, None)
+        return self._notes(decoder.damaged)
+
+    def _add_picture(self, target: av.container.OutputContainer) -> av.video.stream.VideoStream:
+        suffix = self.path.suffix.lower()
+        try:
+            # opaque: no encoder is looked for, there may be none
+            kept = target.add_stream_from_template(self.picture, opaque=True)
+        except ValueError:
+            codec = self.picture.codec_context.codec.name if self.picture.codec_context else "a codec unknown here"
+            remedy = "choose .mkv" if suffix != ".mkv" else "write the sound alone, as .wav"
+            raise MediaError(f"{self.name}: its picture ({codec}) does not fit into {suffix} as it is; {remedy}") from None
+        if self.container_name in QUICKTIME:
+            if self.source.format.name.startswith("mov"):
+                kept.codec_context.codec_tag = self.picture.codec_context.codec_tag
+            elif self.picture.codec_context.codec.name == "hevc":
+                kept.codec_context.codec_tag = "hvc1"  # the one that Apple's players take
+        if self.picture.sample_aspect_ratio:
+            kept.codec_context.sample_aspect_ratio = self.picture.sample_aspect_ratio
+        _copy_metadata(self.picture, kept)
+        return kept
+
+    def _add_sound(self, target: av.container.OutputContainer) -> av.audio.stream.AudioStream:
+        bit_rate = {"flac": 0}.get(self.codec, min(max(AAC_BITS_PER_SAMPLE * self.rate, LEAST_BIT_RATE), MOST_BIT_RATE))
+        sound = target.add_stream(self.codec, rate=self.rate, bit_rate=bit_rate, layout="mono")
+        sound.time_base = Fraction(1, self.rate)
+        replaced = audio_stream(self.source)
+        if replaced is not None:
+            _copy_metadata(replaced, sound)
+        return sound
+
+    def _picture_packets(self, decoder: Decoder, kept: av.video.stream.VideoStream) -> Iterator[av.packet.Packet]:
+        """The picture's packets as they are, on the new file's clock; times rise as every container wants it."""
+        shift = round(self.zero_sec / self.picture.time_base)
+        rate = self.picture.average_rate
+        usual = round(1 / rate / self.picture.time_base) if rate else 0
+        last: int | None = None
+        for packet in decoder.packets():
+            if packet.dts is None and packet.pts is None:
+                continue  # the end, or nothing that could be placed
+            pts = (packet.pts if packet.pts is not None else packet.dts) - shift
+            # Matroska stores no decoding times: begin early enough for what comes later and is shown before.
+            dts = packet.dts - shift if packet.dts is not None else pts - MOST_REORDERED * usual
+            last = dts if last is None else max(dts, last + 1)
+            packet.dts, packet.pts = last, max(pts, last)
+            packet.duration = packet.duration or usual
+            packet.stream = kept
+            yield packet
+
+    def _encoded(
+        self, sound: av.audio.stream.AudioStream, pieces: Iterable[np.ndarray], gain: float
+    ) -> Iterator[av.packet.Packet]:
+        position = round((self.sound_sec - self.zero_sec) * self.rate)
+        if self.codec == "aac" and position > 0:
+            # A track that begins late cannot skip the encoder's delay as well, and not all players let tracks begin late.
+            pieces, position = _after_silence(position * self.sample_rate // self.rate, pieces), 0
+        for samples in _resampled(pieces, self.sample_rate, self.rate):
+            frame = _audio_frame(np.clip(samples * np.float32(gain), -1.0, 1.0), self.codec)
+            frame.sample_rate, frame.pts, frame.time_base = self.rate, position, Fraction(1, self.rate)
+            position += len(samples)
+            yield from sound.encode(frame)
+        yield from sound.encode(None)
+
+    def _notes(self, damaged: int) -> list[str]:
+        notes, late_sec = [], self.sound_sec - self.zero_sec
+        if self.codec == "aac" and late_sec > 0:
+            notes.append(f"the sound begins {1e3 * late_sec:.0f} ms after the picture: silence before it")
+        sounds = len(self.source.streams.audio)
+        kept = {"audio", "data"} if self.source.chapters() else {"audio"}  # chapters come with a data stream of their titles
+        others = [stream.type for stream in self.source.streams if stream.type not in kept and stream is not self.picture]
+        if sounds > 1:
+            others += ["second sound"]
+        if others:
+            notes.append(f"of {Path(self.name).name} only the picture was kept, not: {', '.join(sorted(set(others)))}")
+        if damaged:
+            notes.append(f"{damaged} damaged places in the picture of {Path(self.name).name} were left out")
+        return notes
+
+
+def _encoder_rate(codec: str, sample_rate: int) -> int:
+    """sample_rate where the encoder takes it, else 48 kHz."""
+    if codec == "libopus":
+        return 48000
+    rates = av.Codec(codec, "w").audio_rates
+    return sample_rate if not rates or sample_rate in rates else 48000
+
+
+def _resampled(pieces: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
+    """Pieces [n] at to_rate, all of them together round(n * to_rate / from_rate) long."""
+    if from_rate == to_rate:
+        yield from (np.asarray(piece, np.float32) for piece in pieces)
+        return
+    resampler = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ")
+    for piece in pieces:
+        yield resampler.resample_chunk(np.ascontiguousarray(piece, np.float32))
+    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _after_silence(n_samples: int, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for first in range(0, n_samples, PIECE_SAMPLES):
+        yield np.zeros(min(PIECE_SAMPLES, n_samples - first), np.float32)
+    yield from pieces
+
+
+def _audio_frame(samples: np.ndarray, codec: str) -> av.audio.frame.AudioFrame:
+    """float32 [n] in [-1, 1] in the sample format that the encoder takes."""
+    if codec == "aac":
+        return av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
+    pcm = np.clip(np.round(samples.astype(np.float64) * 32768.0), -32768, 32767).astype(np.int16)
+    return av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+
+
+def _copy_metadata(
+    source: av.container.Container | av.stream.Stream, target: av.container.Container | av.stream.Stream
+) -> None:
+    target.metadata.update({key: value for key, value in source.metadata.items() if key.lower() not in WRITTEN_BY_THE_MUXER})
