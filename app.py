@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import shutil
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,15 +56,19 @@ def serve(args: argparse.Namespace) -> int:
     enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, load_config(args.config) if args.config else None)
     print(enhancer.describe(), flush=True)
     enhancer.warm_up()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # however it is ended, what visitors left is removed
     with tempfile.TemporaryDirectory(prefix="liteavse_app_") as folder:
         # All that visitors give and get lies in here, and goes when the server does. Gradio reads this as it is imported.
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        cache, samples = Path(folder, "cache"), Path(folder, "samples")
+        os.environ |= {"GRADIO_TEMP_DIR": str(cache), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
         from evaluation.web_page import Page, serve_page
         from evaluation.web_recording import Limits
 
-        page = Page(enhancer, Limits(args.longest_sec, args.largest_mb), ROOT / "samples")
+        if (ROOT / "samples").is_dir():
+            shutil.copytree(ROOT / "samples", samples)  # gradio shows no file that lies just anywhere
+        page = Page(enhancer, Limits(args.longest_sec, args.largest_mb), samples)
         try:
-            serve_page(page, Path(folder), args.host, args.port, args.live_visitors)
+            serve_page(page, args.host, args.port, args.live_visitors)
         finally:
             page.pool.close()
     return 0

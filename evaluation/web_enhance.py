@@ -15,8 +15,9 @@ from evaluation.spectrogram_viz import spectrogram_figure
 from evaluation.web_recording import Limits, Recording, Wish, read_recording
 from models.enhance_files import write_wav
 from models.enhancer import Enhancer, EnhanceResult
-from utils.media import write_clip
+from utils.media import MediaError, write_clip
 from utils.metrics import METRICS, ScoringPool, require_scorers, score_many
+from utils.mux import CONTAINERS, replace_sound
 
 SCREEN_DPI = 110
 CROP_SIDE = 192  # pixels of the crop as it is shown: twice what the model sees
@@ -34,12 +35,12 @@ class Answer:
     notes: tuple[str, ...]
     figure: Path | None = None  # png
     crops: Path | None = None  # mp4
-    video: Path | None = None  # mp4 to download, with the enhanced sound
+    video: Path | None = None  # to download: the video as it came, with the enhanced sound
     scores: dict[str, tuple[float, float]] | None = None  # by metric: before, after
     scored_against: str = ""
 
 
-def loudness_gain_db(before: np.ndarray, after: np.ndarray, sample_rate: int) -> float:
+def loudness_gain_db(before: np.ndarray, after: np.ndarray, sample_rate: int = 16000) -> float:
     """What makes `after` as loud as `before`: mean power where each is active; 0 where either is silent."""
     powers = []
     for sound in (before, after):
@@ -83,6 +84,19 @@ def write_crops(recording: Recording, result: EnhanceResult, fps: float, path: P
     assert recording.crops is not None
     shown = [cv2.resize(crop, (CROP_SIDE, CROP_SIDE), interpolation=cv2.INTER_CUBIC) for crop in recording.crops]
     write_clip(path, np.stack(shown), result.wav, result.sample_rate, fps)
+
+
+def write_video(video: Path, result: EnhanceResult, target: Path) -> tuple[Path | None, list[str]]:
+    """The video with the enhanced sound, in its own container where that can be written, else .mp4, else .mkv; and notes."""
+    own = video.suffix.lower()
+    peak = float(np.abs(result.wav).max())
+    for suffix in dict.fromkeys((own if own in CONTAINERS else ".mp4", ".mkv")):
+        try:
+            path = target.with_name(target.name + suffix)
+            return path, replace_sound(video, result.wav, result.sample_rate, path, 1 / max(1.0, peak))
+        except (MediaError, OSError):
+            continue
+    return None, ["no video to download: its picture can only be written anew"]
 
 
 def score(
@@ -129,6 +143,9 @@ def answer(
     yield shown
     progress(0.75, "drawing")
     shown = replace(shown, **draw(enhancer, recording, result, folder))
+    if wish.video is not None:
+        video, why = write_video(wish.video, result, folder / f"{recording.name}_enhanced")
+        shown = replace(shown, video=video, notes=(*shown.notes, *why))
     yield shown
     if recording.reference is not None:
         progress(0.9, "scoring")
@@ -146,7 +163,7 @@ def draw(enhancer: Enhancer, recording: Recording, result: EnhanceResult, folder
     if recording.reference is not None:
         sounds["reference"] = recording.reference
     spectrogram_figure(
-        made["figure"], recording.name, sounds, result, enhancer.cfg["stft_cfg"],
+        made["figure"], "", sounds, result, enhancer.cfg["stft_cfg"],
         difference=recording.reference is None, dpi=SCREEN_DPI,
     )  # fmt: skip
     if recording.crops is not None:

@@ -80,7 +80,8 @@ class LiveRoom:
             return
         await socket.accept()
         if self.visitors >= self.most_visitors:
-            await self._stop(socket, f"{self.visitors} visitors are live already; please try again in a moment.")
+            most = "one at a time" if self.most_visitors == 1 else f"{self.most_visitors} at a time"
+            await self._stop(socket, f"Others are live at the moment ({most} here); please try again a little later.")
             return
         self.visitors += 1
         try:

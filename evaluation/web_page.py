@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gradio as gr
+import numpy as np
 from PIL import Image
 from starlette.routing import WebSocketRoute
 
 from evaluation.demo import COLUMNS
 from evaluation.web_enhance import Answer, answer
 from evaluation.web_live import LiveRoom
-from evaluation.web_recording import AS_IT_IS, CORRUPTIONS, OFF, Complaint, Limits, Wish, sample_noise
+from evaluation.web_recording import AS_IT_IS, CORRUPTIONS, OFF, Complaint, Limits, Wish, sample_noise, spoken
 from models.enhancer import Enhancer
 from utils.media import grid_frames
 from utils.metrics import ScoringPool
@@ -43,7 +44,7 @@ element.querySelector("button").addEventListener("click", () => {
   const [from, to] = after.paused ? [before, after] : [after, before];
   to.currentTime = from.ended ? 0 : from.currentTime;
   from.pause();
-  to.play();
+  to.play().catch(() => {});  // paused again before it began
 });
 """
 
@@ -55,12 +56,17 @@ class LeftError(Exception):
 
 
 class Page:
-    """The page's state on the server: one model for all visitors, and who is waiting for what."""
+    """The page's state on the server: one model for all visitors, and who is waiting for what.
+
+    samples: a folder below the system's folder for temporary files that stays while the page is served, with the examples.
+    """
 
     def __init__(self, enhancer: Enhancer, limits: Limits, samples: Path) -> None:
         self.enhancer, self.limits = enhancer, limits
         self.samples = {name: samples / f"{name}.mp4" for name in EXAMPLES if (samples / f"{name}.mp4").is_file()}
         self.pool = ScoringPool(1)  # PESQ is C code that keeps Python's lock: in here, live streams would stumble over it
+        quiet = np.zeros(8000)
+        self.pool.submit(((quiet, quiet), {"sample_rate": enhancer.sample_rate, "metrics": ()}))  # the process begins now
         self._at_work: dict[str, bool] = {}  # by visitor: whether the page is still open
         self._lock = threading.Lock()
 
@@ -70,7 +76,8 @@ class Page:
             if request.session_hash in self._at_work:
                 self._at_work[request.session_hash] = False
 
-    def noise(self, label: str | None):
+    def noise(self, label: str | None) -> np.ndarray | None:
+        """The noise of the example so labelled; None for none."""
         name = next((name for name in self.samples if EXAMPLES[name] == label), None)
         if name is None:
             return None
@@ -125,7 +132,7 @@ def facts_html(shown: Answer) -> str:
     tiles = "".join(
         f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>" for name, value in shown.facts.items()
     )
-    notes = "".join(f"<li>{html.escape(note[:1].upper() + note[1:])}.</li>" for note in shown.notes)
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in shown.notes)
     return f'<dl class="tiles">{tiles}</dl><ul class="notes">{notes}</ul>'
 
 
@@ -162,17 +169,17 @@ def refusal(text: str) -> tuple:
     return gr.update(value=sentence(text, "bad"), visible=True), gr.update(visible=False), *[gr.skip()] * 8
 
 
-def thumbnail(video: Path, folder: Path) -> Path:
-    """A picture of the clip, a second in, for its button."""
-    target = folder / f"{video.stem}.png"
+def thumbnail(video: Path) -> Path:
+    """A picture of the clip, a second in, for its button; written beside it."""
+    target = video.with_suffix(".png")
     picture = next(grid_frames(video, 1.0, 0.1), None)
     if picture is not None:
         Image.fromarray(picture).resize((152, 152)).save(target)
     return target
 
 
-def build_page(page: Page, thumbnails: Path) -> gr.Blocks:
-    """Lay out the page; `thumbnails` is a folder that stays while the page is served."""
+def build_page(page: Page) -> gr.Blocks:
+    """Lay out the page."""
     enhancer = page.enhancer
     model = f"{Path(enhancer.name).name}, {sum(w.numel() for w in enhancer.model.parameters()) / 1e6:.2f} M parameters"
     with gr.Blocks(title="LiteAVSEMamba", analytics_enabled=False, delete_cache=(SWEEP_SEC, KEPT_SEC)) as blocks:
@@ -182,7 +189,7 @@ def build_page(page: Page, thumbnails: Path) -> gr.Blocks:
         )  # fmt: skip
         with gr.Tab("Enhance"), gr.Row():
             with gr.Column(scale=5):
-                asked, cards, run = _ask(page, thumbnails)
+                asked, cards, run = _ask(page)
             with gr.Column(scale=7):
                 shown = _show()
         with gr.Tab("Live"):
@@ -190,9 +197,8 @@ def build_page(page: Page, thumbnails: Path) -> gr.Blocks:
                 html_template=(HERE / "web_live.html").read_text(encoding="utf-8"),
                 js_on_load=(HERE / "web_live.js").read_text(encoding="utf-8"), elem_id="live",
             )  # fmt: skip
-        minutes = f"{page.limits.longest_sec / 60:g}"
         gr.HTML(
-            f'<p class="notes">Up to {minutes} minutes and {page.limits.largest_mb} MB. Recordings stay on this server, are seen '
+            f'<p class="notes">Up to {spoken(page.limits.longest_sec)} and {page.limits.largest_mb} MB. Recordings stay on this server, are seen '
             "by nobody else, and are removed within an hour or so; live streams are never stored.</p>"
         )
         at_work = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress_on": [shown[0]], "api_visibility": "private"}
@@ -212,17 +218,18 @@ def _example(page: Page, name: str) -> tuple:
     return str(video), None, str(clean) if clean.is_file() else None, NO_NOISE, 0, "as it is"
 
 
-def _ask(page: Page, thumbnails: Path) -> tuple[list, list, gr.Button]:
+def _ask(page: Page) -> tuple[list, list, gr.Button]:
     """The left side: (inputs of `Page.enhance`, example buttons with their names, the button that starts it)."""
     cards = []
     if page.samples:
         gr.HTML('<p class="step">Try an example: one click</p>')
         with gr.Row(elem_id="examples"):
             for name, video in page.samples.items():
-                icon = thumbnail(video, thumbnails)
-                cards.append((gr.Button(EXAMPLES[name], icon=str(icon), elem_classes="example-card", min_width=100), name))
+                card = gr.Button(EXAMPLES[name], icon=str(thumbnail(video)), elem_classes="example-card", min_width=100)
+                card.keep_in_cache.add(card.icon["path"])  # the sweep of the visitors' files would take it, too
+                cards.append((card, name))
     gr.HTML('<p class="step">Or bring your own: a video, a video and a sound, or a sound alone</p>')
-    video = gr.Video(label="The speaker's face", sources=["upload", "webcam"], height=230, elem_id="video",
+    video = gr.Video(label="The speaker's face", sources=["upload", "webcam"], elem_id="video",
                      webcam_options=gr.WebcamOptions(mirror=False))  # fmt: skip
     audio = gr.Audio(label="Noisy sound; without one, the video's own is taken", type="filepath", elem_id="audio",
                      sources=["upload", "microphone"], waveform_options=gr.WaveformOptions(show_recording_waveform=False))  # fmt: skip
@@ -248,33 +255,30 @@ def _show() -> list:
             after = gr.Audio(label="After, as loud as before", elem_id="after", **plain)
         gr.HTML('<button type="button">⇄ switch while it plays</button>', elem_id="switch", js_on_load=SWITCH_JS)
         facts = gr.HTML(elem_id="facts")
-        figure = gr.Image(label="Spectrograms, alpha and gate", elem_id="figure", type="filepath", interactive=False, visible=False,
+        figure = gr.Image(show_label=False, elem_id="figure", type="filepath", interactive=False, visible=False,
                           buttons=["fullscreen", "download"])  # fmt: skip
         with gr.Row():
             with gr.Column(scale=1, min_width=220):
-                crops = gr.Video(label="What the model saw", elem_id="crops", interactive=False, height=250, visible=False, buttons=[])
+                crops = gr.Video(label="What the model saw", elem_id="crops", interactive=False, height=270, visible=False, buttons=[])
             with gr.Column(scale=2, min_width=260):
                 scores = gr.HTML(elem_id="scores", visible=False)
                 with gr.Row():
-                    wav = gr.DownloadButton("Download sound (wav)", elem_id="wav")
-                    mp4 = gr.DownloadButton("Download video (mp4)", elem_id="mp4", visible=False)
+                    wav = gr.DownloadButton("Download sound", elem_id="wav")
+                    mp4 = gr.DownloadButton("Download video", elem_id="mp4", visible=False)
     return [told, results, before, after, facts, figure, crops, scores, wav, mp4]
 
 
-def serve_page(
-    page: Page, thumbnails: Path, host: str | None, port: int | None, live_visitors: int, wait: bool = True
-) -> gr.Blocks:
-    """Build and serve the page; with wait=False it goes on in the background until `close()` of what is returned."""
-    blocks = build_page(page, thumbnails)
+def serve_page(page: Page, host: str, port: int, live_visitors: int) -> None:
+    """Build the page and serve it until the program is interrupted."""
+    blocks = build_page(page)
     blocks.queue(max_size=16)
     room = LiveRoom(page.enhancer, live_visitors)
     system = ["system-ui", "sans-serif"]
     blocks.launch(
-        server_name=host, server_port=port, prevent_thread_lock=not wait, quiet=not wait, share=False, ssr_mode=False,
+        server_name=host, server_port=port, share=False, ssr_mode=False,
         show_error=False, pwa=False, run_history=False, mcp_server=False, footer_links=[], enable_monitoring=False,
         max_file_size=page.limits.largest_mb * 10**6, state_session_capacity=200,
         app_kwargs={"routes": [WebSocketRoute("/live", room.serve)]},
         theme=gr.themes.Soft(primary_hue="teal", font=system, font_mono=["ui-monospace", "monospace"]),
         css_paths=HERE / "web_page.css",
     )  # fmt: skip
-    return blocks

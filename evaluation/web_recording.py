@@ -67,7 +67,7 @@ def complaint(error: BaseException, paths: Sequence[Path | None]) -> Complaint:
     for path in paths:
         if path is not None:
             text = text.replace(str(path), path.name)
-    return Complaint(f"{text[:1].upper()}{text[1:]}.")
+    return Complaint(f"{text}.")
 
 
 def check_file(path: Path, limits: Limits, wanted: str) -> MediaInfo:
@@ -88,11 +88,16 @@ def check_file(path: Path, limits: Limits, wanted: str) -> MediaInfo:
 
 
 def too_long(path: Path, limits: Limits, duration_sec: float | None = None) -> Complaint:
-    length = f"lasts {duration_sec / 60:.1f} minutes" if duration_sec else "is too long"
+    length = f"lasts {spoken(duration_sec)}" if duration_sec else "is too long"
     return Complaint(
-        f"{path.name} {length}; up to {limits.longest_sec / 60:g} minutes are taken here. "
+        f"{path.name} {length}; up to {spoken(limits.longest_sec)} are taken here. "
         "inference_av.py, on the command line, takes any length."
     )
+
+
+def spoken(duration_sec: float) -> str:
+    """A duration in words."""
+    return f"{duration_sec:.0f} seconds" if duration_sec < 100 else f"{duration_sec / 60:.1f} minutes".replace(".0 ", " ")
 
 
 def read_sound(path: Path, limits: Limits, sample_rate: int) -> np.ndarray:
@@ -157,7 +162,7 @@ def read_picture(
     try:
         crops, mask = enhancer.load_video(wish.video, duration_sec)
     except (MediaError, OSError) as error:
-        return None, None, [f"{complaint(error, [wish.video])} Sound only."]
+        return None, None, [f"{complaint(error, [wish.video])} Enhanced by sound alone."]
     if not mask.any():
         return None, None, [f"no face was found in {wish.video.name}: enhanced by sound alone"]
     if wish.picture in CORRUPTIONS:
