@@ -28,6 +28,7 @@ MOST_GAIN_DB = 20.0  # by which the second player may be turned up or down
 class Answer:
     """What the page shows; grows from step to step, None stands for what is not there (yet)."""
 
+    name: str  # of the recording
     before: Path  # wav, as heard
     after: Path  # wav, matched in loudness to `before`
     enhanced: Path  # wav to download, at its own level
@@ -139,7 +140,9 @@ def answer(
         turned = "up" if gain_db > 0 else "down"
         notes.append(f"“after” is turned {turned} by {abs(gain_db):.1f} dB in the player, to be as loud as “before”; "
                      "downloads are not")  # fmt: skip
-    shown = Answer(before=before, after=after, enhanced=enhanced, facts=describe(enhancer, result), notes=tuple(notes))
+    shown = Answer(
+        name=recording.name, before=before, after=after, enhanced=enhanced, facts=describe(enhancer, result), notes=tuple(notes)
+    )
     yield shown
     progress(0.75, "drawing")
     shown = replace(shown, **draw(enhancer, recording, result, folder))

@@ -156,7 +156,8 @@ def scores_html(shown: Answer) -> str:
 def outputs(shown: Answer) -> tuple:
     """Values of the page's output components, in the order of `OUTPUTS`."""
     return (
-        gr.update(visible=False), gr.update(visible=True), shown.before, shown.after, facts_html(shown),
+        sentence(f"{shown.name}: what was heard, and what the model made of it."), gr.update(visible=True),
+        shown.before, shown.after, facts_html(shown),
         gr.update(value=shown.figure, visible=shown.figure is not None),
         gr.update(value=shown.crops, visible=shown.crops is not None),
         gr.update(value=scores_html(shown), visible=shown.scores is not None),
@@ -166,7 +167,7 @@ def outputs(shown: Answer) -> tuple:
 
 def refusal(text: str) -> tuple:
     """The same for a recording that cannot be enhanced."""
-    return gr.update(value=sentence(text, "bad"), visible=True), gr.update(visible=False), *[gr.skip()] * 8
+    return sentence(text, "bad"), gr.update(visible=False), *[gr.skip()] * 8
 
 
 def thumbnail(video: Path) -> Path:
@@ -198,15 +199,15 @@ def build_page(page: Page) -> gr.Blocks:
                 js_on_load=(HERE / "web_live.js").read_text(encoding="utf-8"), elem_id="live",
             )  # fmt: skip
         gr.HTML(
-            f'<p class="notes">Up to {spoken(page.limits.longest_sec)} and {page.limits.largest_mb} MB. Recordings stay on this server, are seen '
-            "by nobody else, and are removed within an hour or so; live streams are never stored.</p>"
+            f'<p class="notes">Up to {spoken(page.limits.longest_sec)} and {page.limits.largest_mb} MB. Recordings stay on '
+            "this server, are seen by nobody else, and are removed within an hour or so; live streams are never stored.</p>"
         )
-        at_work = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress_on": [shown[0]], "api_visibility": "private"}
+        private = {"api_visibility": "private"}
+        at_work = {"concurrency_id": "model", "concurrency_limit": 1, "show_progress_on": [shown[0]], **private}
         run.click(page.enhance, asked, shown, **at_work)
         for card, name in cards:
-            card.click(lambda name=name: _example(page, name), None, asked, show_progress="hidden", api_visibility="private").then(
-                page.enhance, asked, shown, **at_work
-            )
+            chosen = card.click(lambda name=name: _example(page, name), None, asked, show_progress="hidden", **private)
+            chosen.then(page.enhance, asked, shown, **at_work)
         blocks.unload(page.leave)
     return blocks
 
@@ -229,25 +230,26 @@ def _ask(page: Page) -> tuple[list, list, gr.Button]:
                 card.keep_in_cache.add(card.icon["path"])  # the sweep of the visitors' files would take it, too
                 cards.append((card, name))
     gr.HTML('<p class="step">Or bring your own: a video, a video and a sound, or a sound alone</p>')
+    player = {"type": "filepath", "waveform_options": gr.WaveformOptions(show_recording_waveform=False)}
     video = gr.Video(label="The speaker's face", sources=["upload", "webcam"], elem_id="video",
                      webcam_options=gr.WebcamOptions(mirror=False))  # fmt: skip
-    audio = gr.Audio(label="Noisy sound; without one, the video's own is taken", type="filepath", elem_id="audio",
-                     sources=["upload", "microphone"], waveform_options=gr.WaveformOptions(show_recording_waveform=False))  # fmt: skip
+    audio = gr.Audio(label="Noisy sound; without one, the video's own is taken", elem_id="audio",
+                     sources=["upload", "microphone"], **player)  # fmt: skip
     picture = gr.Dropdown(list(PICTURES), value="as it is", label="The picture", info="corrupt it, and see alpha fall",
                           elem_id="picture")  # fmt: skip
     with gr.Accordion("Add noise, score against a clean sound", open=False):
-        noise = gr.Dropdown([NO_NOISE, *(EXAMPLES[name] for name in page.samples)], value=NO_NOISE, label="Add the noise of an example")
+        noises = [NO_NOISE, *(EXAMPLES[name] for name in page.samples)]
+        noise = gr.Dropdown(noises, value=NO_NOISE, label="Add the noise of an example", elem_id="noise")
         snr_db = gr.Slider(-10, 20, value=0, step=1, label="SNR of the added noise in dB")
-        reference = gr.Audio(label="Clean reference, for scores", type="filepath", sources=["upload"], elem_id="reference",
-                             waveform_options=gr.WaveformOptions(show_recording_waveform=False))  # fmt: skip
+        reference = gr.Audio(label="Clean reference, for scores", sources=["upload"], elem_id="reference", **player)
     run = gr.Button("Enhance", variant="primary", elem_id="run")
     return [video, audio, reference, noise, snr_db, picture], cards, run
 
 
 def _show() -> list:
     """The right side, in the order of `outputs`."""
-    told = gr.HTML(sentence("What comes out will be here: both sounds to compare, their spectrograms, what the model saw.", "empty"),
-                   elem_id="told")  # fmt: skip
+    empty = "What comes out will be here: both sounds to compare, their spectrograms, and what the model saw."
+    told = gr.HTML(sentence(empty, "empty"), elem_id="told")
     with gr.Column(visible=False, elem_id="results") as results:
         plain = {"interactive": False, "waveform_options": gr.WaveformOptions(show_recording_waveform=False), "buttons": []}
         with gr.Row():
@@ -259,7 +261,8 @@ def _show() -> list:
                           buttons=["fullscreen", "download"])  # fmt: skip
         with gr.Row():
             with gr.Column(scale=1, min_width=220):
-                crops = gr.Video(label="What the model saw", elem_id="crops", interactive=False, height=270, visible=False, buttons=[])
+                crops = gr.Video(label="What the model saw", elem_id="crops", interactive=False, height=270, visible=False,
+                                 buttons=[])  # fmt: skip
             with gr.Column(scale=2, min_width=260):
                 scores = gr.HTML(elem_id="scores", visible=False)
                 with gr.Row():

@@ -22,7 +22,7 @@ from web import ROOT, Server, status_of
 
 from utils.media import load_audio, probe_media
 
-playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need Playwright: pip install -r requirements-dev.txt")
+playwright = pytest.importorskip("playwright.sync_api", reason="they need Playwright: pip install -r requirements-dev.txt")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="browser tests need Chromium: apt-get install chromium"),
@@ -47,10 +47,11 @@ def fake_devices(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    options = fake_devices(tmp_path_factory.mktemp("devices"))
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium has none for root
+    options = [*fake_devices(tmp_path_factory.mktemp("devices")), "--autoplay-policy=no-user-gesture-required"]
+    if os.geteuid() == 0:
+        options.append("--no-sandbox")  # Chromium has none for root
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=[*sandbox, *options, "--autoplay-policy=no-user-gesture-required"])
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
         yield browser
         browser.close()
 
@@ -88,8 +89,11 @@ def give(page, where: str, path: Path) -> None:
 
 
 def durations(page) -> dict[str, float]:
-    page.wait_for_function("['before', 'after'].every((id) => document.querySelector(`#${id} audio`)?.duration > 0)")
-    return page.evaluate("Object.fromEntries(['before', 'after'].map((id) => [id, document.querySelector(`#${id} audio`).duration]))")
+    found = {}
+    for which in ("before", "after"):
+        page.wait_for_function(f"document.querySelector('#{which} audio')?.duration > 0")
+        found[which] = page.evaluate(f"document.querySelector('#{which} audio').duration")
+    return found
 
 
 def finished(page) -> None:
@@ -172,7 +176,7 @@ def test_what_cannot_be_enhanced_is_told_in_a_sentence(visit: Callable, server: 
         page.click("#audio [aria-label=Clear]")
     page.click("text=Hum and knocks")  # it goes on
     assert durations(page)["after"] == pytest.approx(5.0, abs=0.05)
-    assert page.locator("#told:visible").count() == 0
+    assert "hum_kal16" in page.inner_text("#told")
 
 
 def test_two_visitors_at_once_each_get_their_own(visit: Callable) -> None:
@@ -256,6 +260,7 @@ def test_the_third_live_visitor_waits_until_a_tab_is_closed(visit: Callable) -> 
 
 def test_a_browser_without_a_microphone_is_told(visit: Callable) -> None:
     page = visit()
-    page.evaluate("() => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', 'NotAllowedError'); }; }")
+    refuse = "async () => { throw new DOMException('', 'NotAllowedError'); }"
+    page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {refuse}; }}")
     begin_live(page)
     page.wait_for_selector("#live-status:has-text('does not let this page use the microphone')")

@@ -1,4 +1,4 @@
-"""Live streams of the web page: the same as offline whatever the blocks, bounded, refused politely, freed when the tab closes."""
+"""Live streams of the web page: as offline whatever the blocks, bounded, refused politely, freed when the tab closes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from conftest import face_crops, voice
 from PIL import Image
 
-pytest.importorskip("gradio", reason="the web page's packages are not installed: pip install -r requirements-app.txt")
+pytest.importorskip("gradio", reason="the web page's packages are missing: pip install -r requirements-app.txt")
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.testclient import TestClient

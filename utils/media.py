@@ -262,20 +262,21 @@ def _crop_stretch(
 
 
 def write_clip(
-    path: str | os.PathLike, frames: np.ndarray, samples: np.ndarray, sample_rate: int = 16000, fps: float = 25.0
+    path: str | os.PathLike, frames: np.ndarray, samples: np.ndarray, sample_rate: int = 16000, fps: float = 25.0,
+    crf: int = CLIP_CRF,
 ) -> None:
     """Write pictures uint8 [V, H, W, 3] (even H, W) and sound float [L] as H.264 and FLAC in one .mp4 or .mkv.
 
-    Sound begins at 0, frame k is shown at k / fps; a key frame every second lets windows be sought. MediaError when the
-    file cannot be written.
+    Sound begins at 0, frame k is shown at k / fps; a key frame every second lets windows be sought. `crf` is H.264's
+    quality, a larger one for a smaller file. MediaError when the file cannot be written.
     """
     try:
-        _write_clip(os.fspath(path), frames, samples, sample_rate, fps)
+        _write_clip(os.fspath(path), frames, samples, sample_rate, fps, crf)
     except av.FFmpegError as error:
         raise MediaError(f"{path} cannot be written: {error}") from None
 
 
-def _write_clip(path: str, frames: np.ndarray, samples: np.ndarray, sample_rate: int, fps: float) -> None:
+def _write_clip(path: str, frames: np.ndarray, samples: np.ndarray, sample_rate: int, fps: float, crf: int) -> None:
     """write_clip, FFmpeg's errors passing through."""
     rate = Fraction(fps).limit_denominator(1001)
     pcm = np.clip(np.round(np.asarray(samples, np.float64) * 32768.0), -32768, 32767).astype(np.int16)
@@ -284,7 +285,7 @@ def _write_clip(path: str, frames: np.ndarray, samples: np.ndarray, sample_rate:
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
         # No B frames: decoding order is showing order, and the first picture is at 0 in every container.
-        video.options = {"crf": str(CLIP_CRF), "preset": "medium", "bf": "0", "g": str(max(1, round(fps))), "threads": "1"}
+        video.options = {"crf": str(crf), "preset": "medium", "bf": "0", "g": str(max(1, round(fps))), "threads": "1"}
         audio = container.add_stream("flac", rate=sample_rate)
         audio.layout = "mono"
         for index, picture in enumerate(frames):
