@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from models.enhance_files import enhance_file, folder_jobs, run_jobs
+import torch
+
+from models.batch import add_file_options, introduce, run_jobs
+from models.enhance_files import enhance_file
 from models.enhancer import Enhancer
+from models.jobs import Job, folder_jobs
 from models.pcs400 import cal_pcs
 from utils import console
 from utils.config import load_config
+from utils.distributed import Group, alone_or_together
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -23,21 +28,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--post_processing_PCS", type=console.flag, nargs="?", const=True, default=False,
                         metavar="True|False", help="perceptual contrast stretching of the output")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_file_options(parser)
     return parser.parse_args(argv)
+
+
+def enhance_all(args: argparse.Namespace, group: Group, device: torch.device) -> int:
+    def prepare() -> tuple[list[Job], Enhancer]:
+        jobs = folder_jobs(args.input_folder, args.output_folder, use_video=False, suffix="")
+        config = load_config(args.config) if args.config else None
+        return jobs, Enhancer.from_checkpoint(args.checkpoint_file, device, config)
+
+    jobs, enhancer = group.together(prepare)
+    introduce(enhancer, args.keep_sample_rate, group)
+    work = partial(
+        enhance_file, post_process=cal_pcs if args.post_processing_PCS else None, keep_sample_rate=args.keep_sample_rate,
+        attenuation_limit_db=args.attenuation_limit_db,
+    )
+    return run_jobs(enhancer, jobs, work, args.output_folder, args.skip_existing, group)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-
-    def body() -> int:
-        jobs = folder_jobs(args.input_folder, args.output_folder, use_video=False, suffix="")
-        config = load_config(args.config) if args.config else None
-        enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, config)
-        print(enhancer.describe(), flush=True)
-        work = partial(enhance_file, post_process=cal_pcs) if args.post_processing_PCS else enhance_file
-        return run_jobs(enhancer, jobs, work)
-
-    return console.run("inference.py", body)
+    return console.run("inference.py", lambda: alone_or_together(args.device, partial(enhance_all, args)))
 
 
 if __name__ == "__main__":

@@ -35,11 +35,12 @@ def spectrogram_db(wav: np.ndarray, stft: Mapping) -> np.ndarray:
 
 def spectrogram_figure(
     path: Path, title: str, sounds: Mapping[str, np.ndarray], result: EnhanceResult, stft: Mapping, difference: bool = True,
-    dpi: int = DPI,
+    gate_over_time: bool = False, dpi: int = DPI,
 ) -> None:
     """Panels of sounds {name: float32 [L]} on one dB scale, the second minus the last, alpha and the gate, as the suffix says.
 
-    Differences are between levels no lower than the scale's floor: what lies below it is silence in both.
+    Differences are between levels no lower than the scale's floor: what lies below it is silence in both. The gate is
+    drawn by frequency, with its spread over time, or as a picture of both.
     """
     spectra = {name: spectrogram_db(wav, stft) for name, wav in sounds.items()}
     highest = max(float(spectrum.max()) for spectrum in spectra.values())
@@ -64,13 +65,38 @@ def spectrogram_figure(
             axes[-3].set(title=f"{names[1].split(',')[0]} minus {reference}", ylabel="kHz")
             figure.colorbar(image, ax=axes[-3], label="dB", pad=0.01, extend="both")
         _draw_alpha(axes[-2], result, duration_sec)
-        _draw_gate(axes[-1], result, top_khz)
+        if not gate_over_time:
+            _draw_gate(axes[-1], result, top_khz)
+            return
+        image = axes[-1].imshow(_gate_picture(result), cmap="viridis", vmin=0, vmax=1, **place)
+        title = "gate: where the picture helps" + _without(result.gate, "no gate to show")
+        axes[-1].set(title=title, xlabel="time in s", ylabel="kHz")
+        figure.colorbar(image, ax=list(axes[-2:]), label="gate", aspect=25, pad=0.01)
+
+
+def _gate_picture(result: EnhanceResult) -> np.ndarray:
+    """The gate [F', T]; empty where no picture was used, which is not the same as a gate of 0."""
+    if result.gate is None:
+        return np.full((1, 1), np.nan)
+    without = result.alpha[: len(result.gate), None] == 0
+    return np.where(without, np.nan, result.gate).T
+
+
+def _without(values: np.ndarray | None, said: str) -> str:
+    return "" if values is not None else f" ({said})"
+
+
+def draw_recording(path: Path, title: str, noisy: np.ndarray, result: EnhanceResult, stft: Mapping) -> None:
+    """What was done to a recording, noisy float32 [n] at the result's rate: both spectrograms, alpha and the gate over time."""
+    way = "audio only" if result.alpha is None else "audio-visual"
+    sounds = {"noisy": noisy, f"enhanced, {way}": result.wav}
+    spectrogram_figure(path, title, sounds, result, stft, difference=False, gate_over_time=True)
 
 
 def _draw_alpha(axis, result: EnhanceResult, duration_sec: float) -> None:
     if result.alpha is not None:
         axis.plot(np.linspace(0, duration_sec, len(result.alpha)), result.alpha, color="#009e73")
-    title = "alpha: trust in the picture" + ("" if result.alpha is not None else " (no picture was used)")
+    title = "alpha: trust in the picture" + _without(result.alpha, "no picture was used")
     axis.set(title=title, xlabel="time in s", ylabel="alpha", xlim=(0, duration_sec), ylim=(-0.05, 1.05))
     axis.grid(alpha=0.3)
 
@@ -83,7 +109,7 @@ def _draw_gate(axis, result: EnhanceResult, top_khz: float) -> None:
         axis.fill_between(centre_khz, low, high, color="#0072b2", alpha=0.25, linewidth=0, label="10 % to 90 % of the moments")
         axis.plot(centre_khz, result.gate.mean(axis=0), color="#0072b2", label="mean over time")
         axis.legend(loc="best", frameon=False)
-    title = "gate: frequencies that the picture helps" + ("" if result.gate is not None else " (no gate was used)")
+    title = "gate: frequencies that the picture helps" + _without(result.gate, "no gate to show")
     axis.set(title=title, xlabel="frequency in kHz", ylabel="gate", xlim=(0, top_khz), ylim=(-0.05, 1.05))
     axis.grid(alpha=0.3)
 

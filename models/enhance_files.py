@@ -1,164 +1,162 @@
-"""Files in, enhanced files out: what to pair, what to write where, and how to go on when one of them is broken."""
+"""Files in, enhanced files out: decode, enhance, give back at the wanted rate, with or without the picture."""
 
 from __future__ import annotations
 
-import os
-import sys
+import contextlib
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import soundfile
-from tqdm import tqdm
 
-from models.enhancer import AlphaTrack, Enhancer, Outcome
+from models.attenuation import mix_back, noisy_share
+from models.enhancer import AlphaTrack, Enhancer, EnhanceResult, Outcome
+from models.jobs import SOUND_FORMATS, Job
 from models.pictures import Pictures
 from models.spool import SpooledSound
-from utils.console import EXIT_FAILED, one_line
-from utils.media import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, MediaError, sound_pieces
+from utils.console import one_line
+from utils.media import MediaError, own_rate_pieces, resample, resampled_pieces, sound_pieces
+from utils.mux import check_remux, replace_sound
 from utils.util import atomic_write
 
+LOOKED_AT_SEC = 60  # of a recording, at most, that a `look` is given
 
-@dataclass(frozen=True)
-class Job:
-    """One recording to enhance: the file with the sound, the file with the picture (maybe the same), where to write."""
-
-    audio: Path
-    video: Path | None
-    output: Path
-
-    @property
-    def label(self) -> str:
-        return self.audio.name if self.video in (None, self.audio) else f"{self.audio.name} + {self.video.name}"
+# (job, noisy float32 [n] at the model's rate, what was made of it at that rate): the beginning of a recording, to be drawn
+Look = Callable[[Job, np.ndarray, EnhanceResult], None]
 
 
-def same_file(one: Path, other: Path) -> bool:
-    """Whether both paths lead to one place, through links and whether or not it exists yet."""
-    if one.exists() and other.exists():
-        return os.path.samefile(one, other)
-    return one.resolve() == other.resolve()
-
-
-def single_job(audio: Path | None, video: Path | None, output: Path | None) -> Job:
-    """Job for one recording; `output` may be a .wav file, a folder that exists, or None (results/<stem>_enhanced.wav).
-
-    FileNotFoundError or ValueError for a sound that is not there, or an output that would replace the input.
-    """
-    sound = audio if audio is not None else video
-    assert sound is not None
-    if not sound.exists():
-        raise FileNotFoundError(f"{sound} does not exist")
-    if sound.is_dir():
-        raise ValueError(f"{sound} is a folder; give it as --input_folder")
-    output = output or Path("results")
-    if output.is_dir() or not output.suffix:
-        output = output / f"{sound.stem}_enhanced.wav"
-    if output.suffix.lower() != ".wav":
-        raise ValueError(f"output {output} should be a .wav file or a folder")
-    for source in (sound, video):
-        if source is not None and same_file(source, output):
-            raise ValueError(f"output {output} is the input itself; choose another name")
-    return Job(sound, video, output)
-
-
-def folder_jobs(folder: Path, output: Path, use_video: bool = True, suffix: str = "_enhanced") -> list[Job]:
-    """Jobs for the recordings that lie in `folder` itself, by name: a sound with the video of the same stem beside it, or
-    a video with its own sound (with use_video=False sound files only). Outputs are output/<stem><suffix>.wav.
-
-    FileNotFoundError or ValueError when there is no such folder, nothing in it, or `output` is that folder.
-    """
-    if not folder.exists():
-        raise FileNotFoundError(f"input folder {folder} does not exist")
-    if not folder.is_dir():
-        raise ValueError(f"input folder {folder} is a file; give a single recording as --input_audio or --input_video")
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output {output} is a file; for a folder of recordings it should be a folder")
-    if same_file(folder, output):
-        raise ValueError(f"output folder {output} is the input folder; choose another, inputs are never overwritten")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    sounds = [path for path in files if path.suffix.lower() in AUDIO_EXTENSIONS]
-    videos = [path for path in files if path.suffix.lower() in VIDEO_EXTENSIONS] if use_video else []
-    partner: dict[str, Path] = {}
-    for path in videos:
-        partner.setdefault(path.stem, path)
-    heard = {path.stem for path in sounds}
-    pairs: list[tuple[Path, Path | None]] = [(path, partner.get(path.stem)) for path in sounds]
-    pairs += [(path, path) for path in videos if path.stem not in heard]
-    if not pairs:
-        kinds = "sound or video" if use_video else "sound"
-        raise ValueError(f"input folder {folder} holds no {kinds} files itself (subfolders are not searched)")
-    count = Counter(sound.stem for sound, _ in pairs)
-    jobs = []
-    for sound, video in sorted(pairs, key=lambda pair: pair[0].name):
-        # a.wav beside a.flac: the outputs must not overwrite each other
-        name = sound.stem if count[sound.stem] == 1 else f"{sound.stem}_{sound.suffix[1:].lower()}"
-        jobs.append(Job(sound, video, output / f"{name}{suffix}.wav"))
-    return jobs
+def full_scale_gain(peak: float) -> float:
+    """What a sound of this peak is multiplied with before it is written: 1, or less where it is louder than full scale."""
+    return 1.0 / peak if peak > 1.0 else 1.0
 
 
 def write_wav(path: Path, wav: np.ndarray | SpooledSound, sample_rate: int) -> float:
-    """Write float [L] as 16-bit PCM, whole or not at all; louder than full scale is turned down. Gives the gain in dB."""
+    """Write float [L] as 16-bit .wav or .flac, whole or not at all, turned down where louder than full scale: gain in dB."""
     if isinstance(wav, SpooledSound):
         pieces, peak = wav.pieces(), wav.peak
     else:
         pieces, peak = iter([np.asarray(wav)]), float(np.abs(wav).max()) if len(wav) else 0.0
-    gain = 1.0 / peak if peak > 1.0 else 1.0
-    with atomic_write(path) as temporary, soundfile.SoundFile(temporary, "w", sample_rate, 1, "PCM_16", format="WAV") as file:
+    gain, kind = full_scale_gain(peak), SOUND_FORMATS.get(Path(path).suffix.lower(), "WAV")
+    with atomic_write(path) as temporary, soundfile.SoundFile(temporary, "w", sample_rate, 1, "PCM_16", format=kind) as file:
         for piece in pieces:
             pcm = np.clip(np.round(np.asarray(piece, np.float64) * gain * 32768.0), -32768, 32767)
             file.write(pcm.astype(np.int16))
     return 20.0 * float(np.log10(gain))
 
 
-def enhance_file(
-    enhancer: Enhancer, job: Job, post_process: Callable[[np.ndarray], np.ndarray] | None = None
-) -> Outcome:
-    """Enhance one recording and write it at the model's rate.
+def write_output(job: Job, wav: SpooledSound, sample_rate: int) -> list[str]:
+    """Write a job's sound, under its picture where the output shows one, whole or not at all; gives notes."""
+    if not job.with_picture:
+        write_wav(job.output, wav, sample_rate)
+        notes = []
+    else:
+        assert job.video is not None
+        notes = replace_sound(job.video, wav.pieces(), sample_rate, job.output, full_scale_gain(wav.peak))
+    if wav.peak > 1.0:
+        notes.append(f"louder than full scale: turned down by {20 * np.log10(wav.peak):.1f} dB")
+    return notes
 
-    A picture that is missing or broken is left out, with a note. A causal model's memory does not grow with the
-    recording. `post_process` takes and gives float [L], the whole sound. The outcome's `seconds` include decoding.
-    ValueError (MediaError), OSError for a sound that cannot be read or written.
+
+@contextlib.contextmanager
+def recording(path: Path, sample_rate: int, keep_sample_rate: bool) -> Iterator[tuple[SpooledSound, SpooledSound, int]]:
+    """A file's sound at `sample_rate`, the same at the rate it is to be given back in (`sample_rate`, or its own), and that.
+
+    OSError or MediaError for what is no sound.
+    """
+    with SpooledSound() as sound, SpooledSound() as own:
+        if keep_sample_rate:
+            own_rate, pieces = own_rate_pieces(path)
+            own.extend(pieces)
+            sound.extend(resampled_pieces(own.pieces(), own_rate, sample_rate))
+        else:
+            sound.extend(sound_pieces(path, sample_rate))
+        if not sound.n_samples:
+            raise MediaError(f"{path} holds less than one sample at {sample_rate} Hz")
+        yield (sound, own, own_rate) if keep_sample_rate else (sound, sound, sample_rate)
+
+
+def give_back(
+    pieces: Iterable[np.ndarray], from_rate: int, heard: SpooledSound, rate: int, attenuation_limit_db: float | None
+) -> Iterator[np.ndarray]:
+    """Enhanced pieces at from_rate -> pieces at `rate`, exactly as long as `heard`, some of which is mixed back."""
+    share, position = noisy_share(attenuation_limit_db), 0
+    for piece in resampled_pieces(pieces, from_rate, rate):
+        piece = piece[: heard.n_samples - position]
+        yield mix_back(piece, heard.part(position, len(piece)), share) if share else piece
+        position += len(piece)
+    if position < heard.n_samples:  # the rates' ratio was rounded twice
+        rest = heard.part(position, heard.n_samples - position)
+        yield mix_back(np.zeros_like(rest), rest, share)
+
+
+class _Run:
+    """One recording on its way through a model."""
+
+    def __init__(self, enhancer: Enhancer, sound: SpooledSound, pictures: Pictures | None, look: bool) -> None:
+        self._enhancer, self._sound, self._pictures, self._look = enhancer, sound, pictures, look
+        self._gates: list[np.ndarray] = []
+        self.outcome: Outcome | None = None  # once all pieces are taken
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """The enhanced sound at the model's rate; a causal model's memory does not grow with it."""
+        enhancer, sound, rate = self._enhancer, self._sound, self._enhancer.sample_rate
+        if not enhancer.model.causal:
+            whole = enhancer.enhance(np.concatenate(list(sound.pieces())), rate, self._pictures, return_details=self._look)
+            self.outcome, self._gates = whole, [] if whole.gate is None else [whole.gate]
+            yield whole.wav
+            return
+        stft = enhancer.cfg["stft_cfg"]
+        alpha, wanted = AlphaTrack(stft, sound.n_samples), LOOKED_AT_SEC * rate / stft["hop_size"]
+        for wav, steps, gates in enhancer.stream(sound.pieces(), self._pictures, self._look):
+            alpha.append(steps)
+            if sum(map(len, self._gates)) < wanted:
+                self._gates += gates
+            yield wav
+        self.outcome = enhancer.outcome(sound.n_samples / rate, self._pictures, alpha.values)
+
+    def beginning(self, given: SpooledSound, rate: int) -> tuple[np.ndarray, EnhanceResult]:
+        """(noisy, enhanced as it is given back) of the first minute, at the model's rate."""
+        model_rate, hop = self._enhancer.sample_rate, self._enhancer.cfg["stft_cfg"]["hop_size"]
+        noisy = self._sound.part(0, LOOKED_AT_SEC * model_rate).copy()  # what comes from a file cannot be written to
+        wav = resample(given.part(0, LOOKED_AT_SEC * rate), rate, model_rate)[: len(noisy)]
+        steps = 1 + max(len(noisy), self._enhancer.cfg["stft_cfg"]["n_fft"]) // hop
+        seen = self.outcome.alpha is not None
+        return noisy, EnhanceResult(
+            duration_sec=len(noisy) / model_rate, seconds=0.0, alpha=self.outcome.alpha[:steps] if seen else None,
+            wav=np.pad(wav, (0, len(noisy) - len(wav))), sample_rate=model_rate,
+            gate=np.concatenate(self._gates)[:steps] if seen and self._gates else None,
+        )  # fmt: skip
+
+
+def enhance_file(
+    enhancer: Enhancer, job: Job, post_process: Callable[[np.ndarray], np.ndarray] | None = None,
+    keep_sample_rate: bool = False, attenuation_limit_db: float | None = None, look: Look | None = None,
+) -> Outcome:
+    """Enhance one recording and write it, at the model's rate or its own, as long as it was to the sample.
+
+    A picture that is missing or broken is left out, with a note; where the output is to show it, it is an error. A causal
+    model's memory does not grow with the recording. `post_process` takes and gives float [L], the whole sound at the
+    model's rate. attenuation_limit_db: see models/attenuation.py. `look` is called when all is written. The outcome's
+    `seconds` include decoding. ValueError (MediaError), OSError for files that cannot be read or written.
     """
     started, rate = time.perf_counter(), enhancer.sample_rate
-    with SpooledSound() as sound, SpooledSound() as enhanced:
-        spool(sound, job.audio, rate)
+    if job.with_picture:
+        check_remux(job.video, job.output)
+    with recording(job.audio, rate, keep_sample_rate) as (sound, heard, own_rate), SpooledSound() as given:
         pictures, notes = open_pictures(enhancer, job, sound.n_samples / rate)
-        if enhancer.model.causal:
-            outcome = _in_pieces(enhancer, sound, pictures, enhanced)
-        else:
-            outcome = enhancer.enhance(np.concatenate(list(sound.pieces())), rate, pictures)
-            enhanced.append(outcome.wav)
-        notes += outcome.notes
-        wav: np.ndarray | SpooledSound = enhanced
+        run = _Run(enhancer, sound, pictures, look is not None)
+        pieces = run.pieces()
         if post_process is not None:
-            wav = np.asarray(post_process(np.concatenate(list(enhanced.pieces()))), np.float32)[: sound.n_samples]
-            wav = np.pad(wav, (0, sound.n_samples - len(wav)))
-        gain_db = write_wav(job.output, wav, rate)
-    if gain_db < 0:
-        notes.append(f"louder than full scale: turned down by {-gain_db:.1f} dB")
-    outcome = Outcome(**{field.name: getattr(outcome, field.name) for field in fields(Outcome)})
-    return replace(outcome, seconds=time.perf_counter() - started, notes=tuple(notes))
-
-
-def _in_pieces(
-    enhancer: Enhancer, sound: SpooledSound, pictures: Pictures | None, enhanced: SpooledSound
-) -> Outcome:
-    alpha = AlphaTrack(enhancer.cfg["stft_cfg"], sound.n_samples)
-    for wav, steps, _ in enhancer.stream(sound.pieces(), pictures):
-        enhanced.append(wav)
-        alpha.append(steps)
-    return enhancer.outcome(sound.n_samples / enhancer.sample_rate, pictures, alpha.values)
-
-
-def spool(sound: SpooledSound, path: Path, sample_rate: int) -> None:
-    """Decode a whole file's sound into `sound`; OSError or MediaError for what is no sound."""
-    for piece in sound_pieces(path, sample_rate):
-        sound.append(piece)
-    if not sound.n_samples:
-        raise MediaError(f"{path} holds less than one sample at {sample_rate} Hz")
+            pieces = iter([np.asarray(post_process(np.concatenate(list(pieces))), np.float32)])
+        given.extend(give_back(pieces, rate, heard, own_rate, attenuation_limit_db))
+        notes += [*run.outcome.notes, *write_output(job, given, own_rate)]
+        seconds = time.perf_counter() - started
+        if look is not None:
+            look(job, *run.beginning(given, own_rate))
+    outcome = Outcome(**{field.name: getattr(run.outcome, field.name) for field in fields(Outcome)})
+    return replace(outcome, seconds=seconds, notes=tuple(notes))
 
 
 def open_pictures(enhancer: Enhancer, job: Job, duration_sec: float) -> tuple[Pictures | None, list[str]]:
@@ -167,37 +165,3 @@ def open_pictures(enhancer: Enhancer, job: Job, duration_sec: float) -> tuple[Pi
         return enhancer.pictures(job.video, None, duration_sec)
     except (MediaError, FileNotFoundError) as error:
         return None, [f"{one_line(error)}: audio only"]
-
-
-def report_line(job: Job, result: Outcome) -> str:
-    """What was done to one recording, in one line."""
-    parts = [f"{result.duration_sec:.2f} s", f"RTF {result.rtf:.2f}"]
-    if result.alpha is not None:
-        parts += [f"mean alpha {result.mean_alpha:.2f}", f"masked {100 * result.masked_share:.0f} %"]
-    return f"{job.label}: {', '.join(parts)} -> {job.output}"
-
-
-def run_jobs(
-    enhancer: Enhancer, jobs: Sequence[Job], work: Callable[[Enhancer, Job], Outcome] = enhance_file
-) -> int:
-    """Do all jobs, printing a line for each; one that fails stops no other. Exit code: 0, or EXIT_FAILED if any failed.
-
-    `work` does one: `enhance_file`, models.stream_files.stream_file, or either with arguments of its own bound to it.
-    """
-    enhancer.warm_up()
-    failures: list[tuple[Job, str]] = []
-    for job in tqdm(jobs, unit="file", disable=None if len(jobs) > 1 else True):
-        try:
-            result = work(enhancer, job)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
-            failures.append((job, one_line(error)))
-            continue
-        tqdm.write(report_line(job, result))
-        for note in result.notes:
-            tqdm.write(f"  note: {note}")
-    if failures:
-        if len(jobs) > 1:
-            print(f"{len(failures)} of {len(jobs)} recordings failed:", file=sys.stderr)
-        for job, reason in failures:
-            print(f"failed: {job.label}: {reason}", file=sys.stderr)
-    return EXIT_FAILED if failures else 0

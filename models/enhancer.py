@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from models.attenuation import mix_back, noisy_share
 from models.generator import SEMamba, load_generator
 from models.level import level_gain
 from models.overlap import enhance_overlapped
@@ -163,7 +164,7 @@ class Enhancer:
 
     def enhance(
         self, wav: np.ndarray, sample_rate: int, video: str | os.PathLike | np.ndarray | Pictures | None = None,
-        video_mask: np.ndarray | None = None, return_details: bool = False,
+        video_mask: np.ndarray | None = None, return_details: bool = False, attenuation_limit_db: float | None = None,
         progress: Callable[[float], object] | None = None,
     ) -> EnhanceResult:
         """Enhance a recording; the output is mono, exactly as long and as loud as went in.
@@ -171,8 +172,9 @@ class Enhancer:
         wav: [L], [L, ch] or [ch, L] of integers or floats (see `float_waveform`) at `sample_rate` Hz. video: a file whose
         time zero is the sound's, or face crops [V, S, S, 3] at `video_fps`, uint8 or float in [0, 1], with video_mask
         bool [V] (True: a face is seen; default all). Frames beyond the end of the sound are left out, moments without a
-        picture are enhanced by sound alone. return_details keeps the gate as well. A causal model calls `progress` with the
-        share that is done, rising to 1; what it raises ends the work. ValueError names what is unusable; nothing is guessed.
+        picture are enhanced by sound alone. return_details keeps the gate as well. attenuation_limit_db mixes some of the
+        noise back (models/attenuation.py). A causal model calls `progress` with the share that is done, rising to 1; what it
+        raises ends the work. ValueError names what is unusable; nothing is guessed.
 
         A causal model goes through the sound step by step as it would live (models/stream_core.py), so memory does not
         grow but for the arrays themselves, and there are no joins. Any other takes up to LONGEST_WHOLE_SEC at once, and
@@ -181,6 +183,7 @@ class Enhancer:
         started = time.perf_counter()
         if not 1 <= sample_rate <= HIGHEST_RATE_HZ or int(sample_rate) != sample_rate:
             raise ValueError(f"sample_rate is {sample_rate!r}, it should be a whole number of Hz, e.g. {self.sample_rate}")
+        share = noisy_share(attenuation_limit_db)
         mono = float_waveform(wav)
         samples = resample(mono, int(sample_rate), self.sample_rate)
         if not len(samples):
@@ -194,7 +197,7 @@ class Enhancer:
         outcome = self.outcome(duration_sec, pictures, alpha)
         return EnhanceResult(
             **vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)},
-            wav=self._restore(samples, int(sample_rate), len(mono)), sample_rate=int(sample_rate),
+            wav=mix_back(self._restore(samples, int(sample_rate), len(mono)), mono, share), sample_rate=int(sample_rate),
             gate=None if outcome.alpha is None else gate,
         )  # fmt: skip
 
@@ -240,9 +243,9 @@ class Enhancer:
             heard += len(piece)
             for first, crops, mask in pictures.until(int(heard / self.sample_rate * self.video_fps) + 1) if pictures else ():
                 batch.add_video(crops, np.arange(first, first + len(crops)) / self.video_fps, mask)
-            out = batch.feed(piece[None])[0]
+            out = self._finite(batch.feed(piece[None])[0])
             yield out, [alpha[0] for alpha in batch.alpha], [gate[0] for gate in batch.gate]
-        out = batch.flush()[0]
+        out = self._finite(batch.flush()[0])
         yield out, [alpha[0] for alpha in batch.alpha], [gate[0] for gate in batch.gate]
 
     def _in_steps(
@@ -302,8 +305,11 @@ class Enhancer:
 
     def _restore(self, enhanced: np.ndarray, sample_rate: int, length: int) -> np.ndarray:
         """Samples at the model's rate -> float32 [length] at sample_rate."""
-        if not np.isfinite(enhanced).all():
-            raise ValueError(f"{Path(self.name).name} gave samples that are not finite: its weights are damaged")
-        wav = resample(enhanced, self.sample_rate, sample_rate)
+        wav = resample(self._finite(enhanced), self.sample_rate, sample_rate)
         missing = length - len(wav)
         return np.pad(wav, (0, missing)) if missing > 0 else wav[:length]
+
+    def _finite(self, enhanced: np.ndarray) -> np.ndarray:
+        if not np.isfinite(enhanced).all():
+            raise ValueError(f"{Path(self.name).name} gave samples that are not finite: its weights are damaged")
+        return enhanced

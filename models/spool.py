@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 import numpy as np
@@ -33,8 +33,17 @@ class SpooledSound:
             self.n_samples += len(samples)
             self.peak = max(self.peak, float(np.abs(samples).max()))
 
+    def extend(self, pieces: Iterable[np.ndarray]) -> None:
+        """Add pieces [n] one after the other."""
+        for samples in pieces:
+            self.append(samples)
+
+    def part(self, first: int, count: int) -> np.ndarray:
+        """Samples first .. first + count - 1, fewer where the sound ends sooner."""
+        self._file.seek(4 * first)
+        return np.frombuffer(self._file.read(4 * max(0, min(count, self.n_samples - first))), np.float32)
+
     def pieces(self, size: int = PIECE_SAMPLES) -> Iterator[np.ndarray]:
         """All samples from the beginning, `size` at a time."""
         for first in range(0, self.n_samples, size):
-            self._file.seek(4 * first)
-            yield np.frombuffer(self._file.read(4 * min(size, self.n_samples - first)), np.float32)
+            yield self.part(first, size)

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from models.enhance_files import Job, open_pictures, spool, write_wav
+from models.enhance_files import give_back, open_pictures, recording, write_output
 from models.enhancer import Enhancer, Outcome
+from models.jobs import Job
 from models.pictures import Pictures
 from models.spool import SpooledSound
 from models.streaming import StreamingEnhancer
+from utils.mux import check_remux
 
 
 def chunks_with_pictures(
@@ -35,7 +37,10 @@ def chunks_with_pictures(
         yield samples, crops, times, mask
 
 
-def stream_file(enhancer: Enhancer, job: Job, chunk_ms: float = 25.0) -> Outcome:
+def stream_file(
+    enhancer: Enhancer, job: Job, chunk_ms: float = 25.0, keep_sample_rate: bool = False,
+    attenuation_limit_db: float | None = None,
+) -> Outcome:
     """Enhance one recording chunk by chunk on one thread and write it; a note gives latency, RTF and the worst chunk.
 
     Each chunk is followed by the pictures shown until its end. The face crops are made before, as in `enhance_file`, and
@@ -44,20 +49,25 @@ def stream_file(enhancer: Enhancer, job: Job, chunk_ms: float = 25.0) -> Outcome
     started, rate = time.perf_counter(), enhancer.sample_rate
     stream = StreamingEnhancer(enhancer)
     alphas: list[float] = []
-    with SpooledSound() as sound, SpooledSound() as enhanced:
-        spool(sound, job.audio, rate)
+    readout = stream.readout()
+    if job.with_picture:
+        check_remux(job.video, job.output)
+    with recording(job.audio, rate, keep_sample_rate) as (sound, heard, own_rate), SpooledSound() as given:
         pictures, notes = open_pictures(enhancer, job, sound.n_samples / rate)
-        chunks = sound.pieces(max(1, round(chunk_ms * rate / 1000)))
-        for samples, crops, times, mask in chunks_with_pictures(chunks, pictures, rate, enhancer.video_fps):
-            if len(crops):
-                stream.feed_video(crops, times, mask)
-            enhanced.append(stream.feed(samples))
-            alphas.append(stream.readout().alpha)
-        readout = stream.readout()
-        enhanced.append(stream.flush())
-        gain_db = write_wav(job.output, enhanced, rate)
-    if gain_db < 0:
-        notes.append(f"louder than full scale: turned down by {-gain_db:.1f} dB")
+
+        def enhanced() -> Iterator[np.ndarray]:
+            nonlocal readout
+            chunks = sound.pieces(max(1, round(chunk_ms * rate / 1000)))
+            for samples, crops, times, mask in chunks_with_pictures(chunks, pictures, rate, enhancer.video_fps):
+                if len(crops):
+                    stream.feed_video(crops, times, mask)
+                yield stream.feed(samples)
+                alphas.append(stream.readout().alpha)
+            readout = stream.readout()
+            yield stream.flush()
+
+        given.extend(give_back(enhanced(), rate, heard, own_rate, attenuation_limit_db))
+        notes += write_output(job, given, own_rate)
     notes.append(
         f"streamed in {chunk_ms:g} ms chunks: latency {1e3 * readout.latency_samples / rate:.1f} ms "
         f"({readout.latency_samples} samples), RTF {readout.rtf:.3f}, worst chunk {readout.worst_call_ms:.1f} ms, "

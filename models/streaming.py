@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from models.attenuation import mix_back, noisy_share
 from models.enhancer import Enhancer, float_waveform
 from models.stream_core import StreamBatch
 
@@ -51,17 +52,21 @@ class StreamingEnhancer:
     many small steps, which more threads slow down when anything else wants the cores); None leaves the program's
     setting; outside of a call it is never changed. hold_sec: how long a frame may be shown when its successor is overdue;
     by default not at all (see models.stream_video.PictureQueue). A camera whose pictures always arrive late needs it, or
-    the sound fed as late. ValueError for a model that is not causal. An error in a call leaves the stream as it was.
+    the sound fed as late. attenuation_limit_db mixes some of the noise back, sample by sample (models/attenuation.py).
+    ValueError for a model that is not causal. An error in a call leaves the stream as it was.
 
     For several streams in step, see models.stream_core.StreamBatch.
     """
 
-    def __init__(self, enhancer: Enhancer, threads: int | None = 1, hold_sec: float | None = None) -> None:
+    def __init__(
+        self, enhancer: Enhancer, threads: int | None = 1, hold_sec: float | None = None,
+        attenuation_limit_db: float | None = None,
+    ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, it should be at least 1, or None for the program's own setting")
         if hold_sec is not None and not 0 <= hold_sec < 60:
             raise ValueError(f"hold_sec is {hold_sec}, it should be some seconds, e.g. 0.2")
-        self._threads = threads
+        self._threads, self._share = threads, noisy_share(attenuation_limit_db)
         self._batch = StreamBatch(enhancer.model, enhancer.cfg, hold_sec=hold_sec)
         self.sample_rate = enhancer.sample_rate
         self.latency_samples = self._batch.latency_samples
@@ -69,6 +74,7 @@ class StreamingEnhancer:
 
     def _start_over(self) -> None:
         self._kind: tuple[np.dtype, int | None] | None = None  # (dtype, channels) of the chunks
+        self._noisy = np.zeros(0, np.float32)  # samples heard and not given back, where some of them are mixed back
         self._heard = self._calls = 0
         self._seconds = self._last = self._worst = 0.0
 
@@ -89,7 +95,7 @@ class StreamingEnhancer:
         out = self._timed(lambda: self._batch.feed(mono[None])[0])
         self._kind = kind
         self._heard += len(mono)
-        return out
+        return self._with_noise(out, mono)
 
     def feed_video(self, frames: np.ndarray, timestamps: np.ndarray, mask: np.ndarray | None = None) -> None:
         """Face crops [V, S, S, 3], uint8 or float in [0, 1], shown from timestamps [V] on (seconds since the sound began).
@@ -102,7 +108,7 @@ class StreamingEnhancer:
 
     def flush(self) -> np.ndarray:
         """End the stream -> the samples [m] still to come; then only `reset` is possible."""
-        return self._timed(lambda: self._batch.flush()[0])
+        return self._with_noise(self._timed(lambda: self._batch.flush()[0]), np.zeros(0, np.float32))
 
     def readout(self) -> Readout:
         """How the stream is doing so far."""
@@ -112,6 +118,14 @@ class StreamingEnhancer:
             worst_call_ms=1e3 * self._worst, calls=self._calls, latency_samples=self.latency_samples,
             backlog_samples=self._batch.backlog_samples, alpha=float(np.mean(alpha)) if alpha else 0.0, threads=self._threads,
         )  # fmt: skip
+
+    def _with_noise(self, out: np.ndarray, heard: np.ndarray) -> np.ndarray:
+        """out [m] with the share of the samples it was made of; heard [n] came with this call."""
+        if not self._share:
+            return out
+        noisy = np.concatenate((self._noisy, heard))
+        self._noisy = noisy[len(out) :]
+        return mix_back(out, noisy[: len(out)], self._share)
 
     def _checked_kind(self, samples: np.ndarray) -> tuple[np.dtype, int | None]:
         if samples.ndim not in (1, 2):

@@ -129,7 +129,7 @@ def test_one_bad_file_never_stops_a_folder(run_av, tmp_path, talking_clip, capsy
     broken = broken_inputs(folder)
     assert run_av("--input_folder", folder, "--output", tmp_path / "out") == 1
     captured = capsys.readouterr()
-    assert all_files(tmp_path / "out") == {f"{stem}_enhanced.wav" for stem in ("a", "z", "own", "pair")}
+    assert all_files(tmp_path / "out") == {"enhanced.csv"} | {f"{stem}_enhanced.wav" for stem in ("a", "z", "own", "pair")}
     assert "pair.WAV + pair.mp4" in captured.out
     lines = captured.err.strip().splitlines()
     assert "5 of 9 recordings failed" in lines[0] and len(lines) == 6
@@ -139,14 +139,14 @@ def test_one_bad_file_never_stops_a_folder(run_av, tmp_path, talking_clip, capsy
 def test_folder_defaults_to_results(run_av, tmp_path) -> None:
     wav_file(tmp_path / "in" / "a.wav")
     assert run_av("--input_folder", "in") == 0
-    assert all_files(tmp_path / "results") == {"a_enhanced.wav"}
+    assert all_files(tmp_path / "results") == {"a_enhanced.wav", "enhanced.csv"}
 
 
 def test_sounds_of_one_name_do_not_overwrite_each_other(run_av, tmp_path) -> None:
     wav_file(tmp_path / "in" / "a.wav")
     wav_file(tmp_path / "in" / "a.flac")
     assert run_av("--input_folder", "in", "--output", "out") == 0
-    assert all_files(tmp_path / "out") == {"a_wav_enhanced.wav", "a_flac_enhanced.wav"}
+    assert all_files(tmp_path / "out") == {"a_wav_enhanced.wav", "a_flac_enhanced.wav", "enhanced.csv"}
 
 
 def test_missing_or_broken_video_means_sound_alone_and_is_said(run_av, tmp_path, capsys) -> None:
@@ -315,7 +315,7 @@ def test_as_a_program(tmp_path, av_checkpoint) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "LiteAVSEMamba" in done.stdout and "a.wav: 0.40 s" in done.stdout
     assert "b.wav" in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 2
-    assert all_files(tmp_path / "results") == {"a_enhanced.wav"}
+    assert all_files(tmp_path / "results") == {"a_enhanced.wav", "enhanced.csv"}
 
 
 def test_semamba_checkpoint_in_the_audiovisual_script(run_av, tmp_path, semamba_checkpoint, talking_clip, capsys) -> None:

@@ -55,7 +55,7 @@ def test_audio_only_folder_with_recipe(run_semamba, tmp_path, talking_clip) -> N
     wav_file(tmp_path / "in" / "b.flac", voice(0.3, 48000), 48000)
     shutil.copy(talking_clip, tmp_path / "in" / "c.mp4")
     assert run_semamba("--output_folder", "out") == 0
-    assert all_files(tmp_path / "out") == {"a.wav", "b.wav"}
+    assert all_files(tmp_path / "out") == {"a.wav", "b.wav", "enhanced.csv"}
 
 
 @pytest.mark.parametrize(("option", "changes"), [
@@ -89,7 +89,7 @@ def test_one_bad_file_never_stops_the_audio_only_script(run_semamba, tmp_path, c
     wav_file(tmp_path / "in" / "a.wav")
     broken = broken_inputs(tmp_path / "in")
     assert run_semamba("--output_folder", "out") == 1
-    assert all_files(tmp_path / "out") == {"a.wav"}
+    assert all_files(tmp_path / "out") == {"a.wav", "enhanced.csv"}
     assert f"{len(broken) - 1} of {len(broken)} recordings failed" in capsys.readouterr().err  # the .mpg is not sound
 
 

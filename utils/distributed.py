@@ -1,4 +1,4 @@
-"""Several processes that train one model: what they share at each step, and how they are started.
+"""Several processes that train one model or share out files: what they share at each step, and how they are started.
 
 Gradients are averaged here after backward instead of by DistributedDataParallel: nothing wraps the modules, so that
 checkpoints, frozen parts, two losses in one step and batches without a picture need no care of their own. A model of two
@@ -18,6 +18,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from utils.console import EXIT_USAGE, one_line
+from utils.util import pick_device
 
 Result = TypeVar("Result")
 # The others wait while the first process validates or writes; a process that dies is noticed by the launcher.
@@ -136,3 +137,27 @@ def process_group(
         yield Group(device)
     finally:
         dist.destroy_process_group()
+
+
+def rank_device(name: str, local_rank: int) -> torch.device:
+    """The device of one of several processes on a machine: a GPU of its own for "auto" and "cuda" where there are GPUs.
+
+    ValueError when there are more processes than GPUs.
+    """
+    if not (torch.cuda.is_available() and name in ("auto", "cuda")):
+        return pick_device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(f"process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; start fewer")
+    return torch.device("cuda", local_rank)
+
+
+def alone_or_together(device_name: str, work: Callable[[Group, torch.device], Result]) -> Result:
+    """`work` in this process alone, or as one of those that torchrun has started: their group, and this one's device.
+
+    For work that is shared out and needs the others at its beginning and end only: they speak through the CPU.
+    """
+    if not started_by_torchrun():
+        return work(Group(), pick_device(device_name))
+    device = rank_device(device_name, int(os.environ.get("LOCAL_RANK", 0)))
+    with process_group("gloo", torch.device("cpu")) as group:
+        return work(group, device)

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 
 from utils.config import load_config
 from utils.console import EXIT_INTERRUPTED, EXIT_USAGE, Parser, run
-from utils.distributed import Group, process_group, started_by_torchrun
+from utils.distributed import Group, process_group, rank_device, started_by_torchrun
 from utils.run_record import record_run
 from utils.training import Trainer
 from utils.util import pick_device
@@ -82,10 +82,7 @@ def _spawned(rank: int, program: str, args: argparse.Namespace, build: Build, si
 def _train_in_group(args: argparse.Namespace, build: Build, local_rank: int, size: int = -1) -> int:
     """Train as one of several processes: those that torchrun started (`size` -1), or `size` of our own on this machine."""
     cfg = load_config(args.config, args.override)
-    on_gpu = torch.cuda.is_available() and args.device in ("auto", "cuda")
-    if on_gpu and local_rank >= torch.cuda.device_count():
-        raise ValueError(f"process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; start fewer")
-    device = torch.device("cuda", local_rank) if on_gpu else pick_device(args.device)
+    device = rank_device(args.device, local_rank)
     dist_cfg = cfg["env_setting"]["dist_cfg"]
     place = ("env://",) if size < 0 else (dist_cfg["dist_url"], local_rank, size)
     with process_group(dist_cfg["dist_backend"], device, *place) as group:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,8 +39,10 @@ __all__ = [
     "load_audio",
     "load_video_frames",
     "media_duration_sec",
+    "own_rate_pieces",
     "probe_media",
     "resample",
+    "resampled_pieces",
     "sound_pieces",
     "to_mono",
     "write_clip",
@@ -154,29 +157,47 @@ def load_audio(
     return out
 
 
+def resampled_pieces(pieces: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
+    """What `resample` makes of the whole, as float32 pieces [n] in bounded memory."""
+    if from_rate == to_rate:
+        yield from (np.ascontiguousarray(piece, dtype=np.float32) for piece in pieces)
+        return
+    resampler = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ")
+    heard = given = 0
+    for piece in pieces:
+        heard += len(piece)
+        piece = resampler.resample_chunk(np.ascontiguousarray(piece, dtype=np.float32))
+        given += len(piece)
+        yield piece
+    last, wanted = resampler.resample_chunk(np.zeros(0, np.float32), last=True), round(heard * to_rate / from_rate)
+    yield np.pad(last, (0, max(0, wanted - given - len(last))))[: wanted - given]
+
+
 def sound_pieces(path: str | os.PathLike, sample_rate: int = 16000) -> Iterator[np.ndarray]:
     """The sound that `load_audio` gives of a whole file, as float32 pieces [n] of a few seconds, in bounded memory.
 
     FileNotFoundError, or MediaError for what is no sound, is empty, or (once that piece is reached) is not finite.
     """
+    source_rate, pieces = own_rate_pieces(path)
+    yield from resampled_pieces(pieces, source_rate, sample_rate)
+
+
+def own_rate_pieces(path: str | os.PathLike) -> tuple[int, Iterator[np.ndarray]]:
+    """(rate in Hz, mono float32 pieces [n]) of a file's sound as it is; errors as `sound_pieces` has them."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} does not exist")
-    heard = given = rate = 0
-    resampler = None
-    for piece, rate in _source_pieces(path):
-        if not np.isfinite(piece).all():
-            raise MediaError(f"{path} holds samples that are NaN or infinite; write it again as 16-bit or finite float")
-        heard += len(piece)
-        if rate != sample_rate:
-            resampler = resampler or soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
-            piece = resampler.resample_chunk(piece)
-        given += len(piece)
-        yield piece
-    if not heard:
+    source = _source_pieces(path)
+    first, rate = next(source, (None, 0))
+    if first is None:
         raise MediaError(f"{path} holds no samples")
-    if resampler is not None:
-        last, wanted = resampler.resample_chunk(np.zeros(0, np.float32), last=True), round(heard * sample_rate / rate)
-        yield np.pad(last, (0, max(0, wanted - given - len(last))))[: wanted - given]
+
+    def pieces() -> Iterator[np.ndarray]:
+        for piece in itertools.chain((first,), (piece for piece, _ in source)):
+            if not np.isfinite(piece).all():
+                raise MediaError(f"{path} holds samples that are NaN or infinite; write it again as 16-bit or finite float")
+            yield piece
+
+    return rate, pieces()
 
 
 def _source_pieces(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:

@@ -5,6 +5,7 @@ Through FFmpeg's own muxers (PyAV, already here for decoding): they know edit li
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -12,9 +13,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-import soxr
 
 from utils.decode import Decoder, MediaError, audio_stream, open_media, sound_start_sec, video_stream
+from utils.media import resampled_pieces
 from utils.util import atomic_write
 
 # Suffix -> FFmpeg's name of the container, encoder of the sound. Opus counts in 48 kHz, whatever its input.
@@ -34,8 +35,8 @@ def check_video_output(output: str | os.PathLike) -> None:
     suffix = Path(output).suffix.lower()
     if suffix not in CONTAINERS:
         raise ValueError(
-            f"output {output}: a picture cannot be written as {suffix or 'a file without a suffix'}; "
-            f"choose one of {' '.join(CONTAINERS)} (.mkv takes nearly every picture)"
+            f"output {output}: a picture cannot be written as {suffix or 'a file without a suffix'}; choose .mkv, which takes "
+            f"nearly all, {', '.join(s for s in CONTAINERS if s != '.mkv')}, or .wav for the sound alone"
         )
 
 
@@ -55,14 +56,48 @@ def replace_sound(
     check_video_output(output)
     pieces = (wav[k : k + PIECE_SAMPLES] for k in range(0, len(wav), PIECE_SAMPLES)) if isinstance(wav, np.ndarray) else wav
     with open_media(video, {"fflags": "+genpts"}) as source:  # AVI stores no showing order
-        picture = video_stream(source)
-        if picture is None:
-            raise MediaError(f"{video} has no picture to keep; write the sound alone, as .wav")
+        picture = _picture(source, video)
         try:
             with atomic_write(output) as temporary:
                 return _Remux(source, picture, os.fspath(video), temporary, sample_rate).run(pieces, gain)
         except av.FFmpegError as error:
             raise MediaError(f"{output} cannot be written: {error.strerror}") from None
+
+
+def check_remux(video: str | os.PathLike, output: str | os.PathLike) -> None:
+    """The errors of `replace_sound` that can be known before there is a sound."""
+    check_video_output(output)
+    with open_media(video) as source, av.open(io.BytesIO(), "w", format=CONTAINERS[Path(output).suffix.lower()][0]) as target:
+        _add_picture(target, source, _picture(source, video), Path(output).suffix.lower())
+
+
+def _picture(source: av.container.InputContainer, video: str | os.PathLike) -> av.video.stream.VideoStream:
+    stream = video_stream(source)
+    if stream is None:
+        raise MediaError(f"{video} has no picture to keep; write the sound alone, as .wav")
+    return stream
+
+
+def _add_picture(
+    target: av.container.OutputContainer, source: av.container.InputContainer, picture: av.video.stream.VideoStream, suffix: str
+) -> av.video.stream.VideoStream:
+    """A stream for the picture's packets as they are; MediaError where this kind of file does not take them."""
+    try:
+        # opaque: no encoder is looked for, there may be none
+        kept = target.add_stream_from_template(picture, opaque=True)
+    except ValueError:
+        codec = picture.codec_context.codec.name if picture.codec_context else "in a codec unknown here"
+        remedy = "choose .mkv" if suffix != ".mkv" else "write the sound alone, as .wav"
+        raise MediaError(f"{source.name}: its picture ({codec}) does not fit into {suffix} as it is; {remedy}") from None
+    if CONTAINERS[suffix][0] in QUICKTIME:
+        if source.format.name.startswith("mov"):
+            kept.codec_context.codec_tag = picture.codec_context.codec_tag
+        elif picture.codec_context.codec.name == "hevc":
+            kept.codec_context.codec_tag = "hvc1"  # the one that Apple's players take
+    if picture.sample_aspect_ratio:
+        kept.codec_context.sample_aspect_ratio = picture.sample_aspect_ratio
+    _copy_metadata(picture, kept)
+    return kept
 
 
 class _Remux:
@@ -90,7 +125,7 @@ class _Remux:
         if self.container_name not in QUICKTIME:
             options["avoid_negative_ts"] = "disabled"  # Opus' delay would move the picture
         with av.open(os.fspath(self.path), "w", format=self.container_name, container_options=options) as target:
-            kept = self._add_picture(target)
+            kept = _add_picture(target, self.source, self.picture, self.path.suffix.lower())
             sound = self._add_sound(target)
             _copy_metadata(self.source, target)
             chapters = self.source.chapters()
@@ -110,25 +145,6 @@ class _Remux:
                 target.mux_one(waiting)
                 waiting = next(encoded, None)
         return self._notes(decoder.damaged)
-
-    def _add_picture(self, target: av.container.OutputContainer) -> av.video.stream.VideoStream:
-        suffix = self.path.suffix.lower()
-        try:
-            # opaque: no encoder is looked for, there may be none
-            kept = target.add_stream_from_template(self.picture, opaque=True)
-        except ValueError:
-            codec = self.picture.codec_context.codec.name if self.picture.codec_context else "a codec unknown here"
-            remedy = "choose .mkv" if suffix != ".mkv" else "write the sound alone, as .wav"
-            raise MediaError(f"{self.name}: its picture ({codec}) does not fit into {suffix} as it is; {remedy}") from None
-        if self.container_name in QUICKTIME:
-            if self.source.format.name.startswith("mov"):
-                kept.codec_context.codec_tag = self.picture.codec_context.codec_tag
-            elif self.picture.codec_context.codec.name == "hevc":
-                kept.codec_context.codec_tag = "hvc1"  # the one that Apple's players take
-        if self.picture.sample_aspect_ratio:
-            kept.codec_context.sample_aspect_ratio = self.picture.sample_aspect_ratio
-        _copy_metadata(self.picture, kept)
-        return kept
 
     def _add_sound(self, target: av.container.OutputContainer) -> av.audio.stream.AudioStream:
         bit_rate = {"flac": 0}.get(self.codec, min(max(AAC_BITS_PER_SAMPLE * self.rate, LEAST_BIT_RATE), MOST_BIT_RATE))
@@ -164,7 +180,7 @@ class _Remux:
         if self.codec == "aac" and position > 0:
             # A track that begins late cannot skip the encoder's delay as well, and not all players let tracks begin late.
             pieces, position = _after_silence(position * self.sample_rate // self.rate, pieces), 0
-        for samples in _resampled(pieces, self.sample_rate, self.rate):
+        for samples in resampled_pieces(pieces, self.sample_rate, self.rate):
             frame = _audio_frame(np.clip(samples * np.float32(gain), -1.0, 1.0), self.codec)
             frame.sample_rate, frame.pts, frame.time_base = self.rate, position, Fraction(1, self.rate)
             position += len(samples)
@@ -193,17 +209,6 @@ def _encoder_rate(codec: str, sample_rate: int) -> int:
         return 48000
     rates = av.Codec(codec, "w").audio_rates
     return sample_rate if not rates or sample_rate in rates else 48000
-
-
-def _resampled(pieces: Iterable[np.ndarray], from_rate: int, to_rate: int) -> Iterator[np.ndarray]:
-    """Pieces [n] at to_rate, all of them together round(n * to_rate / from_rate) long."""
-    if from_rate == to_rate:
-        yield from (np.asarray(piece, np.float32) for piece in pieces)
-        return
-    resampler = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32", quality="HQ")
-    for piece in pieces:
-        yield resampler.resample_chunk(np.ascontiguousarray(piece, np.float32))
-    yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def _after_silence(n_samples: int, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:

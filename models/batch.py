@@ -1,0 +1,194 @@
+"""Many recordings in a row: a line for each, a table of them all, shared out among processes where there are several."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from models.attenuation import noisy_share
+from models.enhance_files import enhance_file
+from models.enhancer import Enhancer, Outcome
+from models.jobs import Job
+from utils.console import EXIT_FAILED, one_line
+from utils.distributed import Group
+from utils.util import atomic_write
+
+TABLE = "enhanced.csv"  # in the output folder
+DONE, FAILED, SKIPPED = "done", "failed", "skipped"
+
+# What the table says of a recording that was enhanced, by column.
+OUTCOME_COLUMNS: dict[str, Callable[[Outcome], str]] = {
+    "duration_sec": lambda outcome: f"{outcome.duration_sec:.4f}",
+    "seconds": lambda outcome: f"{outcome.seconds:.3f}",
+    "rtf": lambda outcome: f"{outcome.rtf:.4f}",
+    "masked_share": lambda outcome: "" if outcome.alpha is None else f"{outcome.masked_share:.4f}",
+    "mean_alpha": lambda outcome: "" if outcome.alpha is None else f"{outcome.mean_alpha:.4f}",
+    "notes": lambda outcome: "; ".join(outcome.notes),
+}
+COLUMNS = ("file", "video", "output", "status", "reason", *OUTCOME_COLUMNS)
+
+Row = Mapping[str, str]
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """What every script that enhances files can do with its outputs."""
+    parser.add_argument("--keep_sample_rate", action="store_true",
+                        help="give back the input's sampling rate; nothing above the model's band is added")
+    parser.add_argument("--attenuation_limit_db", type=_limit_db, metavar="DB",
+                        help="turn noise down by this at most: some of the input is mixed back (0: the input)")
+    parser.add_argument("--skip_existing", action="store_true", help="leave out recordings whose output is there already")
+
+
+def _limit_db(text: str) -> float:
+    try:
+        noisy_share(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(one_line(error)) from None
+    return float(text)
+
+
+def introduce(enhancer: Enhancer, keep_sample_rate: bool, group: Group) -> None:
+    """Say what enhances, how many of it there are, and what --keep_sample_rate does not do; once."""
+    if not group.is_main:
+        return
+    print(enhancer.describe() + (f", one of {group.size} processes" if group.size > 1 else ""), flush=True)
+    if keep_sample_rate:
+        half_khz = enhancer.sample_rate / 2000
+        print(f"outputs have their inputs' sampling rates; nothing above {half_khz:g} kHz is added", flush=True)
+
+
+def row_of(job: Job, status: str, outcome: Outcome | None = None, reason: str = "") -> Row:
+    """A line of the table."""
+    row = {"file": str(job.audio), "video": str(job.video or ""), "output": str(job.output), "status": status, "reason": reason}
+    return row | {name: "" if outcome is None else tell(outcome) for name, tell in OUTCOME_COLUMNS.items()}
+
+
+class Table:
+    """Rows in a CSV file that is good at any moment: each is added in one write, as soon as it is known."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.rows = path, []
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Begin anew with these rows, whole or not at all."""
+        self.rows = list(rows)
+        if self.path is not None:
+            with atomic_write(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(self.rows)
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        if self.path is not None:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, COLUMNS).writerow(row)
+
+    def remove(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def read_rows(folder: Path) -> dict[str, Row]:
+    """{output: row} of what earlier runs, interrupted ones too, have left in `folder`, but for lines that are not whole."""
+    rows: dict[str, Row] = {}
+    for path in [folder / TABLE, *sorted(folder.glob(_part_name("*")))]:
+        if path.is_file():
+            with open(path, newline="", encoding="utf-8", errors="replace") as file, contextlib.suppress(csv.Error):
+                for row in csv.DictReader(file):
+                    if set(row) == set(COLUMNS) and None not in row.values():
+                        rows[row["output"]] = row
+    return rows
+
+
+def _part_name(rank: int | str) -> str:
+    return f"{Path(TABLE).stem}.rank{rank}.csv"
+
+
+def report_line(job: Job, result: Outcome) -> str:
+    """What was done to one recording, in one line."""
+    parts = [f"{result.duration_sec:.2f} s", f"RTF {result.rtf:.2f}"]
+    if result.alpha is not None:
+        parts += [f"mean alpha {result.mean_alpha:.2f}", f"masked {100 * result.masked_share:.0f} %"]
+    return f"{job.label}: {', '.join(parts)} -> {job.output}"
+
+
+def run_jobs(
+    enhancer: Enhancer, jobs: Sequence[Job], work: Callable[[Enhancer, Job], Outcome] = enhance_file,
+    table_folder: Path | None = None, skip_existing: bool = False, group: Group | None = None,
+) -> int:
+    """Do all jobs, printing a line for each; one that fails stops no other. Exit code: 0, or EXIT_FAILED if any failed.
+
+    `work` does one: `enhance_file`, models.stream_files.stream_file, or either with arguments of its own bound to it.
+    table_folder: where TABLE is written. skip_existing leaves out jobs whose output is there. Of a group of processes
+    each does every size-th job; rows and failures come together in the first one, and all give the same exit code.
+    """
+    group = group or Group()
+    kept = _kept_rows(jobs, table_folder) if skip_existing and table_folder is not None else {}
+    table = _begin_table(table_folder, kept, group)
+    share = list(jobs)[group.rank :: group.size]
+    enhancer.warm_up()
+    for job in tqdm(share, unit="file", disable=None if len(share) > 1 and group.is_main else True):
+        if skip_existing and job.output.is_file():
+            if str(job.output) not in kept:
+                table.add(row_of(job, SKIPPED, reason="the output was there"))
+            continue
+        try:
+            result = work(enhancer, job)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            table.add(row_of(job, FAILED, reason=one_line(error)))
+            continue
+        table.add(row_of(job, DONE, result))
+        tqdm.write(report_line(job, result))
+        for note in result.notes:
+            tqdm.write(f"  note: {note}")
+    return _finish(jobs, table, table_folder, kept, group)
+
+
+def _kept_rows(jobs: Sequence[Job], folder: Path) -> dict[str, Row]:
+    """Rows of an earlier run that are still true: what it enhanced and is there."""
+    rows = read_rows(folder)
+    there = (str(job.output) for job in jobs if job.output.is_file())
+    return {name: rows[name] for name in there if name in rows and rows[name]["status"] != FAILED}
+
+
+def _begin_table(folder: Path | None, kept: Mapping[str, Row], group: Group) -> Table:
+    """The table that this process adds to: TABLE itself, or its part of it."""
+    group.wait()  # all have read what there was
+    if folder is None:
+        return Table(None)
+    if group.is_main:
+        Table(folder / TABLE).write(list(kept.values()))
+        for stale in folder.glob(_part_name("*")):
+            stale.unlink()
+    group.wait()
+    table = Table(folder / (TABLE if group.size == 1 else _part_name(group.rank)))
+    if group.size > 1:
+        table.write([])
+    return table
+
+
+def _finish(jobs: Sequence[Job], table: Table, folder: Path | None, kept: Mapping[str, Row], group: Group) -> int:
+    """Bring the rows of all processes together, and say once what failed; the exit code."""
+    rows = dict(kept) | {row["output"]: row for part in group.gather(table.rows) for row in part}
+    failures = [(job, rows[str(job.output)]["reason"]) for job in jobs if rows[str(job.output)]["status"] == FAILED]
+    if group.is_main:
+        if folder is not None:
+            Table(folder / TABLE).write([rows[str(job.output)] for job in jobs])
+        skipped = len(kept.keys() | {name for name, row in rows.items() if row["status"] == SKIPPED})
+        if skipped:
+            print(f"{skipped} of {len(jobs)} recordings were skipped: their outputs were there", flush=True)
+        if failures and len(jobs) > 1:
+            print(f"{len(failures)} of {len(jobs)} recordings failed:", file=sys.stderr)
+        for job, reason in failures:
+            print(f"failed: {job.label}: {reason}", file=sys.stderr)
+    group.wait()
+    if group.size > 1:
+        table.remove()
+    return EXIT_FAILED if failures else 0
