@@ -128,7 +128,7 @@ def answer(
     rate = enhancer.sample_rate
     recording = read_recording(enhancer, wish, limits, progress)
     result = enhancer.enhance(
-        recording.noisy, rate, recording.crops, recording.mask, return_details=True,
+        recording.noisy, rate, recording.crops, recording.mask, return_details=True, attenuation_limit_db=wish.limit_db,
         progress=lambda share: progress(0.3 + 0.4 * share, "enhancing"),
     )  # fmt: skip
     before, after, gain_db = write_players(recording, result, folder, rate)

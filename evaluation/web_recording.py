@@ -46,6 +46,7 @@ class Wish:
     noise: np.ndarray | None = None  # float [n] at the model's rate, to be added
     snr_db: float = 0.0
     picture: str = AS_IT_IS  # or OFF, or one of CORRUPTIONS
+    limit_db: float | None = None  # noise is turned down no further than this
 
 
 @dataclass(frozen=True, kw_only=True)

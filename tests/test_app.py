@@ -19,6 +19,9 @@ from evaluation.web_recording import Limits
 from models.enhancer import Enhancer
 
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:gradio")  # gr.Warning, where no page is open
+
+
 @pytest.fixture(scope="module")
 def page(causal_checkpoint: Path) -> Iterator[Page]:
     page = Page(Enhancer.from_checkpoint(causal_checkpoint, "cpu"), Limits(longest_sec=20), ROOT / "samples")
@@ -27,12 +30,13 @@ def page(causal_checkpoint: Path) -> Iterator[Page]:
 
 
 def shown(
-    page: Page, video=None, audio=None, reference=None, noise="none", snr_db=0, picture="as it is", **options
+    page: Page, video=None, audio=None, reference=None, noise="none", snr_db=0, picture="as it is", limit_db=40, **options
 ) -> list[tuple]:
     """All that the Enhance button makes the page show."""
     visitor = SimpleNamespace(session_hash=options.get("visitor", "somebody"))
     paths = (None if path is None else str(path) for path in (video, audio, reference))
-    return list(page.enhance(*paths, noise, snr_db, picture, visitor, options.get("progress", lambda share, desc: None)))
+    progress = options.get("progress", lambda share, desc: None)
+    return list(page.enhance(*paths, noise, snr_db, picture, limit_db, visitor, progress))
 
 
 def test_it_is_served_to_this_machine_alone_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:

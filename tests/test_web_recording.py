@@ -147,6 +147,12 @@ def test_an_answer_comes_in_steps_and_is_what_the_enhancer_gives(
         assert info.has_audio and info.has_video and info.duration_sec == pytest.approx(1.0, abs=0.15)
 
 
+def test_some_noise_is_left_as_wished(enhancer: Enhancer, tmp_path: Path) -> None:
+    noisy = wav_file(tmp_path / "a.wav", voice(1.0))
+    (first, _) = answer(enhancer, Wish(audio=noisy, limit_db=0.0), Limits(), tmp_path, None)
+    assert np.abs(soundfile.read(first.enhanced)[0] - load_audio(noisy)).max() < 1e-4
+
+
 def test_what_progress_raises_ends_the_work(enhancer: Enhancer, tmp_path: Path) -> None:
     class Left(Exception):
         pass

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from utils.faces import BRIDGE_SEC, DETECT_EVERY, Detector, FaceBox, HaarDetector, cut_square
+from utils.faces import FaceBox, HaarDetector, cut_square
 
+LOOK_EVERY = 5  # pictures
+LOST_SEC = 0.4  # a face unseen for longer than this is gone
 EASE = 0.3  # share of a new look in the box: a detector jumps, and a box that jumps looks like a mouth that moves
 
 
 class LiveCropper:
-    """Crops the face that was there before, else the largest one; looks for it in every DETECT_EVERY-th picture."""
+    """Crops the face that was there before, else the largest one; looks for it in every LOOK_EVERY-th picture."""
 
-    def __init__(self, face_size: int = 96, detector: Detector | None = None) -> None:
+    def __init__(self, face_size: int = 96, detector: Callable[[np.ndarray], Sequence[FaceBox]] | None = None) -> None:
         self._size = face_size
         self._detect = detector or HaarDetector()
         self._box: FaceBox | None = None
@@ -26,7 +29,7 @@ class LiveCropper:
         """picture uint8 [H, W, 3], shown from at_sec on -> (crop uint8 [S, S, 3], black without a face; is there one)."""
         if self._until_look <= 0 or self._box is None:
             self._look(picture, at_sec)
-            self._until_look = DETECT_EVERY
+            self._until_look = LOOK_EVERY
         self._until_look -= 1
         if self._box is None:
             return np.zeros((self._size, self._size, 3), np.uint8), False
@@ -42,7 +45,7 @@ class LiveCropper:
                 old, x=old.x + EASE * (new.x - old.x), y=old.y + EASE * (new.y - old.y),
                 side=old.side + EASE * (new.side - old.side),
             )  # fmt: skip
-        elif at_sec - self._seen_sec > BRIDGE_SEC:
+        elif at_sec - self._seen_sec > LOST_SEC:
             self._box = max(found, key=lambda box: box.side, default=None)
         if known or self._box in found:
             self._seen_sec = at_sec
