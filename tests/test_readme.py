@@ -202,6 +202,20 @@ LEAVES_BEHIND = {
 }  # fmt: skip
 
 
+def build_page_only(monkeypatch: pytest.MonkeyPatch, served: list) -> None:
+    """Keep app.py from waiting for visitors (tests/test_web_server.py lets it), and from changing this process."""
+    from evaluation import web_page
+
+    def serve_page(page, *_: object) -> None:
+        served.append(web_page.build_page(page))
+
+    monkeypatch.setattr(web_page, "serve_page", serve_page)
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "")  # so that what app.py sets is undone
+
+
 def test_all_of_it_runs_in_the_order_in_which_it_stands_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +224,8 @@ def test_all_of_it_runs_in_the_order_in_which_it_stands_there(
     import inference_av
 
     monkeypatch.setattr(inference_av, "DEFAULT_CHECKPOINT", Path("ckpts/LiteAVSE_small.pth"))
+    served = []
+    build_page_only(monkeypatch, served)
     for block in blocks():
         if block in DOWNLOAD:
             continue
@@ -223,6 +239,7 @@ def test_all_of_it_runs_in_the_order_in_which_it_stands_there(
             arguments = command.arguments + shorter(command)
             assert importlib.import_module(command.module).main(arguments) == 0, f"{line}\n{capsys.readouterr().err}"
     said = capsys.readouterr().out
+    assert len(served) == 1
     left = all_files(place)
     assert left >= LEAVES_BEHIND, sorted(LEAVES_BEHIND - left)
     assert soundfile.info(place / "enhanced.wav").samplerate == 44100
