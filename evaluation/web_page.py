@@ -232,8 +232,9 @@ def _ask(page: Page) -> tuple[list, list, gr.Button]:
                 card.keep_in_cache.add(card.icon["path"])  # the sweep of the visitors' files would take it, too
                 cards.append((card, name))
     gr.HTML('<p class="step">Or bring your own: a video, a video and a sound, or a sound alone</p>')
-    player = {"type": "filepath", "waveform_options": gr.WaveformOptions(show_recording_waveform=False)}
-    video = gr.Video(label="The speaker's face", sources=["upload", "webcam"], elem_id="video",
+    # No button that shares a visitor's recording with anyone.
+    player = {"type": "filepath", "waveform_options": gr.WaveformOptions(show_recording_waveform=False), "buttons": []}
+    video = gr.Video(label="The speaker's face", sources=["upload", "webcam"], elem_id="video", buttons=[],
                      webcam_options=gr.WebcamOptions(mirror=False))  # fmt: skip
     audio = gr.Audio(label="Noisy sound; without one, the video's own is taken", elem_id="audio",
                      sources=["upload", "microphone"], **player)  # fmt: skip
