@@ -31,7 +31,7 @@ def test_levels_are_in_db() -> None:
 def test_the_difference_is_white_where_nothing_differs(tmp_path: Path) -> None:
     _, cfg = tiny_model()
     wav = voice(1.0)
-    result = EnhanceResult(wav, 16000, 0.1)
+    result = EnhanceResult(wav=wav, sample_rate=16000, duration_sec=1.0, seconds=0.1)
     same, other = ({"noisy": 2 * wav, "enhanced": enhanced, "clean": wav} for enhanced in (wav, 0.2 * wav))
     spectrogram_figure(tmp_path / "same.png", "a", same, result, cfg["stft_cfg"])
     spectrogram_figure(tmp_path / "other.png", "a", other, result, cfg["stft_cfg"])
