@@ -191,4 +191,5 @@ def _finish(jobs: Sequence[Job], table: Table, folder: Path | None, kept: Mappin
     group.wait()
     if group.size > 1:
         table.remove()
+        group.wait()  # a launcher ends the others as soon as one has left with an exit code
     return EXIT_FAILED if failures else 0

@@ -84,10 +84,10 @@ def give_back(
     share, position = noisy_share(attenuation_limit_db), 0
     for piece in resampled_pieces(pieces, from_rate, rate):
         piece = piece[: heard.n_samples - position]
-        yield mix_back(piece, heard.part(position, len(piece)), share) if share else piece
+        yield mix_back(piece, heard.between(position, position + len(piece)), share) if share else piece
         position += len(piece)
     if position < heard.n_samples:  # the rates' ratio was rounded twice
-        rest = heard.part(position, heard.n_samples - position)
+        rest = heard.between(position, heard.n_samples)
         yield mix_back(np.zeros_like(rest), rest, share)
 
 
@@ -119,8 +119,8 @@ class _Run:
     def beginning(self, given: SpooledSound, rate: int) -> tuple[np.ndarray, EnhanceResult]:
         """(noisy, enhanced as it is given back) of the first minute, at the model's rate."""
         model_rate, hop = self._enhancer.sample_rate, self._enhancer.cfg["stft_cfg"]["hop_size"]
-        noisy = self._sound.part(0, LOOKED_AT_SEC * model_rate).copy()  # what comes from a file cannot be written to
-        wav = resample(given.part(0, LOOKED_AT_SEC * rate), rate, model_rate)[: len(noisy)]
+        noisy = self._sound.between(0, LOOKED_AT_SEC * model_rate).copy()  # what comes from a file cannot be written to
+        wav = resample(given.between(0, LOOKED_AT_SEC * rate), rate, model_rate)[: len(noisy)]
         steps = 1 + max(len(noisy), self._enhancer.cfg["stft_cfg"]["n_fft"]) // hop
         seen = self.outcome.alpha is not None
         return noisy, EnhanceResult(

@@ -38,12 +38,12 @@ class SpooledSound:
         for samples in pieces:
             self.append(samples)
 
-    def part(self, first: int, count: int) -> np.ndarray:
-        """Samples first .. first + count - 1, fewer where the sound ends sooner."""
-        self._file.seek(4 * first)
-        return np.frombuffer(self._file.read(4 * max(0, min(count, self.n_samples - first))), np.float32)
-
     def pieces(self, size: int = PIECE_SAMPLES) -> Iterator[np.ndarray]:
         """All samples from the beginning, `size` at a time."""
         for first in range(0, self.n_samples, size):
-            yield self.part(first, size)
+            yield self.between(first, first + size)
+
+    def between(self, first: int, stop: int) -> np.ndarray:
+        """Samples first .. stop - 1, as far as there are any."""
+        self._file.seek(4 * first)
+        return np.frombuffer(self._file.read(4 * max(0, min(stop, self.n_samples) - first)), np.float32)

@@ -92,7 +92,12 @@ def test_what_failed_before_is_tried_again(run_av, tmp_path) -> None:
     assert run_av("--skip_existing") == 1
     wav_file(source)
     assert run_av("--skip_existing") == 0
-    assert [row["status"] for row in rows_of(tmp_path / "out" / "enhanced.csv")] == ["done", "done"]
+    table = tmp_path / "out" / "enhanced.csv"
+    assert [row["status"] for row in rows_of(table)] == ["done", "done"]
+    bytes_file(source, b"no sound once more")
+    assert run_av() == 1  # what was written before is still there
+    assert run_av("--skip_existing") == 0
+    assert [row["status"] for row in rows_of(table)] == ["done", "skipped"]
 
 
 class Rank:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from utils import media
+from utils import decode, media
 from utils.media import MediaError, load_audio, load_video_frames, probe_media, write_clip
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -111,20 +111,41 @@ def test_sound_in_a_container_is_read_exactly_and_in_windows(tmp_path: Path) -> 
         assert np.array_equal(part, whole[round(start_sec * 16000) :][:8000])
 
 
-def test_sound_missing_in_the_middle_leaves_a_gap_so_that_the_rest_stays_in_time(tmp_path: Path) -> None:
-    path = tmp_path / "a.mkv"
+def write_halves(path: Path, second_at_sec: float) -> np.ndarray:
+    """Two half seconds of sound, the second one from `second_at_sec` on; their samples in full scale 1, float [16000]."""
     samples = (noise(1.0) * 32767).astype(np.int16)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=16000)
         stream.layout = "mono"
-        for first, at_sec in ((0, 0.0), (8000, 1.5)):
+        for first, at_sec in ((0, 0.0), (8000, second_at_sec)):
             frame = av.AudioFrame.from_ndarray(samples[None, first : first + 8000], format="s16", layout="mono")
             frame.sample_rate, frame.time_base, frame.pts = 16000, Fraction(1, 16000), round(at_sec * 16000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    wave = load_audio(path)
+    return samples / 32768
+
+
+def test_sound_missing_in_the_middle_leaves_a_gap_so_that_the_rest_stays_in_time(tmp_path: Path) -> None:
+    samples = write_halves(tmp_path / "a.mkv", 1.5)
+    wave = load_audio(tmp_path / "a.mkv")
     assert len(wave) == 32000
-    assert np.abs(wave[24000:] - samples[8000:] / 32768).max() < 1e-4 and not wave[8000:24000].any()
+    assert np.abs(wave[24000:] - samples[8000:]).max() < 1e-4 and not wave[8000:24000].any()
+
+
+def test_sound_that_begins_before_the_last_ended_is_cut_so_that_the_rest_stays_in_time(tmp_path: Path) -> None:
+    samples = write_halves(tmp_path / "a.mkv", 0.4)  # as recordings look that were joined packet by packet
+    wave = load_audio(tmp_path / "a.mkv")
+    assert len(wave) == 14400
+    assert np.abs(wave - np.delete(samples, slice(8000, 9600))).max() < 1e-4
+
+
+def test_a_header_that_ends_too_soon_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = noise(1.0)
+    path = write_video(tmp_path / "a.mp4", regular(5, 5.0), sound=sound)
+    monkeypatch.setattr(decode, "_said_end", lambda *arguments: 5000)
+    assert np.abs(load_audio(path) - sound).max() < 2 / 32768
+    monkeypatch.setattr(decode, "_said_end", lambda *arguments: 15990)  # in the last frame: what comes after is padding
+    assert len(load_audio(path)) == 15990
 
 
 def test_unusable_sound_is_refused_in_one_line_that_names_it(tmp_path: Path) -> None:
@@ -279,6 +300,23 @@ def test_truncated_and_damaged_mpegs_give_what_decodes(tmp_path: Path) -> None:
     frames, mask = load_video_frames(tmp_path / "bad.mpg", 0.0, 2.0, face_size=32, face_crop="none")
     assert len(frames) == 50 and mask.sum() > 20
     assert len(load_audio(tmp_path / "bad.mpg")) > 16000
+
+
+class Surprising:
+    """A container that meets a stream its header did not name, after each packet."""
+
+    def __init__(self, packets: list[str]) -> None:
+        self.packets = packets
+
+    def demux(self, stream):
+        if self.packets:
+            yield self.packets.pop(0)
+            raise IndexError("list index out of range")
+
+
+def test_streams_that_the_header_does_not_know_stop_nothing() -> None:
+    decoder = decode.Decoder(Surprising([f"{k}" for k in range(100)]), None)
+    assert list(decoder.packets()) == [f"{k}" for k in range(100)] and decoder.damaged == 0
 
 
 def test_files_without_a_usable_picture_are_refused_by_name(tmp_path: Path) -> None:

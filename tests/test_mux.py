@@ -74,6 +74,9 @@ def test_webm_takes_opus(tmp_path) -> None:
     assert same_picture(source, tmp_path / "o.webm") and sound_header(tmp_path / "o.webm")[:2] == ("opus", 48000)
     back = load_audio(tmp_path / "o.webm")
     assert abs(len(back) - len(wav)) <= 1 and snr_db(wav, back) > 10
+    mute = write_video(tmp_path / "mute.webm", regular(25, 25.0), codec="libvpx")
+    replace_sound(mute, wav, 16000, tmp_path / "o.webm")  # the encoder's delay comes before 0, the picture stays where it was
+    assert same_picture(mute, tmp_path / "o.webm") and sound_start_sec(tmp_path / "o.webm") == 0
 
 
 def test_an_aac_track_that_is_replaced_is_no_longer_than_its_header_says(tmp_path) -> None:
@@ -156,6 +159,14 @@ def test_title_chapters_and_pixel_shape_are_kept_and_other_streams_named(tmp_pat
             assert container.metadata.get("title", container.metadata.get("TITLE")) == "A talk"
             assert [entry["metadata"]["title"] for entry in container.chapters()] == ["One"]
             assert container.streams.video[0].sample_aspect_ratio == Fraction(16, 11)
+    data = bytearray((tmp_path / "o.mp4").read_bytes())
+    at = data.index(b"pasp") + 4  # the container's word, other than the picture's own
+    data[at : at + 8] = struct.pack(">2I", 64, 45)
+    wide = bytes_file(tmp_path / "wide.mp4", bytes(data))
+    assert replace_sound(wide, voice(0.4), 16000, tmp_path / "o.mov") == []
+    with open_media(tmp_path / "o.mov") as container:
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(64, 45)
+    assert "64/45" in only_line("\n".join(replace_sound(wide, voice(0.4), 16000, tmp_path / "o.mkv")))
 
 
 def test_pieces_are_joined_turned_down_and_clipped(tmp_path, talking_clip) -> None:
@@ -167,9 +178,12 @@ def test_pieces_are_joined_turned_down_and_clipped(tmp_path, talking_clip) -> No
 
 def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, talking_clip) -> None:
     sound, junk = wav_file(tmp_path / "a.wav"), bytes_file(tmp_path / "junk.mp4", b"no video" * 100)
+    webm = write_video(tmp_path / "a.webm", regular(5, 25.0), codec="libvpx")
+    wmv = write_video(tmp_path / "a.wmv", regular(5, 25.0), codec="wmv2")
     (tmp_path / "out").mkdir()
     for video, name, words in (
         (talking_clip, "o.avi", ".mkv"), (talking_clip, "o", ".mkv"), (talking_clip, "o.webm", "choose .mkv"),
+        (webm, "o.mov", "vp8.*choose .mkv"), (wmv, "o.mp4", "wmv2.*as .wav"),
         (sound, "o.mp4", "no picture"), (junk, "o.mp4", "junk.mp4"), (tmp_path / "gone.mp4", "o.mp4", "gone.mp4"),
     ):  # fmt: skip
         with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:

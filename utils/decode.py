@@ -15,6 +15,7 @@ import numpy as np
 HOLD_SEC = 0.2  # a picture older than this says nothing about the mouth now
 JITTER_SEC = 0.002  # clocks of 1 ms (Matroska) and phones place a 40 ms frame a little late
 GAP_SEC = 0.02  # sound missing for longer than this is filled with zeros, so that what follows stays in time
+OVERLAP_SEC = 1.0  # sound that begins before the last ended, by up to this, is cut; clocks set back further are not believed
 PREROLL_SEC = 1.0  # decoded before a seek target: decoders settle, key frames are rarely exact
 LONGEST_SIDE = 960  # pixels kept of a picture before faces are looked for
 MOST_DEMUX_ERRORS = 64
@@ -87,6 +88,9 @@ class Decoder:
                 packet = next(packets)
             except StopIteration:
                 return
+            except IndexError:  # a packet of a stream that the header does not know, as damage and broadcasts have them
+                packets = self._container.demux(self._stream)
+                continue
             except (av.FFmpegError, OSError):
                 errors += 1
                 self.damaged += 1
@@ -210,6 +214,8 @@ def decode_sound_pieces(
                 yield np.zeros(missing, np.float32), rate, position
                 position = at
             samples = _frame_samples(frame)
+            if GAP_SEC * rate < -missing < OVERLAP_SEC * rate:  # recordings joined by their packets
+                samples = samples[-missing:]
             end = _said_end(container, stream, zero_sec, rate)
             if end is not None and position < end < position + len(samples):
                 padding = samples[end - position :], rate, end

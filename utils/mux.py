@@ -53,7 +53,7 @@ def replace_sound(
     or not at all. ValueError for a suffix that none of these is; FileNotFoundError, MediaError for a video without a
     readable picture, or one that the container does not take.
     """
-    check_video_output(output)
+    check_remux(video, output)
     pieces = (wav[k : k + PIECE_SAMPLES] for k in range(0, len(wav), PIECE_SAMPLES)) if isinstance(wav, np.ndarray) else wav
     with open_media(video, {"fflags": "+genpts"}) as source:  # AVI stores no showing order
         picture = _picture(source, video)
@@ -61,14 +61,21 @@ def replace_sound(
             with atomic_write(output) as temporary:
                 return _Remux(source, picture, os.fspath(video), temporary, sample_rate).run(pieces, gain)
         except av.FFmpegError as error:
-            raise MediaError(f"{output} cannot be written: {error.strerror}") from None
+            raise MediaError(f"{output} cannot be written with the picture of {video}: {error.strerror}") from None
 
 
 def check_remux(video: str | os.PathLike, output: str | os.PathLike) -> None:
     """The errors of `replace_sound` that can be known before there is a sound."""
     check_video_output(output)
-    with open_media(video) as source, av.open(io.BytesIO(), "w", format=CONTAINERS[Path(output).suffix.lower()][0]) as target:
-        _add_picture(target, source, _picture(source, video), Path(output).suffix.lower())
+    suffix = Path(output).suffix.lower()
+    with open_media(video) as source:
+        picture = _picture(source, video)
+        try:
+            with av.open(io.BytesIO(), "w", format=CONTAINERS[suffix][0]) as target:
+                _add_picture(target, source, picture, suffix)
+                target.start_encoding()  # writes the header, or refuses
+        except av.FFmpegError:
+            raise _unfit(source, picture, suffix) from None
 
 
 def _picture(source: av.container.InputContainer, video: str | os.PathLike) -> av.video.stream.VideoStream:
@@ -76,6 +83,13 @@ def _picture(source: av.container.InputContainer, video: str | os.PathLike) -> a
     if stream is None:
         raise MediaError(f"{video} has no picture to keep; write the sound alone, as .wav")
     return stream
+
+
+def _unfit(source: av.container.InputContainer, picture: av.video.stream.VideoStream, suffix: str) -> MediaError:
+    codec = picture.codec_context.codec.name if picture.codec_context else "in a codec unknown here"
+    with av.open(io.BytesIO(), "w", format="matroska") as widest:
+        remedy = "choose .mkv" if codec in widest.supported_codecs else "write the sound alone, as .wav"
+    return MediaError(f"{source.name}: its picture ({codec}) does not fit into {suffix} as it is; {remedy}")
 
 
 def _add_picture(
@@ -86,9 +100,7 @@ def _add_picture(
         # opaque: no encoder is looked for, there may be none
         kept = target.add_stream_from_template(picture, opaque=True)
     except ValueError:
-        codec = picture.codec_context.codec.name if picture.codec_context else "in a codec unknown here"
-        remedy = "choose .mkv" if suffix != ".mkv" else "write the sound alone, as .wav"
-        raise MediaError(f"{source.name}: its picture ({codec}) does not fit into {suffix} as it is; {remedy}") from None
+        raise _unfit(source, picture, suffix) from None
     if CONTAINERS[suffix][0] in QUICKTIME:
         if source.format.name.startswith("mov"):
             kept.codec_context.codec_tag = picture.codec_context.codec_tag
@@ -122,8 +134,6 @@ class _Remux:
         options = {"movflags": "+faststart", "movie_timescale": str(self.rate)} if self.container_name in QUICKTIME else {}
         if self.container_name in QUICKTIME and any(key.startswith("com.") for key in self.source.metadata):
             options["movflags"] += "+use_metadata_tags"  # phones' own keys have no place among the usual ones
-        if self.container_name not in QUICKTIME:
-            options["avoid_negative_ts"] = "disabled"  # Opus' delay would move the picture
         with av.open(os.fspath(self.path), "w", format=self.container_name, container_options=options) as target:
             kept = _add_picture(target, self.source, self.picture, self.path.suffix.lower())
             sound = self._add_sound(target)
@@ -198,6 +208,9 @@ class _Remux:
             others += ["second sound"]
         if others:
             notes.append(f"of {Path(self.name).name} only the picture was kept, not: {', '.join(sorted(set(others)))}")
+        shape, coded = self.picture.sample_aspect_ratio, self.picture.codec_context.sample_aspect_ratio
+        if self.container_name not in QUICKTIME and shape not in (None, coded or 1):  # PyAV has no way to write it there
+            notes.append(f"the shape of the pixels ({shape}) is lost in {self.path.suffix}; .mp4 keeps it")
         if damaged:
             notes.append(f"{damaged} damaged places in the picture of {Path(self.name).name} were left out")
         return notes
