@@ -32,7 +32,7 @@ from utils.media import load_audio, write_clip
 from utils.mux import replace_sound
 
 ROOT = Path(__file__).resolve().parents[1]
-FPS, CRF, RATE_HZ = 10, 26, 16000
+FPS, CRF, RATE_HZ = 10, 30, 16000
 WIDTH, HEIGHT = 1280, 800  # of the window; the video is shown at FILM_WIDTH
 FILM_WIDTH = 960
 WAIT_MS = 60_000
@@ -139,7 +139,7 @@ def act(page, picture: Path | None) -> Film:
     page.evaluate(POINTER)
     film = Film(page)
     film.rest(1.0)
-    film.click("text=Hum and knocks")
+    film.click("text=Pink noise")
     page.wait_for_selector("#scores table", timeout=WAIT_MS)
     film.rest(0.5)
     play(film, "before", 3.0)
@@ -166,7 +166,7 @@ def act(page, picture: Path | None) -> Film:
     page.evaluate("window.scrollTo({top: 0, behavior: 'smooth'})")
     film.click("role=tab[name='Live']")
     film.click("#live-start")
-    film.rest(7.0)
+    film.rest(6.0)
     page.select_option("#live-picture", "off")
     film.rest(2.5)
     page.select_option("#live-picture", "as it is")
@@ -208,7 +208,7 @@ def record(args: argparse.Namespace) -> int:
     from playwright.sync_api import sync_playwright
 
     with tempfile.TemporaryDirectory(prefix="liteavse_film_") as name:
-        options = fake_devices(ROOT / "samples" / "hum_kal16.mp4", Path(name))
+        options = fake_devices(ROOT / "samples" / "pink_rms.mp4", Path(name))
         if os.geteuid() == 0:
             options.append("--no-sandbox")  # Chromium has none for root
 

@@ -18,7 +18,6 @@ from evaluation.web_page import EXAMPLES, PICTURES, Page
 from evaluation.web_recording import Limits
 from models.enhancer import Enhancer
 
-
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:gradio")  # gr.Warning, where no page is open
 
 

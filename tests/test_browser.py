@@ -157,6 +157,20 @@ def test_own_files_with_the_video_off_and_a_sound_of_their_own(visit: Callable, 
     page.wait_for_selector("#crops", state="hidden")
 
 
+def test_a_recording_made_with_camera_and_microphone(visit: Callable, tmp_path: Path) -> None:
+    page = visit()
+    page.click("#video [aria-label='Capture from camera']")
+    page.click("#video button:has-text('Access Webcam')")
+    page.click("#video .capture-button")
+    page.wait_for_timeout(1500)
+    page.click("#video .capture-button")
+    page.click("#run")
+    finished(page)
+    assert "mean alpha" in page.inner_text("#facts") and 1 < durations(page)["after"] < 4
+    video = probe_media(download(page, "mp4", tmp_path), full=True)
+    assert video.has_audio and video.has_video
+
+
 def test_what_cannot_be_enhanced_is_told_in_a_sentence(visit: Callable, server: Server, tmp_path: Path) -> None:
     two_hours = tmp_path / "two_hours.flac"
     soundfile.write(two_hours, np.zeros(2 * 3600 * 1000, np.int16), 1000)
