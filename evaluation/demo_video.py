@@ -218,6 +218,7 @@ def record(args: argparse.Namespace) -> int:
                 page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
                 page.goto(address)
                 page.wait_for_selector("#run")
+                page.wait_for_function("[...document.images].length > 3 && [...document.images].every((it) => it.complete)")
                 act(page, args.picture).write(args.output)
                 browser.close()
 
