@@ -21,6 +21,7 @@ import torch
 from models.enhancer import Enhancer
 from utils import console
 from utils.config import load_config
+from utils.detectors import settle_method
 
 ROOT = Path(__file__).resolve().parent
 
@@ -55,6 +56,8 @@ def serve(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, load_config(args.config) if args.config else None)
     print(enhancer.describe(), flush=True)
+    detector = settle_method("auto")  # now, for its model may have to be fetched
+    print(f"faces: {detector.fallback or detector.method}", flush=True)
     enhancer.warm_up()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # however it is ended, what visitors left is removed
     with tempfile.TemporaryDirectory(prefix="liteavse_app_") as folder:

@@ -13,6 +13,7 @@ import torch
 from models.batch import add_file_options, introduce, run_jobs
 from models.enhance_files import LOOKED_AT_SEC, Look, enhance_file
 from models.enhancer import Enhancer, EnhanceResult
+from models.face_arguments import add_face_arguments, check_detector, face_options, with_crops
 from models.jobs import OUTPUT_FORMATS, Job, folder_jobs, single_job
 from models.stream_files import stream_file
 from utils import console
@@ -50,7 +51,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_input_options(parser)
     add_output_options(parser)
     add_model_options(parser)
+    add_face_arguments(parser)
     args = parser.parse_args(argv)
+    args.faces = face_options(parser, args)
     single = args.input_audio is not None or args.input_video is not None
     if single == (args.input_folder is not None):
         parser.error("give either --input_folder, or --input_audio and/or --input_video")
@@ -82,9 +85,10 @@ def drawing_of(enhancer: Enhancer) -> Look:
 
 def enhance_all(args: argparse.Namespace, group: Group, device: torch.device) -> int:
     def prepare() -> tuple[list[Job], Enhancer, partial]:
-        jobs = build_jobs(args)
+        jobs = with_crops(build_jobs(args), args.save_crop)
+        check_detector(args.faces)
         config = load_config(args.config) if args.config else None
-        enhancer = Enhancer.from_checkpoint(args.checkpoint_file, device, config)
+        enhancer = Enhancer.from_checkpoint(args.checkpoint_file, device, config, args.faces)
         given = {"keep_sample_rate": args.keep_sample_rate, "attenuation_limit_db": args.attenuation_limit_db}
         if not args.stream:
             return jobs, enhancer, partial(enhance_file, **given, look=drawing_of(enhancer) if args.plot else None)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from evaluation.benchmark_faces import bench_faces
 from evaluation.benchmark_live import bench_memory, bench_streaming
 from evaluation.benchmark_parts import (
     Row,
@@ -31,7 +32,7 @@ from models.scan import describe_backend
 from utils.console import Parser, run
 from utils.util import atomic_write, git_revision, pick_device, write_json
 
-PARTS = ("scan", "block", "models", "streaming", "training", "memory", "scaling")
+PARTS = ("scan", "block", "models", "streaming", "training", "memory", "scaling", "faces")
 
 
 def _cell(value: str | float) -> str:
@@ -92,6 +93,8 @@ def measure(wanted: Sequence[str], device: torch.device, repeats: int, longest_s
         tables["Peak memory"] = bench_memory(device)
     if "scaling" in wanted:
         tables["Cost against length and batch, LiteAVSE_small, sound path"] = bench_scaling(device, repeats)
+    if "faces" in wanted:
+        tables["From a video file to face crops, one core"] = bench_faces(repeats)
     return tables
 
 

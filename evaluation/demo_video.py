@@ -28,7 +28,7 @@ import soundfile
 from PIL import Image
 
 from utils import console
-from utils.media import load_audio, write_clip
+from utils.media import ClipWriter, load_audio
 from utils.mux import replace_sound
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,23 +86,23 @@ class Film:
         """Everything as one .mp4, FPS pictures a second."""
         times = np.array([at for at, _ in self._pictures])
         size = (FILM_WIDTH, FILM_WIDTH * HEIGHT // WIDTH)
-        frames, last, picture = [], -1, None
-        length_sec = self.now_sec()
-        for tick in range(int(length_sec * FPS)):
-            index = max(0, int(np.searchsorted(times, tick / FPS, side="right")) - 1)
-            if index != last:
-                decoded = cv2.imdecode(np.frombuffer(self._pictures[index][1], np.uint8), cv2.IMREAD_COLOR)
-                picture = cv2.cvtColor(cv2.resize(decoded, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
-                last = index
-            frames.append(picture)
-        sound = np.zeros(len(frames) * RATE_HZ // FPS, np.float32)
+        n_frames, last, picture = int(self.now_sec() * FPS), -1, None
+        sound = np.zeros(n_frames * RATE_HZ // FPS, np.float32)
         for at_sec, samples in self._sounds:
             first = int(at_sec * RATE_HZ)
             sound[first:] = 0
-            sound[first : first + len(samples)] = samples[: len(sound) - first]
+            sound[first : first + len(samples)] = samples[: max(0, len(sound) - first)]
         with tempfile.TemporaryDirectory(prefix="liteavse_") as folder:
             silent = Path(folder, "film.mp4")
-            write_clip(silent, np.stack(frames), sound[:1], RATE_HZ, FPS, CRF)
+            with ClipWriter(silent, None, FPS, size[::-1], CRF) as clip:
+                for tick in range(n_frames):
+                    index = max(0, int(np.searchsorted(times, tick / FPS, side="right")) - 1)
+                    if index != last:
+                        decoded = cv2.imdecode(np.frombuffer(self._pictures[index][1], np.uint8), cv2.IMREAD_COLOR)
+                        picture = cv2.cvtColor(cv2.resize(decoded, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
+                        last = index
+                    clip.add(picture[None])
+                clip.finish([])
             replace_sound(silent, sound, RATE_HZ, path)
 
 

@@ -64,7 +64,7 @@ def write_players(recording: Recording, result: EnhanceResult, folder: Path, rat
     return *paths, gain_db
 
 
-def describe(enhancer: Enhancer, result: EnhanceResult) -> dict[str, str]:
+def describe(enhancer: Enhancer, recording: Recording, result: EnhanceResult) -> dict[str, str]:
     """Name and value of what there is to say about speed and picture."""
     stft = enhancer.cfg["stft_cfg"]
     latency = f"{1e3 * stft['win_size'] / enhancer.sample_rate:g} ms" if enhancer.model.causal else "the whole recording"
@@ -77,6 +77,8 @@ def describe(enhancer: Enhancer, result: EnhanceResult) -> dict[str, str]:
     if result.alpha is not None:
         facts["mean alpha"] = f"{result.mean_alpha:.2f}"
         facts["face seen"] = f"{100 * (1 - result.masked_share):.0f} %"
+    if recording.faces:
+        facts["in the picture"] = recording.faces
     return facts
 
 
@@ -141,7 +143,7 @@ def answer(
         notes.append(f"“after” is turned {turned} by {abs(gain_db):.1f} dB in the player, to be as loud as “before”; "
                      "downloads are not")  # fmt: skip
     shown = Answer(
-        name=recording.name, before=before, after=after, enhanced=enhanced, facts=describe(enhancer, result), notes=tuple(notes)
+        name=recording.name, before=before, after=after, enhanced=enhanced, facts=describe(enhancer, recording, result), notes=tuple(notes)
     )
     yield shown
     progress(0.75, "drawing")

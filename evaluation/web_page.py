@@ -31,6 +31,7 @@ PICTURES = {"as it is": AS_IT_IS, "video off": OFF, "corrupted: blurred": "blur"
             "corrupted: dark": "dim", "corrupted: mouth covered": "patch", "corrupted: black": "black",
             "corrupted: frozen": "freeze", "corrupted: frames lost": "drop"}  # fmt: skip
 assert set(PICTURES.values()) == {AS_IT_IS, OFF, *CORRUPTIONS}
+FACES = {"the one that talks": None, "the leftmost": 1, "the 2nd from the left": 2, "the 3rd from the left": 3}
 NO_NOISE = "none"
 NO_LIMIT_DB = 40  # the slider's end
 KEPT_SEC, SWEEP_SEC = 3600, 300  # files of visitors: removed at this age, looked for this often
@@ -87,7 +88,7 @@ class Page:
 
     def enhance(
         self, video: str | None, audio: str | None, reference: str | None, noise: str, snr_db: float, picture: str,
-        limit_db: float, request: gr.Request, progress=gr.Progress(),  # noqa: B008 - gradio finds it by its default
+        limit_db: float, face: str, request: gr.Request, progress=gr.Progress(),  # noqa: B008 - gradio finds it by its default
     ) -> Iterator[tuple]:
         """What the Enhance button does: yields the values of `outputs`, more of them from step to step."""
         visitor = str(request.session_hash)
@@ -103,7 +104,7 @@ class Page:
             wish = Wish(
                 video=_path(video), audio=_path(audio), reference=_path(reference), noise=self.noise(noise),
                 snr_db=float(snr_db), picture=PICTURES.get(picture, AS_IT_IS),
-                limit_db=None if limit_db >= NO_LIMIT_DB else float(limit_db),
+                face=FACES.get(face), limit_db=None if limit_db >= NO_LIMIT_DB else float(limit_db),
             )  # fmt: skip
             # Gradio copies what is shown into its own cache before it asks for more; then ours can go.
             with tempfile.TemporaryDirectory(prefix="liteavse_") as folder:
@@ -218,7 +219,7 @@ def _example(page: Page, name: str) -> tuple:
     """Values of the inputs that make up an example."""
     video = page.samples[name]
     clean = video.with_name(f"{name}_clean.flac")
-    return str(video), None, str(clean) if clean.is_file() else None, NO_NOISE, 0, "as it is", NO_LIMIT_DB
+    return str(video), None, str(clean) if clean.is_file() else None, NO_NOISE, 0, "as it is", NO_LIMIT_DB, next(iter(FACES))
 
 
 def _ask(page: Page) -> tuple[list, list, gr.Button]:
@@ -240,7 +241,8 @@ def _ask(page: Page) -> tuple[list, list, gr.Button]:
                      sources=["upload", "microphone"], **player)  # fmt: skip
     picture = gr.Dropdown(list(PICTURES), value="as it is", label="The picture", info="corrupt it, and see alpha fall",
                           elem_id="picture")  # fmt: skip
-    with gr.Accordion("More: leave some noise, add noise, score against a clean sound", open=False):
+    with gr.Accordion("More: whose face, leave some noise, add noise, scores", open=False):
+        face = gr.Dropdown(list(FACES), value=next(iter(FACES)), label="Of several faces, follow", elem_id="face")
         limit_db = gr.Slider(0, NO_LIMIT_DB, value=NO_LIMIT_DB, step=1, elem_id="limit",
                              label=f"Turn noise down by so many dB at most ({NO_LIMIT_DB}: no limit)")  # fmt: skip
         noises = [NO_NOISE, *(EXAMPLES[name] for name in page.samples)]
@@ -248,7 +250,7 @@ def _ask(page: Page) -> tuple[list, list, gr.Button]:
         snr_db = gr.Slider(-10, 20, value=0, step=1, label="SNR of the added noise in dB")
         reference = gr.Audio(label="Clean reference, for scores", sources=["upload"], elem_id="reference", **player)
     run = gr.Button("Enhance", variant="primary", elem_id="run")
-    return [video, audio, reference, noise, snr_db, picture, limit_db], cards, run
+    return [video, audio, reference, noise, snr_db, picture, limit_db, face], cards, run
 
 
 def _show() -> list:

@@ -14,8 +14,10 @@ from dataloaders.mixing import mix_audio
 from models.enhancer import Enhancer
 from utils.console import one_line
 from utils.decode import MediaInfo
+from utils.faces import FaceOptions, FaceReport
 from utils.media import MediaError, probe_media, sound_pieces
 from utils.metrics import aligned
+from utils.sync import SoundTrack
 
 AS_IT_IS, OFF = "as it is", "off"
 # How the picture can be spoilt; each is applied to the whole clip.
@@ -46,6 +48,7 @@ class Wish:
     noise: np.ndarray | None = None  # float [n] at the model's rate, to be added
     snr_db: float = 0.0
     picture: str = AS_IT_IS  # or OFF, or one of CORRUPTIONS
+    face: int | None = None  # of several, the so-manieth from the left; None: the one that talks
     limit_db: float | None = None  # noise is turned down no further than this
 
 
@@ -59,6 +62,7 @@ class Recording:
     reference_name: str
     crops: np.ndarray | None  # uint8 [V, S, S, 3]
     mask: np.ndarray | None  # bool [V]
+    faces: str  # how many there are, and what found them; "" where nobody looked
     notes: tuple[str, ...]
 
 
@@ -143,17 +147,22 @@ def read_recording(
         reference, reference_name = sound, "the recording before noise was added"
     noisy = sound if wish.noise is None else mix_audio(sound, wish.noise, wish.snr_db, rate)
     progress(0.1, "looking for the face")
-    crops, mask, notes = read_picture(enhancer, wish, limits, len(noisy) / rate)
+    report = FaceReport()
+    crops, mask, notes = read_picture(enhancer, wish, limits, SoundTrack(lambda first, stop: noisy[first:stop], rate),
+                                      len(noisy) / rate, report)  # fmt: skip
     return Recording(
         name=source.stem, noisy=noisy, reference=reference, reference_name=reference_name, crops=crops, mask=mask,
-        notes=tuple(notes),
+        faces=report.summary() if report.looked else "", notes=tuple(notes),
     )  # fmt: skip
 
 
 def read_picture(
-    enhancer: Enhancer, wish: Wish, limits: Limits, duration_sec: float
+    enhancer: Enhancer, wish: Wish, limits: Limits, sound: SoundTrack, duration_sec: float, report: FaceReport
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
-    """Face crops and mask as the model is to see them, and notes; None where it is to hear alone."""
+    """Face crops and mask as the model is to see them, and notes; None where it is to hear alone.
+
+    The sound tells who of several talks; `report` is told what was seen.
+    """
     if wish.video is None or wish.picture == OFF:
         return None, None, []
     if not enhancer.uses_video:
@@ -161,14 +170,15 @@ def read_picture(
     if not check_file(wish.video, limits, "video").has_video:
         return None, None, [f"{wish.video.name} holds no moving picture: sound only"]
     try:
-        crops, mask = enhancer.load_video(wish.video, duration_sec)
+        crops, mask = enhancer.load_video(wish.video, duration_sec, FaceOptions(face=wish.face), sound, report)
     except (MediaError, OSError) as error:
         return None, None, [f"{complaint(error, [wish.video])} Enhanced by sound alone."]
+    notes = report.notes()
     if not mask.any():
-        return None, None, [f"no face was found in {wish.video.name}: enhanced by sound alone"]
+        return None, None, [*notes, f"no face was found in {wish.video.name}: enhanced by sound alone"]
     if wish.picture in CORRUPTIONS:
         crops, _ = VisualDegradation().apply(wish.picture, crops, np.random.default_rng(0), whole_clip=True)
-    return crops, mask, []
+    return crops, mask, notes
 
 
 @functools.cache

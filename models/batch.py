@@ -29,6 +29,9 @@ OUTCOME_COLUMNS: dict[str, Callable[[Outcome], str]] = {
     "rtf": lambda outcome: f"{outcome.rtf:.4f}",
     "masked_share": lambda outcome: "" if outcome.alpha is None else f"{outcome.masked_share:.4f}",
     "mean_alpha": lambda outcome: "" if outcome.alpha is None else f"{outcome.mean_alpha:.4f}",
+    "faces": lambda outcome: "" if outcome.faces is None else f"{outcome.faces.found}" if outcome.faces.looked else "",
+    "detector": lambda outcome: "" if outcome.faces is None else outcome.faces.detector,
+    "av_offset_ms": lambda outcome: "" if outcome.faces is None else f"{outcome.faces.offset_ms:.0f}",
     "notes": lambda outcome: "; ".join(outcome.notes),
 }
 COLUMNS = ("file", "video", "output", "status", "reason", *OUTCOME_COLUMNS)
@@ -116,6 +119,8 @@ def report_line(job: Job, result: Outcome) -> str:
     parts = [f"{result.duration_sec:.2f} s", f"RTF {result.rtf:.2f}"]
     if result.alpha is not None:
         parts += [f"mean alpha {result.mean_alpha:.2f}", f"masked {100 * result.masked_share:.0f} %"]
+    if result.faces is not None:
+        parts.append(result.faces.summary())
     return f"{job.label}: {', '.join(parts)} -> {job.output}"
 
 
@@ -134,6 +139,7 @@ def run_jobs(
     table = _begin_table(table_folder, kept, group)
     share = list(jobs)[group.rank :: group.size]
     enhancer.warm_up()
+    said: set[str] = set()
     for job in tqdm(share, unit="file", disable=None if len(share) > 1 and group.is_main else True):
         if skip_existing and job.output.is_file():
             if str(job.output) not in kept:
@@ -146,6 +152,9 @@ def run_jobs(
             continue
         table.add(row_of(job, DONE, result))
         tqdm.write(report_line(job, result))
+        if result.faces is not None and result.faces.fallback and result.faces.fallback not in said:
+            tqdm.write(f"  note: {result.faces.fallback}")  # of the machine, not of the file: once
+            said.add(result.faces.fallback)
         for note in result.notes:
             tqdm.write(f"  note: {note}")
     return _finish(jobs, table, table_folder, kept, group)

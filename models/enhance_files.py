@@ -15,10 +15,12 @@ from models.attenuation import mix_back, noisy_share
 from models.enhancer import AlphaTrack, Enhancer, EnhanceResult, Outcome
 from models.jobs import SOUND_FORMATS, Job
 from models.pictures import Pictures
+from models.saved_crops import saved_crops
 from models.spool import SpooledSound
 from utils.console import one_line
 from utils.media import MediaError, own_rate_pieces, resample, resampled_pieces, sound_pieces
 from utils.mux import check_remux, replace_sound
+from utils.sync import SoundTrack
 from utils.util import atomic_write
 
 LOOKED_AT_SEC = 60  # of a recording, at most, that a `look` is given
@@ -145,12 +147,13 @@ def enhance_file(
     if job.with_picture:
         check_remux(job.video, job.output)
     with recording(job.audio, rate, keep_sample_rate) as (sound, heard, own_rate), SpooledSound() as given:
-        pictures, notes = open_pictures(enhancer, job, sound.n_samples / rate)
+        pictures, notes = open_pictures(enhancer, job, sound)
         run = _Run(enhancer, sound, pictures, look is not None)
         pieces = run.pieces()
         if post_process is not None:
             pieces = iter([np.asarray(post_process(np.concatenate(list(pieces))), np.float32)])
-        given.extend(give_back(pieces, rate, heard, own_rate, attenuation_limit_db))
+        with saved_crops(pictures, job.crops, sound, rate, enhancer.video_fps):
+            given.extend(give_back(pieces, rate, heard, own_rate, attenuation_limit_db))
         notes += [*run.outcome.notes, *write_output(job, given, own_rate)]
         seconds = time.perf_counter() - started
         if look is not None:
@@ -159,9 +162,10 @@ def enhance_file(
     return replace(outcome, seconds=seconds, notes=tuple(notes))
 
 
-def open_pictures(enhancer: Enhancer, job: Job, duration_sec: float) -> tuple[Pictures | None, list[str]]:
+def open_pictures(enhancer: Enhancer, job: Job, sound: SpooledSound) -> tuple[Pictures | None, list[str]]:
     """The job's pictures as far as the sound goes, and a note where they cannot be used."""
+    rate = enhancer.sample_rate
     try:
-        return enhancer.pictures(job.video, None, duration_sec)
+        return enhancer.pictures(job.video, None, sound.n_samples / rate, SoundTrack(sound.between, rate))
     except (MediaError, FileNotFoundError) as error:
         return None, [f"{one_line(error)}: audio only"]

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,9 @@ from models.pictures import Pictures, check_crops, check_mask
 from models.scan import describe_backend
 from models.stfts import mag_phase_istft, mag_phase_stft
 from models.stream_core import PIECE_FRAMES, StreamBatch
+from utils.faces import FaceOptions, FaceReport
 from utils.media import crop_stretches, load_video_frames, resample, to_mono
+from utils.sync import SoundTrack
 from utils.util import pick_device
 
 INTEGER_KINDS = {np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16), np.dtype(np.int32)}
@@ -41,6 +43,7 @@ class Outcome:
     seconds: float  # wall time it took
     alpha: np.ndarray | None = None  # float32 [T], trust in the picture per STFT frame; None when no picture was used
     masked_share: float = 1.0  # share of the sound's video frames that show no face or do not exist
+    faces: FaceReport | None = None  # what looking for the face in a video file came to
     notes: tuple[str, ...] = ()  # one line each: what was asked for and could not be done
 
     @property
@@ -111,11 +114,12 @@ class Enhancer:
     """A loaded model with everything around it: any waveform, with or without the speaker's video, in and out.
 
     The model is put into eval mode on `device`. Audio-only (SEMamba) checkpoints work alike; video given to them is left
-    unused, and the result's notes say so.
+    unused, and the result's notes say so. `faces` says how video files are looked at, unless a call says otherwise.
     """
 
     def __init__(
-        self, model: SEMamba, cfg: Mapping, device: str | torch.device = "cpu", name: str = "model in memory"
+        self, model: SEMamba, cfg: Mapping, device: str | torch.device = "cpu", name: str = "model in memory",
+        faces: FaceOptions | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
@@ -125,10 +129,12 @@ class Enhancer:
         self.video_fps: float = cfg["visual_cfg"]["video_fps"]
         self.face_size: int = cfg["visual_cfg"]["face_size"]
         self.uses_video: bool = bool(getattr(model, "use_visual", False))
+        self.faces = faces or FaceOptions()
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | os.PathLike, device: str | torch.device = "auto", config: Mapping | None = None
+        cls, path: str | os.PathLike, device: str | torch.device = "auto", config: Mapping | None = None,
+        faces: FaceOptions | None = None,
     ) -> Enhancer:
         """Load a checkpoint; `config` is needed only for files without one that differ from SEMamba's defaults.
 
@@ -136,7 +142,7 @@ class Enhancer:
         """
         target = pick_device(str(device))
         model, cfg = load_generator(path, config, target)
-        return cls(model, cfg, target, name=os.fspath(path))
+        return cls(model, cfg, target, name=os.fspath(path), faces=faces)
 
     def describe(self) -> str:
         """One line for logs: checkpoint, architecture, size, device, scan backend."""
@@ -153,19 +159,28 @@ class Enhancer:
         blank = np.zeros((2, self.face_size, self.face_size, 3), np.uint8) if self.uses_video else None
         self.enhance(np.zeros(self.sample_rate // 10, np.float32), self.sample_rate, blank)
 
-    def load_video(self, path: str | os.PathLike, duration_sec: float) -> tuple[np.ndarray, np.ndarray]:
+    def load_video(
+        self, path: str | os.PathLike, duration_sec: float, faces: FaceOptions | None = None,
+        sound: SoundTrack | None = None, report: FaceReport | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Face crops of a video for the first `duration_sec`: (uint8 [V, S, S, 3], mask bool [V]), as `enhance` takes them.
 
+        `sound` tells the talking face among several and measures an offset; `report` is told what was done.
         FileNotFoundError or MediaError when there is no such file or no picture in it.
         """
+        options = self._face_options(faces)
         return load_video_frames(
-            path, 0.0, duration_sec, self.face_size, self.video_fps, self.cfg["visual_cfg"]["face_crop"]
+            path, 0.0, duration_sec, self.face_size, self.video_fps, options, sound=sound, report=report
         )
+
+    def _face_options(self, faces: FaceOptions | None) -> FaceOptions:
+        options = faces or self.faces
+        return replace(options, method=options.method or self.cfg["visual_cfg"]["face_crop"])
 
     def enhance(
         self, wav: np.ndarray, sample_rate: int, video: str | os.PathLike | np.ndarray | Pictures | None = None,
         video_mask: np.ndarray | None = None, return_details: bool = False, attenuation_limit_db: float | None = None,
-        progress: Callable[[float], object] | None = None,
+        faces: FaceOptions | None = None, progress: Callable[[float], object] | None = None,
     ) -> EnhanceResult:
         """Enhance a recording; the output is mono, exactly as long and as loud as went in.
 
@@ -173,8 +188,9 @@ class Enhancer:
         time zero is the sound's, or face crops [V, S, S, 3] at `video_fps`, uint8 or float in [0, 1], with video_mask
         bool [V] (True: a face is seen; default all). Frames beyond the end of the sound are left out, moments without a
         picture are enhanced by sound alone. return_details keeps the gate as well. attenuation_limit_db mixes some of the
-        noise back (models/attenuation.py). A causal model calls `progress` with the share that is done, rising to 1; what it
-        raises ends the work. ValueError names what is unusable; nothing is guessed.
+        noise back (models/attenuation.py). `faces` says how a file is looked at (default: as the Enhancer was told). A
+        causal model calls `progress` with the share that is done, rising to 1; what it raises ends the work. ValueError
+        names what is unusable; nothing is guessed.
 
         A causal model goes through the sound step by step as it would live (models/stream_core.py), so memory does not
         grow but for the arrays themselves, and there are no joins. Any other takes up to LONGEST_WHOLE_SEC at once, and
@@ -189,24 +205,27 @@ class Enhancer:
         if not len(samples):
             samples = np.zeros(1, np.float32)  # shorter than one sample of ours
         duration_sec = len(mono) / sample_rate
-        pictures, notes = self.pictures(video, video_mask, duration_sec)
+        sound = SoundTrack(lambda first, stop: samples[first:stop], self.sample_rate)
+        pictures, notes = self.pictures(video, video_mask, duration_sec, sound, faces)
         if self.model.causal:
-            samples, alpha, gate = self._in_steps(samples, pictures, return_details, progress)
+            enhanced, alpha, gate = self._in_steps(samples, pictures, return_details, progress)
         else:
-            samples, alpha, gate = self._offline(samples, pictures, return_details)
+            enhanced, alpha, gate = self._offline(samples, pictures, return_details)
         outcome = self.outcome(duration_sec, pictures, alpha)
         return EnhanceResult(
             **vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)},
-            wav=mix_back(self._restore(samples, int(sample_rate), len(mono)), mono, share), sample_rate=int(sample_rate),
+            wav=mix_back(self._restore(enhanced, int(sample_rate), len(mono)), mono, share), sample_rate=int(sample_rate),
             gate=None if outcome.alpha is None else gate,
         )  # fmt: skip
 
     def pictures(
-        self, video: str | os.PathLike | np.ndarray | Pictures | None, mask: np.ndarray | None, duration_sec: float
+        self, video: str | os.PathLike | np.ndarray | Pictures | None, mask: np.ndarray | None, duration_sec: float,
+        sound: SoundTrack | None = None, faces: FaceOptions | None = None,
     ) -> tuple[Pictures | None, list[str]]:
         """The part of a video (file, crops, or what this gave before) that a sound of duration_sec may use, or None and why.
 
-        A file is decoded as far as it is asked for. FileNotFoundError or MediaError when it has no picture.
+        A file is decoded as far as it is asked for, and looked at as `faces` says, beside its `sound`. FileNotFoundError
+        or MediaError when it has no picture.
         """
         if video is None:
             return None, []
@@ -216,9 +235,11 @@ class Enhancer:
             return video, []
         wanted = max(1, math.ceil(duration_sec * self.video_fps - 1e-6))
         if isinstance(video, (str, os.PathLike)):
-            method = self.cfg["visual_cfg"]["face_crop"]
-            stretches = crop_stretches(video, 0.0, duration_sec, self.face_size, self.video_fps, method)
-            return Pictures(stretches, wanted, os.fspath(video)), []
+            report, options = FaceReport(), self._face_options(faces)
+            stretches = crop_stretches(
+                video, 0.0, duration_sec, self.face_size, self.video_fps, options, sound=sound, report=report
+            )
+            return Pictures(stretches, wanted, os.fspath(video), report), []
         crops = check_crops(video, self.face_size)
         return Pictures([(crops, check_mask(mask, len(crops)))], wanted), []
 
@@ -226,9 +247,12 @@ class Enhancer:
         """What to say of a recording that has gone through: no alpha, and a note, when no face was ever seen."""
         if pictures is None:
             return Outcome(duration_sec=duration_sec, seconds=0.0)
+        report = pictures.report
+        notes = tuple(report.notes()) if report is not None else ()
+        common = {"duration_sec": duration_sec, "seconds": 0.0, "faces": report}
         if not pictures.seen:
-            return Outcome(duration_sec=duration_sec, seconds=0.0, notes=(f"no face in {pictures.source}: audio only",))
-        return Outcome(duration_sec=duration_sec, seconds=0.0, alpha=alpha, masked_share=pictures.masked_share)
+            return Outcome(**common, notes=(*notes, f"no face in {pictures.source}: audio only"))
+        return Outcome(**common, alpha=alpha, masked_share=pictures.masked_share, notes=notes)
 
     def stream(
         self, sound: Iterable[np.ndarray], pictures: Pictures | None, keep_gate: bool = False

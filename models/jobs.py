@@ -21,6 +21,7 @@ class Job:
     audio: Path
     video: Path | None
     output: Path
+    crops: Path | None = None  # where the face crops that the model sees are written, with the sound
 
     @property
     def with_picture(self) -> bool:

@@ -5,11 +5,7 @@ Parameter names are torchvision's, without the `features.` prefix, so that its p
 
 from __future__ import annotations
 
-import hashlib
-import http.client
-import os
 import pickle
-import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from utils.util import atomic_write
+from utils.fetch import PublishedFile
 
 WEIGHTS_URL = "https://download.pytorch.org/models/mobilenet_v3_small-047dcff4.pth"
 WEIGHTS_SHA256_PREFIX = "047dcff4"
@@ -138,48 +134,12 @@ class MobileNetV3SmallFeatures(nn.Sequential):
         return super().forward((x - self.mean) / self.std)
 
 
-def cached_weights_path() -> Path:
-    """Where the published weights are kept: the folder $LITEAVSE_CACHE, or ~/.cache/liteavsemamba."""
-    folder = os.environ.get("LITEAVSE_CACHE") or Path.home() / ".cache" / "liteavsemamba"
-    return Path(folder) / WEIGHTS_URL.rsplit("/", 1)[1]
-
-
-def _fetch(path: Path) -> None:
-    remedy = f"put the file at {path}, name a copy in visual_cfg.backbone_weights, or set visual_cfg.backbone_weights: none"
-    try:
-        with urllib.request.urlopen(WEIGHTS_URL, timeout=FETCH_TIMEOUT_SEC) as response:  # noqa: S310 - our own constant
-            content = response.read()
-    except (OSError, http.client.HTTPException) as error:  # URLError, HTTPError and timeouts are all OSErrors
-        reason = str(getattr(error, "reason", None) or error or type(error).__name__).replace("\n", " ")
-        raise ValueError(f"backbone weights cannot be fetched from {WEIGHTS_URL} ({reason}); {remedy}") from None
-    digest = hashlib.sha256(content).hexdigest()
-    if not digest.startswith(WEIGHTS_SHA256_PREFIX):
-        raise ValueError(
-            f"backbone weights fetched from {WEIGHTS_URL} are damaged "
-            f"(sha256 {digest[:8]}, not {WEIGHTS_SHA256_PREFIX}); {remedy}"
-        )
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(content)
-    except OSError as error:
-        raise ValueError(
-            f"backbone weights from {WEIGHTS_URL} cannot be kept at {path} ({error.strerror}); set LITEAVSE_CACHE to a folder "
-            "you may write, name a copy in visual_cfg.backbone_weights, or set visual_cfg.backbone_weights: none"
-        ) from None
-
-
-def _published_weights() -> Path:
-    path = cached_weights_path()
-    if not path.is_file():
-        _fetch(path)
-        return path
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not digest.startswith(WEIGHTS_SHA256_PREFIX):
-        raise ValueError(
-            f"backbone weights {path} are not those of {WEIGHTS_URL} (sha256 {digest[:8]}, not {WEIGHTS_SHA256_PREFIX}); "
-            "remove the file, or name your own in visual_cfg.backbone_weights"
-        )
-    return path
+def published_weights() -> PublishedFile:
+    """The file that torchvision publishes, kept in the cache folder."""
+    return PublishedFile(
+        "backbone weights", WEIGHTS_URL, WEIGHTS_SHA256_PREFIX,
+        "name a copy in visual_cfg.backbone_weights, or set visual_cfg.backbone_weights: none", FETCH_TIMEOUT_SEC,
+    )  # fmt: skip
 
 
 def _read_features(path: Path) -> dict[str, torch.Tensor]:
@@ -215,7 +175,7 @@ def load_backbone_weights(spec: str) -> dict[str, torch.Tensor] | None:
     if spec == "none":
         return None
     if spec == "auto":
-        return _read_features(_published_weights())
+        return _read_features(published_weights().get())
     path = Path(spec).expanduser()
     if not path.is_file():
         raise ValueError(f"visual_cfg.backbone_weights: {spec} is not a file; give a weights file, auto or none")

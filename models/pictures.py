@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+
+from utils.faces import FaceReport
 
 
 def check_crops(crops: np.ndarray, size: int) -> np.ndarray:
@@ -32,14 +34,17 @@ class Pictures:
     """Consecutive stretches (crops [v, S, S, 3], mask bool [v]) on the frame grid, pulled one by one.
 
     `wanted` frames at most belong to the sound. The first stretch is pulled at once, so that a source that cannot be
-    read says so here; later ones when `until` asks.
+    read says so here; later ones when `until` asks. `report` is what the source fills while it looks for the face.
     """
 
     def __init__(
-        self, stretches: Iterable[tuple[np.ndarray, np.ndarray]], wanted: int, source: str = "the video"
+        self, stretches: Iterable[tuple[np.ndarray, np.ndarray]], wanted: int, source: str = "the video",
+        report: FaceReport | None = None,
     ) -> None:
         self._stretches = iter(stretches)
         self.source = source  # its name for messages
+        self.report = report
+        self.on_crops: Callable[[np.ndarray], object] | None = None  # gets all crops [v, S, S, 3] as they are given out
         self.wanted = wanted
         self.pulled = 0  # frames so far
         self.seen = 0  # of which so many show a face
@@ -52,6 +57,8 @@ class Pictures:
             first = self.pulled
             self.pulled += len(crops)
             self.seen += int(mask.sum())
+            if self.on_crops is not None:
+                self.on_crops(crops)
             yield first, crops, mask
             self._ahead = next(self._stretches, None)
 

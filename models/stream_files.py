@@ -11,6 +11,7 @@ from models.enhance_files import give_back, open_pictures, recording, write_outp
 from models.enhancer import Enhancer, Outcome
 from models.jobs import Job
 from models.pictures import Pictures
+from models.saved_crops import saved_crops
 from models.spool import SpooledSound
 from models.streaming import StreamingEnhancer
 from utils.mux import check_remux
@@ -53,7 +54,7 @@ def stream_file(
     if job.with_picture:
         check_remux(job.video, job.output)
     with recording(job.audio, rate, keep_sample_rate) as (sound, heard, own_rate), SpooledSound() as given:
-        pictures, notes = open_pictures(enhancer, job, sound.n_samples / rate)
+        pictures, notes = open_pictures(enhancer, job, sound)
 
         def enhanced() -> Iterator[np.ndarray]:
             nonlocal readout
@@ -66,7 +67,8 @@ def stream_file(
             readout = stream.readout()
             yield stream.flush()
 
-        given.extend(give_back(enhanced(), rate, heard, own_rate, attenuation_limit_db))
+        with saved_crops(pictures, job.crops, sound, rate, enhancer.video_fps):
+            given.extend(give_back(enhanced(), rate, heard, own_rate, attenuation_limit_db))
         notes += write_output(job, given, own_rate)
     notes.append(
         f"streamed in {chunk_ms:g} ms chunks: latency {1e3 * readout.latency_samples / rate:.1f} ms "

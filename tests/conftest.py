@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,11 @@ from utils.config import complete_config
 from utils.media import write_clip
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# No test goes to the network, or depends on what somebody fetched before; the scripts they start inherit this.
+os.environ["LITEAVSE_OFFLINE"] = "1"
+os.environ["LITEAVSE_CACHE"] = str(Path(__file__).parent / "no_cache_folder")
+os.environ.pop("LITEAVSE_FACE_MODEL", None)
 
 
 def tiny_config(**sections: dict) -> dict:

@@ -29,13 +29,13 @@ def page(causal_checkpoint: Path) -> Iterator[Page]:
 
 
 def shown(
-    page: Page, video=None, audio=None, reference=None, noise="none", snr_db=0, picture="as it is", limit_db=40, **options
+    page: Page, video=None, audio=None, reference=None, noise="none", snr_db=0, picture="as it is", limit_db=40, face="the one that talks", **options
 ) -> list[tuple]:
     """All that the Enhance button makes the page show."""
     visitor = SimpleNamespace(session_hash=options.get("visitor", "somebody"))
     paths = (None if path is None else str(path) for path in (video, audio, reference))
     progress = options.get("progress", lambda share, desc: None)
-    return list(page.enhance(*paths, noise, snr_db, picture, limit_db, visitor, progress))
+    return list(page.enhance(*paths, noise, snr_db, picture, limit_db, face, visitor, progress))
 
 
 def test_it_is_served_to_this_machine_alone_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:

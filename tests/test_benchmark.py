@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import only_line
+from conftest import face_crops, only_line, voice
 
-from evaluation import benchmark, benchmark_live, benchmark_parts
+from evaluation import benchmark, benchmark_faces, benchmark_live, benchmark_parts
 from utils.config import complete_config
+from utils.media import write_clip
 
 TINY = complete_config({
     "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 1, "causal": True},
@@ -64,3 +65,10 @@ def test_peak_memory_is_that_of_the_call():
             time.sleep(0.01)
 
     assert 60e6 < benchmark_live._grown_by(1e-3, fill) < 90e6
+
+
+def test_face_crops_are_timed_and_a_missing_detector_says_why(tmp_path):
+    write_clip(tmp_path / "a.mp4", face_crops(10, 144), voice(0.4))
+    haar, center, yunet = benchmark_faces.bench_faces(1, tmp_path / "a.mp4")
+    assert haar["detector"] == "haar" and center["detector"] == "center" and 1 < haar["frames/s"] < center["frames/s"]
+    assert yunet["detector"] == "yunet" and "LITEAVSE_OFFLINE" in yunet["frames/s"]

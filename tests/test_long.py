@@ -18,7 +18,7 @@ from models.enhancer import Enhancer
 from models.overlap import enhance_overlapped
 from models.pictures import Pictures
 from models.spool import SpooledSound
-from utils import media
+from utils import face_video
 from utils.media import MediaError, crop_stretches, load_audio, load_video_frames, sound_pieces, write_clip
 
 RATE = 16000
@@ -60,7 +60,7 @@ def test_a_causal_model_never_takes_more_than_a_piece(monkeypatch: pytest.Monkey
 def test_a_video_file_is_decoded_as_far_as_the_sound_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "long.mp4"
     write_clip(path, face_crops(60), voice(2.4))
-    monkeypatch.setattr(media, "CHUNK_FRAMES", 10)
+    monkeypatch.setattr(face_video, "CHUNK_FRAMES", 10)
     model, cfg = tiny_model(model_cfg={"causal": True})
     enhancer = Enhancer(model, cfg)
     whole = enhancer.enhance(voice(2.4), RATE, load_video_frames(path)[0])
@@ -165,7 +165,7 @@ def test_what_is_no_sound_is_refused_in_pieces_too(tmp_path: Path) -> None:
 def test_stretches_of_crops_are_short_and_join_to_the_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_mpg(tmp_path / "a.mpg", face_crops(130), voice(5.2, 44100))
     whole, mask = load_video_frames(path, face_size=48, face_crop="center")
-    monkeypatch.setattr(media, "CHUNK_BYTES", 96 * 96 * 3 * 60)
+    monkeypatch.setattr(face_video, "CHUNK_BYTES", 96 * 96 * 3 * 60)
     stretches = list(crop_stretches(path, face_size=48, face_crop="center"))
     assert [len(crops) for crops, _ in stretches] == [60, 60, len(whole) - 120]
     np.testing.assert_array_equal(np.concatenate([crops for crops, _ in stretches]), whole)

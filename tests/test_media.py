@@ -1,179 +1,21 @@
-"""Decoding: any rate, size, layout and state of health in, the right samples and the right pictures out."""
+"""Decoding pictures: any rate, size and state of health in, the right pictures out."""
 
 from __future__ import annotations
 
 import struct
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import soundfile
+from grey_video import STEP, newest, noise, numbers, regular, write_video
 
 from utils import decode, media
+from utils.decode import picture_size
 from utils.media import MediaError, load_audio, load_video_frames, probe_media, write_clip
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
-STEP = 4  # grey levels between neighbouring source frames
-
-
-def write_video(
-    path: Path, times_sec: list[float], size: tuple[int, int] = (64, 64), codec: str = "libx264",
-    sound: np.ndarray | None = None, sound_at_sec: float = 0.0, sound_codec: str = "flac", fps: float = 25.0,
-) -> Path:
-    """A video whose k-th frame, shown at times_sec[k], is grey with the level 20 + STEP * k; sound at 16 kHz."""
-    height, width = size
-    rate = Fraction(fps).limit_denominator(1001)
-    clock = 1 / rate if codec == "mpeg1video" else Fraction(1, 90000)
-    with av.open(str(path), "w") as container:
-        video = container.add_stream(codec, rate=rate)
-        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-        video.codec_context.time_base = clock
-        if codec == "libx264":
-            video.options = {"crf": "4", "bf": "0", "g": "10"}
-        else:
-            video.bit_rate = 2_000_000
-        audio = container.add_stream(sound_codec, rate=16000) if sound is not None else None
-        if audio is not None:
-            audio.layout = "mono"
-        for index, at in enumerate(times_sec):
-            picture = np.full((height, width, 3), min(250, 20 + STEP * index), np.uint8)
-            if codec == "mpeg1video":  # something to spend bits on, so that pictures and sound alternate in the file
-                grain = np.random.default_rng(index).integers(-15, 16, (height, width, 1))
-                picture = np.clip(picture + grain, 0, 255).astype(np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.time_base, frame.pts = clock, round(at / clock)
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        if audio is not None:
-            samples = np.round(np.clip(sound, -1, 1) * 32767).astype(np.int16)
-            block = audio.codec_context.frame_size or 1024
-            for first in range(0, len(samples), block):
-                frame = av.AudioFrame.from_ndarray(samples[None, first : first + block], format="s16", layout="mono")
-                frame.sample_rate, frame.time_base = 16000, Fraction(1, 16000)
-                frame.pts = round(sound_at_sec * 16000) + first
-                container.mux(audio.encode(frame))
-            container.mux(audio.encode(None))
-    return path
-
-
-def regular(count: int, fps: float, first_sec: float = 0.0) -> list[float]:
-    return [first_sec + k / fps for k in range(count)]
-
-
-def numbers(frames: np.ndarray) -> list[int]:
-    """Source frame numbers that grey frames [V, S, S, 3] show."""
-    return [round((float(frame.mean()) - 20) / STEP) for frame in frames]
-
-
-def newest(times_sec: list[float], at_sec: float) -> int:
-    return max(k for k, t in enumerate(times_sec) if t <= at_sec + 0.0021)
-
-
-def noise(seconds: float, seed: int = 0) -> np.ndarray:
-    return 0.1 * np.random.default_rng(seed).standard_normal(round(16000 * seconds)).astype(np.float32)
-
-
-# sound
-
-
-def test_eight_bit_stereo_wav_at_44100_becomes_16k_mono(tmp_path: Path) -> None:
-    at = np.arange(44100) / 44100
-    left, right = 0.5 * np.sin(2 * np.pi * 440 * at), np.zeros(44100)
-    soundfile.write(tmp_path / "a.wav", np.stack([left, right], 1), 44100, subtype="PCM_U8")
-    wave = load_audio(tmp_path / "a.wav")
-    assert wave.shape == (16000,) and wave.dtype == np.float32
-    expected = 0.25 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
-    assert np.abs(wave - expected)[200:-200].max() < 0.01
-
-
-@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
-def test_a_window_of_a_sound_file_is_that_part_of_the_whole(tmp_path: Path, rate: int) -> None:
-    rng = np.random.default_rng(1)
-    soundfile.write(tmp_path / "a.wav", 0.2 * rng.standard_normal(2 * rate), rate, subtype="FLOAT")
-    whole = load_audio(tmp_path / "a.wav")
-    for start_sec, duration_sec in ((0.0, 0.5), (0.28, 0.5), (1.0, 0.04), (1.2346, 0.2), (1.9, 1.0)):
-        part = load_audio(tmp_path / "a.wav", 16000, start_sec, duration_sec)
-        first = round(start_sec * 16000)
-        expected = whole[first : first + round(duration_sec * 16000)]
-        assert len(part) == len(expected)
-        assert np.abs(part - expected).max() < 2e-3
-
-
-def test_sound_in_a_container_is_read_exactly_and_in_windows(tmp_path: Path) -> None:
-    sound = noise(13.0)
-    path = write_video(tmp_path / "a.mp4", regular(13, 1.0), sound=sound)
-    whole = load_audio(path)
-    assert np.abs(whole - sound).max() < 2 / 32768
-    for start_sec in (0.5, 11.0):  # read from the beginning, and sought
-        part = load_audio(path, 16000, start_sec, 0.5)
-        assert np.array_equal(part, whole[round(start_sec * 16000) :][:8000])
-
-
-def write_halves(path: Path, second_at_sec: float) -> np.ndarray:
-    """Two half seconds of sound, the second one from `second_at_sec` on; their samples in full scale 1, float [16000]."""
-    samples = (noise(1.0) * 32767).astype(np.int16)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=16000)
-        stream.layout = "mono"
-        for first, at_sec in ((0, 0.0), (8000, second_at_sec)):
-            frame = av.AudioFrame.from_ndarray(samples[None, first : first + 8000], format="s16", layout="mono")
-            frame.sample_rate, frame.time_base, frame.pts = 16000, Fraction(1, 16000), round(at_sec * 16000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return samples / 32768
-
-
-def test_sound_missing_in_the_middle_leaves_a_gap_so_that_the_rest_stays_in_time(tmp_path: Path) -> None:
-    samples = write_halves(tmp_path / "a.mkv", 1.5)
-    wave = load_audio(tmp_path / "a.mkv")
-    assert len(wave) == 32000
-    assert np.abs(wave[24000:] - samples[8000:]).max() < 1e-4 and not wave[8000:24000].any()
-
-
-def test_sound_that_begins_before_the_last_ended_is_cut_so_that_the_rest_stays_in_time(tmp_path: Path) -> None:
-    samples = write_halves(tmp_path / "a.mkv", 0.4)  # as recordings look that were joined packet by packet
-    wave = load_audio(tmp_path / "a.mkv")
-    assert len(wave) == 14400
-    assert np.abs(wave - np.delete(samples, slice(8000, 9600))).max() < 1e-4
-
-
-def test_a_header_that_ends_too_soon_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = noise(1.0)
-    path = write_video(tmp_path / "a.mp4", regular(5, 5.0), sound=sound)
-    monkeypatch.setattr(decode, "_said_end", lambda *arguments: 5000)
-    assert np.abs(load_audio(path) - sound).max() < 2 / 32768
-    monkeypatch.setattr(decode, "_said_end", lambda *arguments: 15990)  # in the last frame: what comes after is padding
-    assert len(load_audio(path)) == 15990
-
-
-def test_unusable_sound_is_refused_in_one_line_that_names_it(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
-    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan, 0.1]), 16000, subtype="FLOAT")
-    (tmp_path / "text.wav").write_text("not a sound at all\n" * 50)
-    (tmp_path / "zero.mp4").write_bytes(b"")
-    write_video(tmp_path / "mute.mp4", regular(5, 25))
-    (tmp_path / "folder.wav").mkdir()
-    for name, said in (
-        ("empty.wav", "no samples"), ("nan.wav", "NaN"), ("text.wav", "cannot be opened"), ("zero.mp4", "empty file"),
-        ("mute.mp4", "no sound"), ("folder.wav", "folder"),
-    ):  # fmt: skip
-        with pytest.raises(MediaError, match=name) as caught:
-            load_audio(tmp_path / name)
-        assert said in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="gone.wav"):
-        load_audio(tmp_path / "gone.wav")
-    soundfile.write(tmp_path / "short.wav", noise(0.5), 16000)
-    with pytest.raises(MediaError, match="ends before 3 s"):
-        load_audio(tmp_path / "short.wav", start_sec=3.0, duration_sec=1.0)
-
-
-def test_stereo_layouts_are_averaged_whichever_axis_they_are_on() -> None:
-    stereo = np.random.default_rng(0).standard_normal((100, 2))
-    assert np.allclose(media.to_mono(stereo), stereo.mean(1)) and np.allclose(media.to_mono(stereo.T), stereo.mean(1))
-    with pytest.raises(ValueError, match="shape"):
-        media.to_mono(np.zeros((2, 2, 2)))
 
 
 # pictures on the 25 fps grid
@@ -212,6 +54,37 @@ def test_time_zero_is_where_the_sound_begins(
     else:
         assert list(np.flatnonzero(mask)) == list(range(first_shown, first_shown + 25))
         assert numbers(frames[mask]) == list(range(25))
+
+
+@pytest.mark.parametrize("with_sound", [True, False])
+@pytest.mark.parametrize(("late_sec", "shown"), [(0.12, range(3, 25)), (-0.08, range(23)), (0.02, range(25))])
+def test_a_picture_that_is_late_is_shown_earlier(tmp_path: Path, with_sound: bool, late_sec: float, shown: range) -> None:
+    path = write_video(tmp_path / "a.mkv", regular(25, 25), sound=noise(1.0) if with_sound else None)
+    pictures = list(media.grid_frames(path, 0.0, 1.0, late_sec=late_sec))
+    first = round(max(0.0, -late_sec) * 25)  # nothing is there before an early picture begins
+    assert [picture is None for picture in pictures[: first + 1]] == [True] * first + [False]
+    seen = numbers(np.stack([picture for picture in pictures if picture is not None]))
+    assert seen[: len(shown)] == list(shown) and set(seen[len(shown) :]) <= {24}  # the last one is held for a while
+
+
+def test_a_late_picture_in_a_file_without_any_clock(tmp_path: Path) -> None:
+    path = tmp_path / "a.h264"  # the bare stream
+    with av.open(str(path), "w", format="h264") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.height, video.width, video.pix_fmt, video.options = 64, 64, "yuv420p", {"crf": "4", "bf": "0"}
+        for index in range(25):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 20 + STEP * index, np.uint8), format="rgb24")
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    pictures = [[picture for picture in media.grid_frames(path, late_sec=late) if picture is not None] for late in (0.0, 0.12)]
+    assert numbers(np.stack(pictures[0])) == list(range(25)) and numbers(np.stack(pictures[1])) == list(range(3, 25))
+
+
+def test_a_late_picture_in_a_window_far_into_the_file(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", regular(57, 5.0), fps=5.0, sound=noise(11.4))
+    whole = [picture for picture in media.grid_frames(path, late_sec=0.4) if picture is not None]
+    part = [picture for picture in media.grid_frames(path, 9.0, 0.52, late_sec=0.4) if picture is not None]
+    assert numbers(np.stack(part)) == numbers(np.stack(whole))[225:238]
 
 
 def test_mpeg_clock_that_does_not_begin_at_zero(tmp_path: Path) -> None:
@@ -264,6 +137,26 @@ def test_written_clips_read_back(tmp_path: Path) -> None:
         assert mask.all() and numbers(crops) == list(range(40))
 
 
+def test_a_clip_written_piece_by_piece_is_the_same(tmp_path: Path) -> None:
+    frames = np.stack([np.full((64, 64, 3), 20 + STEP * k, np.uint8) for k in range(30)])
+    sound = noise(1.2)
+    write_clip(tmp_path / "whole.mp4", frames, sound)
+    with media.ClipWriter(tmp_path / "pieces.mp4", 16000, 25.0, (64, 64)) as clip:
+        for first in (0, 7, 8):
+            clip.add(frames[first : {0: 7, 7: 8, 8: 30}[first]])
+        clip.finish(np.split(sound, [1, 5000, 17000]))
+    with media.ClipWriter(tmp_path / "mute.mp4", None, 25.0, (64, 64)) as clip:
+        clip.add(frames)
+        clip.finish([])
+    assert np.array_equal(load_audio(tmp_path / "pieces.mp4"), load_audio(tmp_path / "whole.mp4"))
+    for name in ("pieces.mp4", "mute.mp4"):
+        assert np.array_equal(load_video_frames(tmp_path / name, face_crop="none")[0],
+                              load_video_frames(tmp_path / "whole.mp4", face_crop="none")[0])  # fmt: skip
+    assert not media.has_audio(tmp_path / "mute.mp4")
+    with pytest.raises(MediaError, match="cannot be written"):
+        write_clip(tmp_path / "nowhere" / "a.mp4", frames, sound)
+
+
 def test_a_phone_video_is_turned_upright(tmp_path: Path) -> None:
     frames = np.zeros((5, 64, 96, 3), np.uint8)
     frames[:, :16, :24] = 250  # stored at the top left; shown clockwise it is at the top right
@@ -274,12 +167,13 @@ def test_a_phone_video_is_turned_upright(tmp_path: Path) -> None:
     (tmp_path / "turned.mp4").write_bytes(data)
     shown = next(media.grid_frames(tmp_path / "turned.mp4"))
     assert shown.shape == (96, 64, 3)
+    assert picture_size(tmp_path / "a.mp4") == (96, 64) and picture_size(tmp_path / "turned.mp4") == (64, 96)
     assert shown[4, -4].mean() > 200 and shown[4, 4].mean() < 50
 
 
 def test_large_pictures_are_reduced_before_anything_else(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", regular(2, 25), size=(1080, 1920))
-    assert next(media.grid_frames(path)).shape == (540, 960, 3)
+    assert next(media.grid_frames(path)).shape == (540, 960, 3) and picture_size(path) == (1920, 1080)
 
 
 # health

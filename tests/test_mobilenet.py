@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from models import mobilenet
-from models.mobilenet import MobileNetV3SmallFeatures, cached_weights_path, load_backbone_weights
+from models.mobilenet import MobileNetV3SmallFeatures, load_backbone_weights, published_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED_WEIGHTS = Path(__file__).parents[1].parent / "shared/data/weights/mobilenet_v3_small_features.pth"
@@ -157,6 +157,7 @@ def address(published, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(mobilenet, "WEIGHTS_URL", served.as_uri())
     monkeypatch.setattr(mobilenet, "WEIGHTS_SHA256_PREFIX", hashlib.sha256(served.read_bytes()).hexdigest()[:8])
     monkeypatch.setenv("LITEAVSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LITEAVSE_OFFLINE")  # nothing leaves this machine: addresses are file:// or 127.0.0.1
     return served
 
 
@@ -220,8 +221,8 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
 
 def test_auto_fetches_once_and_keeps_the_file(address, random_backbone):
     first = load_backbone_weights("auto")
-    assert cached_weights_path().read_bytes() == address.read_bytes()
-    assert [path.name for path in cached_weights_path().parent.iterdir()] == [cached_weights_path().name]
+    assert published_weights().path.read_bytes() == address.read_bytes()
+    assert [path.name for path in published_weights().path.parent.iterdir()] == [published_weights().path.name]
     address.unlink()  # from now on there is no network
     again = load_backbone_weights("auto")
     for key, value in random_backbone.state_dict().items():
@@ -236,7 +237,7 @@ def test_what_cannot_be_fetched_says_where_from_and_what_to_do(address):
     address.unlink()
     with pytest.raises(ValueError) as caught:
         load_backbone_weights("auto")
-    for part in (mobilenet.WEIGHTS_URL, str(cached_weights_path()), "visual_cfg.backbone_weights: none"):
+    for part in (mobilenet.WEIGHTS_URL, str(published_weights().path), "visual_cfg.backbone_weights: none"):
         assert part in _one_line(caught)
 
 
@@ -249,7 +250,14 @@ def test_a_server_that_never_answers_times_out(address, monkeypatch):
         with pytest.raises(ValueError, match="timed out") as caught:
             load_backbone_weights("auto")
     assert "backbone_weights: none" in _one_line(caught)
-    assert not cached_weights_path().exists()
+    assert not published_weights().path.exists()
+
+
+def test_offline_nothing_is_asked_for(address, monkeypatch):
+    monkeypatch.setenv("LITEAVSE_OFFLINE", "1")
+    with pytest.raises(ValueError, match="LITEAVSE_OFFLINE") as caught:
+        load_backbone_weights("auto")
+    assert str(published_weights().path) in _one_line(caught) and not published_weights().path.exists()
 
 
 def test_a_damaged_download_is_refused_and_not_kept(address):
@@ -257,15 +265,15 @@ def test_a_damaged_download_is_refused_and_not_kept(address):
     with pytest.raises(ValueError, match="damaged") as caught:
         load_backbone_weights("auto")
     assert mobilenet.WEIGHTS_URL in _one_line(caught)
-    assert not cached_weights_path().exists()
+    assert not published_weights().path.exists()
 
 
 def test_a_foreign_file_in_the_cache_is_named(address):
-    cached_weights_path().parent.mkdir()
-    cached_weights_path().write_bytes(b"something else")
+    published_weights().path.parent.mkdir()
+    published_weights().path.write_bytes(b"something else")
     with pytest.raises(ValueError, match="remove the file") as caught:
         load_backbone_weights("auto")
-    assert str(cached_weights_path()) in _one_line(caught)
+    assert str(published_weights().path) in _one_line(caught)
 
 
 def test_a_cache_that_cannot_be_written_says_so(address, monkeypatch):

@@ -195,6 +195,7 @@ LEAVES_BEHIND = {
     "results/recordings/meeting_enhanced.png", "results/recordings/enhanced.csv", "results/videos/talker_awb_enhanced.mp4",
     "results/recordings/talker_awb_enhanced.wav", "enhanced.wav", "results/semamba/meeting.wav",
     "results/streamed/talker_awb_enhanced.wav", "live.wav",
+    "results/seen/talker_awb_crop.mp4", "results/in_step/talker_awb_enhanced.wav",
     "data/lists/raw/grid_train.json", "data/lists/grid_train.json", "data/lists/grid_valid.json", "data/lists/grid_test.json",
     "data/lists/noise_train.json", "exp/small/best.pth", "exp/small/config.yaml", "exp/small/environment.json",
     "exp/small/log.jsonl", "results/small/talker_awb_enhanced.wav", "data/synthetic/synth_train.json", "exp/smoke/log.jsonl",

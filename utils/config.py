@@ -158,7 +158,7 @@ class VisualCfg(_Section):
     freeze_visual_encoder: bool = True
     video_fps: PositiveFloat = 25.0
     face_size: PositiveInt = 96
-    face_crop: Literal["auto", "haar", "center", "none"] = "auto"
+    face_crop: Literal["auto", "yunet", "haar", "center", "none"] = "auto"
     backbone_weights: str = "auto"  # auto: fetched once and cached; none: random; or a path
     visual_dim: PositiveInt = 512
     remove_mean_frames: NonNegativeInt = 25  # visual features less their mean over so many past frames; 0: as they are

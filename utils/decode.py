@@ -62,9 +62,9 @@ def open_media(path: str | os.PathLike, options: dict[str, str] | None = None) -
 
 
 def video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream | None:
-    """First moving picture; a cover image attached to music is none."""
+    """First moving picture that there is a decoder for; a cover image attached to music is none."""
     for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
+        if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic:
             return stream
     return None
 
@@ -236,7 +236,7 @@ class _Pictures:
     def __init__(self, stream: av.video.stream.VideoStream) -> None:
         self._reformatter = av.video.reformatter.VideoReformatter()
         aspect = float(stream.sample_aspect_ratio or 1)
-        self._aspect = aspect if 0.2 < aspect < 5 else 1.0
+        self.aspect = aspect if 0.2 < aspect < 5 else 1.0
         self._size: tuple[int, int] | None = None
         self._last: tuple[av.video.frame.VideoFrame, np.ndarray] | None = None
 
@@ -245,34 +245,56 @@ class _Pictures:
         if self._last is not None and self._last[0] is frame:
             return self._last[1]
         if self._size is None:
-            scale = min(1.0, LONGEST_SIDE / max(frame.width * self._aspect, frame.height))
-            self._size = max(1, round(frame.width * self._aspect * scale)), max(1, round(frame.height * scale))
+            scale = min(1.0, LONGEST_SIDE / max(frame.width * self.aspect, frame.height))
+            self._size = max(1, round(frame.width * self.aspect * scale)), max(1, round(frame.height * scale))
         width, height = self._size
         shrinks = (width, height) != (frame.width, frame.height)
         rgb = self._reformatter.reformat(
             frame, width, height, format="rgb24", interpolation="AREA" if shrinks else "BILINEAR", **_ONE_THREAD
         ).to_ndarray()
-        turns = round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+        turns = self.turns(frame)
         picture = np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
         self._last = (frame, picture)
         return picture
 
+    @staticmethod
+    def turns(frame: av.video.frame.VideoFrame) -> int:
+        """Quarter turns against the clock that bring the frame upright."""
+        return round((getattr(frame, "rotation", 0) or 0) / 90) % 4
+
+
+def picture_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height) of the upright picture in square pixels, as it is shown; MediaError when there is none."""
+    with open_media(path) as container:
+        stream = video_stream(container)
+        frame = None if stream is None else next(iter(Decoder(container, stream)), None)
+        if frame is None:
+            raise MediaError(f"{path} has no picture that can be decoded")
+        pictures = _Pictures(stream)
+        width, height = round(frame.width * pictures.aspect), frame.height
+        return (height, width) if pictures.turns(frame) % 2 else (width, height)
+
 
 def _timed_frames(
-    path: str | os.PathLike, start_sec: float, pictures: list[_Pictures]
+    path: str | os.PathLike, start_sec: float, pictures: list[_Pictures], late_sec: float
 ) -> Iterator[tuple[float, av.video.frame.VideoFrame, float]]:
-    """(seconds since the sound began, frame, seconds it lasts), rising, from the frame shown at start_sec or earlier."""
+    """(seconds since time zero, frame, seconds it lasts), rising, from the frame shown at start_sec or earlier.
+
+    Time zero is where the sound begins (else the first picture), and for a picture that is late by late_sec so much later.
+    """
     zero_sec = sound_start_sec(path)
     for seeking in (True, False):
         with open_media(path) as container:
             stream = video_stream(container)
             if stream is None:
-                raise MediaError(f"{path} has no picture")
+                unknown = " that can be decoded" if container.streams.video else ""
+                raise MediaError(f"{path} has no picture{unknown}")
             stream.thread_type = "AUTO" if stream.width * stream.height > 640 * 480 else "SLICE"
             period = 1.0 / float(stream.average_rate or stream.base_rate or 25)
             base = zero_sec
             if base is None and stream.start_time is not None:
                 base = float(stream.start_time * stream.time_base)
+            base = None if base is None else base + late_sec
             if seeking and start_sec > 5.0 and base is not None:
                 try:
                     container.seek(int((base + start_sec - PREROLL_SEC) * av.time_base))
@@ -284,10 +306,11 @@ def _timed_frames(
             last = -math.inf
             decoder = Decoder(container, stream)
             for frame in decoder:
-                at = frame.time if frame.time is not None else (last if math.isfinite(last) else -period) + period
-                if base is None:
-                    base = at
-                at -= base
+                if frame.time is not None:
+                    base = frame.time + late_sec if base is None else base
+                    at = frame.time - base
+                else:
+                    at = last + period if math.isfinite(last) else -late_sec
                 if seeking and last == -math.inf and at > start_sec:
                     break  # the seek landed too late; read from the beginning instead
                 if at <= last:
@@ -302,12 +325,14 @@ def _timed_frames(
 
 
 def grid_frames(
-    path: str | os.PathLike, start_sec: float = 0.0, duration_sec: float | None = None, fps: float = 25.0
+    path: str | os.PathLike, start_sec: float = 0.0, duration_sec: float | None = None, fps: float = 25.0,
+    late_sec: float = 0.0,
 ) -> Iterator[np.ndarray | None]:
     """Pictures on a regular grid: entry k is the newest frame at start_sec + k / fps, None where there is none.
 
-    Time zero is where the file's sound begins (else its first picture). A frame up to JITTER_SEC late still counts; a
-    frame is shown for HOLD_SEC at most, so gaps, a late beginning and an early end are None. Yields uint8 [H, W, 3].
+    Time zero is where the file's sound begins (else its first picture). A picture that is late by late_sec, so that lips
+    move after their sound, is shown so much earlier. A frame up to JITTER_SEC late still counts; a frame is shown for
+    HOLD_SEC at most, so gaps, a late beginning and an early end are None. Yields uint8 [H, W, 3].
     """
     wanted = None if duration_sec is None else math.ceil(duration_sec * fps - 1e-6)
     pictures: list[_Pictures] = []
@@ -317,7 +342,7 @@ def grid_frames(
     def picture_at(at_sec: float) -> np.ndarray | None:
         return pictures[0](shown[1]) if shown is not None and at_sec - shown[0] <= HOLD_SEC + JITTER_SEC else None
 
-    for at, frame, period in _timed_frames(path, start_sec, pictures):
+    for at, frame, period in _timed_frames(path, start_sec, pictures, late_sec):
         while (wanted is None or tick < wanted) and start_sec + tick / fps < at - JITTER_SEC:
             yield picture_at(start_sec + tick / fps)
             tick += 1

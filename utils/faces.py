@@ -2,109 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 
-FACE_METHODS = ("auto", "haar", "center", "none")
+from utils.detectors import (
+    FACE_METHODS,
+    Detector,
+    FaceBox,
+    FaceMethod,
+    HaarDetector,
+    YuNetDetector,
+    load_detector,
+    settle_method,
+)
+from utils.sync import TALKING_LEAD, OffsetEstimate, SoundTrack, mouth_fit, talking
+from utils.tracks import DETECT_EVERY, Track, joined, link, most_at_once, size, steady_boxes
 
-DETECT_EVERY = 5  # frames
-DETECT_SIDE = 320  # pixels, longest side of the picture that is searched
-BRIDGE_SEC = 0.4  # a face unseen for longer than this is gone
-SMOOTH_DETECTIONS = 5  # running median over this many detections (1 s): heads drift, detectors jump
-CROP_MARGIN = 1.05  # crop side over face box side: forehead to chin, the mouth as large as 96 pixels allow
+__all__ = [
+    "FACE_METHODS", "FaceBox", "FaceCropper", "FaceOptions", "FaceReport", "HaarDetector", "YuNetDetector", "crop_faces",
+    "cut_square",
+]  # fmt: skip
 
-# OpenCV's thread pool does not survive a fork, and a loader's worker would wait for it for ever. Pictures this small gain
-# nothing from it, so no pool is ever made.
-cv2.setNumThreads(1)
+LEAST_TALK_LOOKS = 5  # a head seen in fewer looks (1 s) is not judged by its mouth
+LARGE = 0.6  # of the largest track's size: a head that may be the speaker's even if its mouth does not clearly say so
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class FaceBox:
-    """A square face region in pixels of the searched picture: centre and side of the crop it stands for."""
+class FaceOptions:
+    """How a video is looked at: detector, which face, and how late the picture is.
 
-    x: float
-    y: float
-    side: float
-
-    def near(self, other: FaceBox) -> bool:
-        """Whether both may be one head in neighbouring looks: centres within half a side, sizes within a half."""
-        side = max(self.side, other.side)
-        return abs(self.x - other.x) + abs(self.y - other.y) < 0.5 * side and min(self.side, other.side) > 0.6 * side
-
-
-Detector = Callable[[np.ndarray], Sequence[FaceBox]]  # uint8 RGB picture [H, W, 3] -> boxes, any order
-
-
-class HaarDetector:
-    """OpenCV 4's bundled frontal-face cascade on a reduced grey picture."""
-
-    def __init__(self) -> None:
-        cascade = Path(cv2.data.haarcascades) / "haarcascade_frontalface_default.xml"
-        if not hasattr(cv2, "CascadeClassifier") or not cascade.is_file():
-            raise ValueError(
-                f"OpenCV {cv2.__version__} has no Haar cascades (5.0 dropped them); "
-                "pip install 'opencv-python-headless<5', or use face_crop: center"
-            )
-        self._cascade = cv2.CascadeClassifier(str(cascade))
-
-    def __call__(self, picture: np.ndarray) -> list[FaceBox]:
-        height, width = picture.shape[:2]
-        scale = min(1.0, DETECT_SIDE / max(height, width))
-        grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
-        if scale < 1.0:
-            reduced = (max(1, round(width * scale)), max(1, round(height * scale)))
-            grey = cv2.resize(grey, reduced, interpolation=cv2.INTER_AREA)
-        smallest = max(24, round(0.12 * min(grey.shape)))
-        if min(grey.shape) < smallest:
-            return []
-        found = self._cascade.detectMultiScale(cv2.equalizeHist(grey), 1.15, 4, minSize=(smallest, smallest))
-        # Haar boxes end between lower lip and chin: the crop sits a little lower than the box.
-        return [
-            FaceBox((x + w / 2) / scale, (y + 0.58 * h) / scale, CROP_MARGIN * w / scale)
-            for x, y, w, h in np.asarray(found).reshape(-1, 4)
-        ]
-
-
-def _best_track(looks: Sequence[Sequence[FaceBox]], known: FaceBox | None) -> list[FaceBox | None]:
-    """The one head to follow: boxes linked from look to look, the largest and longest track wins, one box per look.
-
-    Tracks of one head that was lost for a while are joined where the next begins near the end of the last. `known` is
-    the head followed before; a track that continues it is preferred.
+    method: one of FACE_METHODS, None for the recipe's. model: YuNet's file. face: N, the N-th face from the left (from 1),
+    or (x, y), the face at that point, as shares of width and height where both are 1 or less, else in pixels of the
+    upright picture; None: the one that talks, else the largest and longest. av_offset_ms: positive where the picture is
+    late, so that lips move after their sound; "auto" measures it. ValueError for what cannot be.
     """
-    tracks: list[dict[int, FaceBox]] = []
-    for index, boxes in enumerate(looks):
-        free = list(range(len(tracks)))
-        for box in sorted(boxes, key=lambda candidate: -candidate.side):
-            match = next((i for i in free if tracks[i][max(tracks[i])].near(box)), None)
-            if match is None:
-                tracks.append({index: box})
-            else:
-                free.remove(match)
-                tracks[match][index] = box
-    if not tracks:
-        return [None] * len(looks)
 
-    def weight(track: dict[int, FaceBox]) -> float:
-        total = sum(box.side for box in track.values())
-        return 2.0 * total if known is not None and known.near(track[min(track)]) else total
+    method: str | None = None
+    model: str | None = None
+    face: int | tuple[float, float] | None = None
+    av_offset_ms: float | str = 0.0
 
-    best = max(tracks, key=weight)
-    # A head that walked on while unseen starts a new track; take those that share no look with the best one.
-    for track in sorted(tracks, key=weight, reverse=True):
-        if not set(track) & set(best) and len(track) > 1:
-            best = {**best, **track}
-    return [best.get(index) for index in range(len(looks))]
+    def __post_init__(self) -> None:
+        if self.method is not None and self.method not in FACE_METHODS:
+            raise ValueError(f"face_crop {self.method!r} is not known; use one of {', '.join(FACE_METHODS)}")
+        if isinstance(self.face, tuple):
+            if len(self.face) != 2 or not all(0 <= value < 1e5 for value in self.face):
+                raise ValueError(f"face {self.face!r} should be two numbers, x and y from the top left, e.g. 0.3,0.5")
+        elif self.face is not None and self.face < 1:
+            raise ValueError(f"face {self.face} should be 1 (the leftmost) or more")
+        if self.av_offset_ms != "auto" and not (not isinstance(self.av_offset_ms, str) and abs(self.av_offset_ms) <= 10_000):
+            raise ValueError(f"av_offset_ms {self.av_offset_ms!r} should be milliseconds, 10 s at most, or auto")
+
+    @classmethod
+    def of(cls, given: str | FaceOptions) -> FaceOptions:
+        """`given` itself, or the options that a method alone makes."""
+        return given if isinstance(given, FaceOptions) else cls(method=given)
 
 
-def _running_median(values: np.ndarray, width: int) -> np.ndarray:
-    """Median over `width` entries around each of values [n, d], edges repeated."""
-    half = width // 2
-    padded = np.pad(values, ((half, half), (0, 0)), mode="edge")
-    return np.median(np.lib.stride_tricks.sliding_window_view(padded, width, axis=0), axis=-1)
+@dataclass
+class FaceReport:
+    """What came of looking at a video; filled while it is looked at."""
+
+    detector: str = ""  # what found the faces; "" before there was a picture
+    looked: bool = False  # whether that is a face detector
+    found: int = 0  # most faces at one time
+    fallback: str | None = None  # one line: why `detector` is not the first choice
+    choices: list[str] = field(default_factory=list)  # one line for each time a head was chosen among several, or in vain
+    offset_ms: float = 0.0  # taken back from the picture: positive where it was late
+    estimate: OffsetEstimate | None = None  # with av_offset_ms "auto"
+
+    def summary(self) -> str:
+        """How many faces there are and what found them, for a line about a file."""
+        faces = {0: "no face", 1: "1 face"}.get(self.found, f"{self.found} faces")
+        offset = f", picture {_lateness(self.offset_ms)}" if self.offset_ms else ""
+        return (f"{faces} ({self.detector})" if self.looked else self.detector) + offset
+
+    def notes(self) -> list[str]:
+        """One line each of what a user should know beyond `detector` and `found`."""
+        notes = self.choices[:3] + ([f"... and {len(self.choices) - 3} choices more"] if len(self.choices) > 3 else [])
+        if self.estimate is not None:
+            said = f"the picture seems {_lateness(1e3 * self.estimate.offset_sec)}"
+            done = "taken back" if self.estimate.sure else "not sure enough, left as it is"
+            notes.append(f"av_offset auto: {said} (confidence {self.estimate.confidence:.1f}; from 1 on it is sure): {done}")
+        return notes
+
+
+def _lateness(milliseconds: float) -> str:
+    return f"{abs(milliseconds):.0f} ms {'late' if milliseconds >= 0 else 'early'}"
 
 
 def cut_square(picture: np.ndarray, box: FaceBox, size: int) -> np.ndarray:
@@ -123,39 +113,59 @@ def cut_square(picture: np.ndarray, box: FaceBox, size: int) -> np.ndarray:
     return cv2.resize(inner, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_LINEAR)
 
 
+def _cut(frames: np.ndarray, boxes: Sequence[FaceBox | None], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames uint8 [V, H, W, 3], a box or None each -> (crops uint8 [V, S, S, 3], mask bool [V]), black where None."""
+    crops = np.zeros((len(frames), size, size, 3), np.uint8)
+    for index, box in enumerate(boxes):
+        if box is not None:
+            crops[index] = cut_square(frames[index], box, size)
+    return crops, np.array([box is not None for box in boxes], bool)
+
+
 class FaceCropper:
     """Crops one speaker's face out of consecutive stretches of frames, remembering the head between stretches.
 
-    `method` as in `crop_faces`; a `detector` of your own takes the place of the one that "auto" or "haar" would load.
+    `method` as in `crop_faces`, or options; a `detector` of your own takes the place of the one that would be loaded.
+    `sound` is the recording's: among several heads the one that talks is then followed. What was done goes into `report`.
     """
 
     def __init__(
-        self, face_size: int = 96, method: str = "auto", fps: float = 25.0, detector: Detector | None = None
+        self, face_size: int = 96, method: str | FaceOptions = "auto", fps: float = 25.0, detector: Detector | None = None,
+        *, sound: SoundTrack | None = None, report: FaceReport | None = None,
     ) -> None:
-        if method not in FACE_METHODS:
-            raise ValueError(f"face_crop {method!r} is not known; use one of {', '.join(FACE_METHODS)}")
-        self._size, self._method, self._fps = face_size, method, fps
+        options = FaceOptions.of(method)
+        method = options.method or "auto"
+        given = detector is not None and method in ("auto", "yunet", "haar")
+        settled = FaceMethod("given") if given else settle_method(method, options.model)
+        self._size, self._method, self._fps = face_size, settled.method, fps
+        self._detect = detector if given else load_detector(settled)
+        self._face, self._sound = options.face, sound
         self._known: FaceBox | None = None
-        self._detect = detector if method not in ("auto", "haar") else detector or HaarDetector()
+        self._settled = False  # whether the head was chosen by more than its size
+        self._at_sec = 0.0  # when this stretch begins
+        self.report = report if report is not None else FaceReport()
+        named = {"center": "middle of the picture", "none": "whole picture"}
+        self.report.looked = self._detect is not None
+        self.report.detector = named.get(settled.method) or getattr(self._detect, "name", "detector given")
+        self.report.fallback = settled.fallback
 
-    def __call__(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """frames uint8 [V, H, W, 3] -> (crops uint8 [V, S, S, 3], mask bool [V]); crops are black where masked."""
+    def __call__(self, frames: np.ndarray, at_sec: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """frames uint8 [V, H, W, 3] -> (crops uint8 [V, S, S, 3], mask bool [V]); crops are black where masked.
+
+        The first frame is shown at at_sec of the sound.
+        """
         frames = np.asarray(frames)
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
             raise ValueError(f"frames should be uint8 [V, H, W, 3], not {frames.dtype} {list(frames.shape)}")
         count, height, width = frames.shape[:3]
-        size = self._size
-        crops = np.zeros((count, size, size, 3), np.uint8)
+        self._at_sec = at_sec
         if self._method == "none":
             return self._whole(frames), np.ones(count, bool)
         if self._method == "center":
-            boxes: list[FaceBox | None] = [FaceBox(width / 2, height / 2, min(height, width))] * count
+            boxes: Sequence[FaceBox | None] = [FaceBox(width / 2, height / 2, min(height, width))] * count
         else:
             boxes = self._face_boxes(frames)
-        for index, box in enumerate(boxes):
-            if box is not None:
-                crops[index] = cut_square(frames[index], box, size)
-        return crops, np.array([box is not None for box in boxes], bool)
+        return _cut(frames, boxes, self._size)
 
     def _whole(self, frames: np.ndarray) -> np.ndarray:
         size = self._size
@@ -174,34 +184,91 @@ class FaceCropper:
             return []
         at = sorted({*range(0, count, DETECT_EVERY), count - 1})
         assert self._detect is not None
-        track = _best_track([self._detect(frames[index]) for index in at], self._known)
-        seen = np.array([index for index, box in zip(at, track, strict=True) if box is not None])
-        if not len(seen):
+        tracks = link([self._detect(frames[index]) for index in at])
+        self.report.found = max(self.report.found, most_at_once(tracks))
+        chosen = self._choose(tracks, at, frames) if tracks else None
+        if chosen is None:
             return [None] * count
-        found = np.array([(box.x, box.y, box.side) for box in track if box is not None])
-        centre = _running_median(found[:, :2], SMOOTH_DETECTIONS)
-        # One size for the stretch: a crop that breathes looks like a moving mouth.
-        side = float(np.median(found[:, 2]))
+        boxes = steady_boxes(joined(chosen, tracks), at, count, self._fps)
+        side = next(box.side for box in boxes if box is not None)
         if self._known is not None and 0.8 < side / self._known.side < 1.25:
             side = 0.5 * (side + self._known.side)
-        x, y = (np.interp(np.arange(count), seen, centre[:, axis]) for axis in (0, 1))
-        self._known = FaceBox(float(x[-1]), float(y[-1]), side)
-        present = self._present(count, seen)
-        return [FaceBox(float(x[i]), float(y[i]), side) if present[i] else None for i in range(count)]
+        boxes = [FaceBox(box.x, box.y, side) if box is not None else None for box in boxes]
+        self._known = next(box for box in reversed(boxes) if box is not None)
+        return boxes
 
-    def _present(self, count: int, seen: np.ndarray) -> np.ndarray:
-        """bool [count]: within reach of a detection, where gaps of up to BRIDGE_SEC count as seen throughout."""
-        frames = np.arange(count)
-        present = np.abs(frames[:, None] - seen[None, :]).min(axis=1) <= DETECT_EVERY // 2
-        bridge = BRIDGE_SEC * self._fps
-        for before, after in zip(seen[:-1], seen[1:], strict=True):
-            if after - before <= bridge + 1e-6:
-                present[before:after] = True
-        if seen[0] <= bridge / 2:
-            present[: seen[0]] = True
-        if count - 1 - seen[-1] <= bridge / 2:
-            present[seen[-1] :] = True
-        return present
+    def _choose(self, tracks: Sequence[Track], at: Sequence[int], frames: np.ndarray) -> Track | None:
+        """The head to follow through this stretch: the one followed so far, else as asked, by its talking, or by size."""
+        steady = sorted([track for track in tracks if len(track) >= min(2, len(at))] or tracks, key=_column)
+        same = [track for track in steady if self._known is not None and self._known.near(track[min(track)])]
+        if same and self._settled:
+            return max(same, key=size)
+        if self._face is not None:
+            return self._asked_for(steady, frames)
+        scores = self._talk_scores(steady, at, frames) if len(steady) > 1 else []
+        lead = (scores[0][0] - scores[1][0]) * min(scores[0][1], scores[1][1]) ** 0.5 if len(scores) > 1 else 0.0
+        self._settled = lead >= TALKING_LEAD
+        if self._settled:
+            best, why = scores[0][2], "its mouth moves with the sound"
+        elif same:
+            return max(same, key=size)
+        else:
+            largest = max(size(track) for track in steady)
+            talker = next((track for _, _, track in scores if size(track) > LARGE * largest), None)
+            best = talker or max(steady, key=size)
+            why = "the largest and longest seen" if talker is None else "its mouth fits the sound best, if not clearly"
+        if len(steady) > 1:
+            fits = ", ".join(f"{score:.2f}" for score, _, _ in scores)
+            self._say(steady, best, frames, why + (f" (fits from best to worst: {fits})" if fits else ""))
+        return best
+
+    def _asked_for(self, steady: Sequence[Track], frames: np.ndarray) -> Track | None:
+        """The N-th track from the left, or the one at a point; None, and a line in the report, when there is none."""
+        if isinstance(self._face, tuple):
+            height, width = frames.shape[1:3]
+            point = FaceBox(self._face[0] * width, self._face[1] * height, 1.0)
+            best = min(steady, key=lambda track: min(box.away(point) for box in track.values()))
+            place = f"{self._face[0]:.2f},{self._face[1]:.2f}"
+            if min(box.away(point) for box in best.values()) > 1.0:
+                self.report.choices.append(f"{self._when()}no face at {place} as asked for: none is shown")
+                return None
+            why = f"the face asked for at {place}"
+        else:
+            assert self._face is not None
+            if len(steady) < self._face:
+                self.report.choices.append(
+                    f"{self._when()}face {self._face} from the left was asked for, but there are {len(steady)}: none is shown"
+                )
+                return None
+            best, why = steady[self._face - 1], "as asked for"
+        self._settled = True
+        self._say(steady, best, frames, why)
+        return best
+
+    def _talk_scores(self, steady: Sequence[Track], at: Sequence[int], frames: np.ndarray) -> list[tuple[float, float, Track]]:
+        """(how well its mouth fits the sound, seconds of it, track) of those seen long enough, the best first."""
+        scores = []
+        for track in steady if self._sound is not None else ():
+            if len(track) < LEAST_TALK_LOOKS:
+                continue
+            crops, mask = _cut(frames, steady_boxes(track, at, len(frames), self._fps), self._size)
+            fits, seconds = mouth_fit(crops, mask, self._at_sec, self._fps, self._sound)
+            scores.append((talking(fits), seconds, track))
+        return sorted(scores, key=lambda entry: -entry[0])
+
+    def _say(self, steady: Sequence[Track], best: Track, frames: np.ndarray, why: str) -> None:
+        height, width = frames.shape[1:3]
+        box = best[min(best)]
+        place = f"{box.x / width:.2f},{box.y / height:.2f}"
+        number = next(index for index, track in enumerate(steady, 1) if track is best)
+        self.report.choices.append(f"{self._when()}face {number} of {len(steady)} from the left, at {place}: {why}")
+
+    def _when(self) -> str:
+        return f"from {self._at_sec:.0f} s on, " if self._at_sec else ""
+
+
+def _column(track: Track) -> float:
+    return float(np.mean([box.x for box in track.values()]))
 
 
 def crop_faces(
@@ -209,8 +276,8 @@ def crop_faces(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Face crops of a clip: frames uint8 [V, H, W, 3] RGB -> (crops uint8 [V, S, S, 3], mask bool [V]).
 
-    "haar" (and "auto", the best detector there is): detection, one head followed, smoothed, one square with a fixed
-    margin; frames without the face are black and masked False, never invented. "center": the middle square. "none":
-    the whole picture, resized.
+    "yunet", "haar" ("auto": the best there is): detection, one head followed, smoothed, one square with a fixed margin;
+    frames without the face are black and masked False, never invented. "center": the middle square. "none": the whole
+    picture, resized.
     """
     return FaceCropper(face_size, method, fps)(frames)

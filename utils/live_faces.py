@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from utils.faces import FaceBox, HaarDetector, cut_square
+from utils.detectors import Detector, FaceBox, load_detector, settle_method
+from utils.faces import cut_square
 
 LOOK_EVERY = 5  # pictures
 LOST_SEC = 0.4  # a face unseen for longer than this is gone
 EASE = 0.3  # share of a new look in the box: a detector jumps, and a box that jumps looks like a mouth that moves
 
 
+def best_detector() -> Detector:
+    """The best detector there is on this machine; where there is none, the middle of the picture is taken for the face."""
+    return load_detector(settle_method("auto")) or _middle
+
+
+def _middle(picture: np.ndarray) -> list[FaceBox]:
+    height, width = picture.shape[:2]
+    return [FaceBox(width / 2, height / 2, min(height, width))]
+
+
 class LiveCropper:
     """Crops the face that was there before, else the largest one; looks for it in every LOOK_EVERY-th picture."""
 
-    def __init__(self, face_size: int = 96, detector: Callable[[np.ndarray], Sequence[FaceBox]] | None = None) -> None:
+    def __init__(self, face_size: int = 96, detector: Detector | None = None) -> None:
         self._size = face_size
-        self._detect = detector or HaarDetector()
+        self._detect = detector or best_detector()
         self._box: FaceBox | None = None
         self._seen_sec = -np.inf
         self._until_look = 0

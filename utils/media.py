@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import TracebackType
 
 import av
 import numpy as np
@@ -25,11 +27,12 @@ from utils.decode import (
     probe_media,
     video_stream,
 )
-from utils.faces import FaceCropper
+from utils.face_video import crop_stretches, load_video_frames
 
 __all__ = [
     "AUDIO_EXTENSIONS",
     "VIDEO_EXTENSIONS",
+    "ClipWriter",
     "MediaError",
     "MediaInfo",
     "crop_stretches",
@@ -53,8 +56,6 @@ VIDEO_EXTENSIONS = (
     ".mp4", ".mpg", ".mpeg", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".ts", ".mts", ".3gp", ".wmv", ".flv",
 )  # fmt: skip
 
-CHUNK_FRAMES = 250  # pictures held in memory at once, fewer when they would fill more than CHUNK_BYTES
-CHUNK_BYTES, LEAST_CHUNK_FRAMES = 128 << 20, 50  # two seconds are needed to tell a head that is lost from one that blinks
 CLIP_CRF = 12  # H.264 quality of written crops: no visible loss at 96 x 96
 
 
@@ -226,97 +227,84 @@ def _is_audio_name(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() not in VIDEO_EXTENSIONS
 
 
-def load_video_frames(
-    video_path: str | os.PathLike, start_sec: float = 0.0, duration_sec: float | None = None, face_size: int = 96,
-    fps: float = 25.0, face_crop: str = "auto",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Face crops of a video on the `fps` grid by timestamp -> (uint8 [V, S, S, 3] RGB, mask bool [V]).
-
-    V = ceil(duration_sec * fps), or what the video holds. Where there is no picture or no face, the crop is black and
-    the mask False. A video of face_size x face_size is taken to be crops already (face_crop "auto"). Time zero is where
-    the file's own sound begins. MediaError when nothing can be decoded.
-    """
-    stretches = list(crop_stretches(video_path, start_sec, duration_sec, face_size, fps, face_crop))
-    if not stretches:
-        raise MediaError(f"{video_path} has no picture at {start_sec:g} s or later")
-    return np.concatenate([crops for crops, _ in stretches]), np.concatenate([mask for _, mask in stretches])
-
-
-def crop_stretches(
-    video_path: str | os.PathLike, start_sec: float = 0.0, duration_sec: float | None = None, face_size: int = 96,
-    fps: float = 25.0, face_crop: str = "auto",
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`load_video_frames` piece by piece, in bounded memory: what it joins, in stretches of CHUNK_FRAMES or less.
-
-    The box around the face is smoothed inside a stretch, so a crop knows of pictures up to a stretch ahead (10 s at 25
-    frames/s, fewer for large pictures), and of nothing after that.
-    """
-    cropper: FaceCropper | None = None
-    stretch: np.ndarray | None = None  # made once: hundreds of pictures come and go, and would leave holes in the heap
-    usable: list[bool] = []  # per frame of the stretch so far
-    for picture in grid_frames(video_path, start_sec, duration_sec, fps):
-        if picture is not None and stretch is None:
-            ready = face_crop == "auto" and picture.shape[:2] == (face_size, face_size)
-            cropper = FaceCropper(face_size, "none" if ready else face_crop, fps)
-            longest = min(CHUNK_FRAMES, max(LEAST_CHUNK_FRAMES, CHUNK_BYTES // picture.nbytes))
-            stretch = np.zeros((max(longest, len(usable) + 1), *picture.shape), np.uint8)
-        usable.append(picture is not None and picture.shape == stretch.shape[1:])
-        if stretch is not None:
-            stretch[len(usable) - 1] = picture if usable[-1] else 0
-        if len(usable) >= (CHUNK_FRAMES if stretch is None else len(stretch)):
-            yield _crop_stretch(stretch, np.array(usable), cropper, face_size)
-            usable = []
-    if usable:
-        yield _crop_stretch(stretch, np.array(usable), cropper, face_size)
-
-
-def _crop_stretch(
-    stretch: np.ndarray | None, usable: np.ndarray, cropper: FaceCropper | None, face_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures uint8 [n, H, W, 3], bool [v]: which of the first v are there -> (crops [v, S, S, 3], mask [v])."""
-    if cropper is None or not usable.any():
-        return np.zeros((len(usable), face_size, face_size, 3), np.uint8), np.zeros(len(usable), bool)
-    crop, mask = cropper(stretch[: len(usable)])
-    mask &= usable
-    crop[~mask] = 0
-    return crop, mask
-
-
 def write_clip(
-    path: str | os.PathLike, frames: np.ndarray, samples: np.ndarray, sample_rate: int = 16000, fps: float = 25.0,
-    crf: int = CLIP_CRF,
+    path: str | os.PathLike, frames: np.ndarray, samples: np.ndarray | None, sample_rate: int = 16000, fps: float = 25.0
 ) -> None:
     """Write pictures uint8 [V, H, W, 3] (even H, W) and sound float [L] as H.264 and FLAC in one .mp4 or .mkv.
 
-    Sound begins at 0, frame k is shown at k / fps; a key frame every second lets windows be sought. `crf` is H.264's
-    quality, a larger one for a smaller file. MediaError when the file cannot be written.
+    Without samples the pictures alone. Sound begins at 0, frame k is shown at k / fps; a key frame every second lets
+    windows be sought. MediaError when the file cannot be written.
     """
-    try:
-        _write_clip(os.fspath(path), frames, samples, sample_rate, fps, crf)
-    except av.FFmpegError as error:
-        raise MediaError(f"{path} cannot be written: {error}") from None
+    with ClipWriter(path, None if samples is None else sample_rate, fps, frames.shape[1:3]) as clip:
+        clip.add(frames)
+        clip.finish([] if samples is None else [np.asarray(samples)])
 
 
-def _write_clip(path: str, frames: np.ndarray, samples: np.ndarray, sample_rate: int, fps: float, crf: int) -> None:
-    """write_clip, FFmpeg's errors passing through."""
-    rate = Fraction(fps).limit_denominator(1001)
-    pcm = np.clip(np.round(np.asarray(samples, np.float64) * 32768.0), -32768, 32767).astype(np.int16)
-    with av.open(path, "w") as container:
-        video = container.add_stream("libx264", rate=rate)
-        video.height, video.width = frames.shape[1:3]
-        video.pix_fmt = "yuv420p"
-        # No B frames: decoding order is showing order, and the first picture is at 0 in every container.
-        video.options = {"crf": str(crf), "preset": "medium", "bf": "0", "g": str(max(1, round(fps))), "threads": "1"}
-        audio = container.add_stream("flac", rate=sample_rate)
-        audio.layout = "mono"
-        for index, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-            frame.pts, frame.time_base = index, 1 / rate
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        block = audio.codec_context.frame_size or 4096
+class ClipWriter:
+    """`write_clip` piece by piece: pictures with `add`, as many as there are, then `finish` with the whole sound.
+
+    `size` is (height, width) of all pictures, `crf` H.264's quality; no sound without sample_rate. MediaError when the file
+    cannot be written.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, sample_rate: int | None, fps: float, size: tuple[int, int], crf: int = CLIP_CRF
+    ) -> None:
+        self._path, self._rate, self._period = path, sample_rate, 1 / Fraction(fps).limit_denominator(1001)
+        self._shown = 0
+        with self._errors():
+            self._container = av.open(os.fspath(path), "w")
+            self._video = video = self._container.add_stream("libx264", rate=1 / self._period)
+            video.height, video.width = size
+            video.pix_fmt = "yuv420p"
+            # No B frames: decoding order is showing order, and the first picture is at 0 in every container.
+            gop = str(max(1, round(fps)))
+            video.options = {"crf": str(crf), "preset": "medium", "bf": "0", "g": gop, "threads": "1"}
+            self._audio = None if sample_rate is None else self._container.add_stream("flac", rate=sample_rate)
+            if self._audio is not None:
+                self._audio.layout = "mono"
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except av.FFmpegError as error:
+            raise MediaError(f"{self._path} cannot be written: {error}") from None
+
+    def add(self, frames: np.ndarray) -> None:
+        """Add pictures uint8 [v, H, W, 3]."""
+        with self._errors():
+            for picture in frames:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+                frame.pts, frame.time_base = self._shown, self._period
+                self._container.mux(self._video.encode(frame))
+                self._shown += 1
+
+    def finish(self, sound: Iterable[np.ndarray]) -> None:
+        """End the pictures and write the sound, float pieces [n]."""
+        with self._errors():
+            self._container.mux(self._video.encode(None))
+            if self._audio is None:
+                return
+            block, waiting, first = self._audio.codec_context.frame_size or 4096, np.zeros(0, np.int16), 0
+            for piece in sound:
+                pcm = np.clip(np.round(np.asarray(piece, np.float64) * 32768.0), -32768, 32767).astype(np.int16)
+                waiting = np.concatenate((waiting, pcm))
+                whole = len(waiting) // block * block
+                self._mux_sound(waiting[:whole], first, block)
+                waiting, first = waiting[whole:], first + whole
+            self._mux_sound(waiting, first, block)
+            self._container.mux(self._audio.encode(None))
+
+    def _mux_sound(self, pcm: np.ndarray, at: int, block: int) -> None:
         for first in range(0, len(pcm), block):
             frame = av.AudioFrame.from_ndarray(pcm[None, first : first + block], format="s16", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = sample_rate, first, Fraction(1, sample_rate)
-            container.mux(audio.encode(frame))
-        container.mux(audio.encode(None))
+            frame.sample_rate, frame.pts, frame.time_base = self._rate, at + first, Fraction(1, self._rate)
+            self._container.mux(self._audio.encode(frame))
+
+    def __enter__(self) -> ClipWriter:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._errors():
+            self._container.close()

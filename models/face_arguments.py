@@ -1,0 +1,74 @@
+"""How the speaker's face is looked for, as command-line arguments."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from models.jobs import Job, same_file
+from utils.detectors import settle_method
+from utils.faces import FACE_METHODS, FaceOptions
+
+CROP_SUFFIXES = (".mp4", ".mkv")
+
+
+def _face(text: str) -> int | tuple[float, float]:
+    """N or x,y as FaceOptions.face takes them."""
+    try:
+        return int(text) if "," not in text else tuple(float(part) for part in text.split(","))  # type: ignore[return-value]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a number, such as 2, or a place, such as 0.3,0.5") from None
+
+
+def add_face_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the speaker's face")
+    group.add_argument("--face_crop", choices=FACE_METHODS, help="detector; auto is YuNet, or Haar where there is no model "
+                       "file, and says which; none: the video shows nothing but the face (default: as in training)")
+    group.add_argument("--face_model", metavar="PATH", help="YuNet's .onnx (default: $LITEAVSE_FACE_MODEL, or fetched once)")
+    group.add_argument("--face", type=_face, metavar="N|X,Y", help="of several faces the N-th from the left, or the one at "
+                       "x,y: shares of width and height, or pixels (default: the one that talks, else the largest)")
+    group.add_argument("--av_offset_ms", type=float, default=0.0, metavar="MS", help="the picture is late by this much: lips "
+                       "move after their sound; negative: early (default: 0)")
+    group.add_argument("--av_offset", choices=("auto",), help="measure that; used where the measurement is sure")
+    group.add_argument("--save_crop", type=Path, metavar="PATH", help="also write the crops that the model sees, with the "
+                       "sound: a .mp4 or .mkv file, or a folder")
+
+
+def face_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> FaceOptions:
+    """The options that were given; leaves through parser.error for those that cannot be."""
+    if args.av_offset and args.av_offset_ms:
+        parser.error("give either --av_offset auto or --av_offset_ms")
+    try:
+        return FaceOptions(args.face_crop, args.face_model, args.face, args.av_offset or args.av_offset_ms)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def check_detector(options: FaceOptions) -> None:
+    """ValueError where the detector that was asked for, or its file, cannot be used: before any work is begun."""
+    if options.method == "yunet" or options.model is not None:
+        settle_method(options.method or "auto", options.model)
+
+
+def with_crops(jobs: Sequence[Job], save_crop: Path | None) -> list[Job]:
+    """The jobs with places for their crops: `save_crop` itself for a single one, else <stem>_crop.mp4 in that folder.
+
+    ValueError for a place that cannot be, or that would replace an input.
+    """
+    if save_crop is None:
+        return list(jobs)
+    is_file = save_crop.suffix.lower() in CROP_SUFFIXES and not save_crop.is_dir()
+    if is_file and len(jobs) > 1:
+        raise ValueError(f"--save_crop {save_crop} is one file, but there are {len(jobs)} recordings; give a folder")
+    if not is_file and (save_crop.suffix or save_crop.is_file()) and not save_crop.is_dir():
+        raise ValueError(f"--save_crop {save_crop} should be a .mp4 or .mkv file, or a folder")
+    placed = []
+    for job in jobs:
+        crops = save_crop if is_file else save_crop / f"{job.output.stem.removesuffix('_enhanced')}_crop.mp4"
+        for source in (job.audio, job.video):
+            if source is not None and same_file(source, crops):
+                raise ValueError(f"--save_crop {crops} is the input itself; choose another name")
+        placed.append(replace(job, crops=crops))
+    return placed

@@ -1,0 +1,42 @@
+"""The face crops that a model sees, written as a video beside their sound."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from models.pictures import Pictures
+from models.spool import SpooledSound
+from utils.media import ClipWriter
+from utils.util import atomic_write
+
+
+@contextlib.contextmanager
+def saved_crops(
+    pictures: Pictures | None, path: Path | None, sound: SpooledSound, sample_rate: int, fps: float
+) -> Iterator[None]:
+    """Inside the `with` block, write what `pictures` gives out to `path` (.mp4 or .mkv); at its end, `sound` as well.
+
+    Masked frames are black, as the model sees them. Nothing is written without a path or pictures, or if the block fails.
+    MediaError or OSError when the file cannot be written.
+    """
+    if pictures is None or path is None:
+        yield
+        return
+    with atomic_write(path) as temporary, contextlib.ExitStack() as stack:
+        clip: ClipWriter | None = None
+
+        def add(crops: np.ndarray) -> None:
+            nonlocal clip
+            if clip is None:
+                clip = stack.enter_context(ClipWriter(temporary, sample_rate, fps, crops.shape[1:3]))
+            clip.add(crops)
+
+        pictures.on_crops = add
+        yield
+        if clip is None:
+            add(np.zeros((1, 96, 96, 3), np.uint8))
+        clip.finish(sound.pieces())
