@@ -69,9 +69,9 @@ def serve(args: argparse.Namespace) -> int:
 
         if (ROOT / "samples").is_dir():
             shutil.copytree(ROOT / "samples", samples)  # gradio shows no file that lies just anywhere
-        page = Page(enhancer, Limits(args.longest_sec, args.largest_mb), samples)
+        page = Page(enhancer, Limits(args.longest_sec, args.largest_mb), samples, args.live_visitors)
         try:
-            serve_page(page, args.host, args.port, args.live_visitors)
+            serve_page(page, args.host, args.port)
         finally:
             page.pool.close()
     return 0

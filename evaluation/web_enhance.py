@@ -143,7 +143,8 @@ def answer(
         notes.append(f"“after” is turned {turned} by {abs(gain_db):.1f} dB in the player, to be as loud as “before”; "
                      "downloads are not")  # fmt: skip
     shown = Answer(
-        name=recording.name, before=before, after=after, enhanced=enhanced, facts=describe(enhancer, recording, result), notes=tuple(notes)
+        name=recording.name, before=before, after=after, enhanced=enhanced, facts=describe(enhancer, recording, result),
+        notes=tuple(notes),
     )
     yield shown
     progress(0.75, "drawing")

@@ -7,6 +7,7 @@ import logging
 import math
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,7 @@ assert set(PICTURES.values()) == {AS_IT_IS, OFF, *CORRUPTIONS}
 FACES = {"the one that talks": None, "the leftmost": 1, "the 2nd from the left": 2, "the 3rd from the left": 3}
 NO_NOISE = "none"
 NO_LIMIT_DB = 40  # the slider's end
+YIELD_SEC = 0.05  # between the pieces of a recording while somebody streams live: who streams cannot wait
 KEPT_SEC, SWEEP_SEC = 3600, 300  # files of visitors: removed at this age, looked for this often
 SWITCH_JS = """
 const sounds = () => ["before", "after"].map((name) => document.querySelector(`#${name} audio`));
@@ -63,8 +65,8 @@ class Page:
     samples: a folder below the system's folder for temporary files that stays while the page is served, with the examples.
     """
 
-    def __init__(self, enhancer: Enhancer, limits: Limits, samples: Path) -> None:
-        self.enhancer, self.limits = enhancer, limits
+    def __init__(self, enhancer: Enhancer, limits: Limits, samples: Path, live_visitors: int = 2) -> None:
+        self.enhancer, self.limits, self.room = enhancer, limits, LiveRoom(enhancer, live_visitors)
         self.samples = {name: samples / f"{name}.mp4" for name in EXAMPLES if (samples / f"{name}.mp4").is_file()}
         self.pool = ScoringPool(1)  # PESQ is C code that keeps Python's lock: in here, live streams would stumble over it
         quiet = np.zeros(8000)
@@ -98,6 +100,8 @@ class Page:
         def tell(share: float, what: str) -> None:
             if not self._at_work.get(visitor, False):
                 raise LeftError
+            if self.room.visitors:
+                time.sleep(YIELD_SEC)
             progress(share, desc=what)
 
         try:
@@ -278,17 +282,16 @@ def _show() -> list:
     return [told, results, before, after, facts, figure, crops, scores, wav, mp4]
 
 
-def serve_page(page: Page, host: str, port: int, live_visitors: int) -> None:
+def serve_page(page: Page, host: str, port: int) -> None:
     """Build the page and serve it until the program is interrupted."""
     blocks = build_page(page)
     blocks.queue(max_size=16)
-    room = LiveRoom(page.enhancer, live_visitors)
     system = ["system-ui", "sans-serif"]
     blocks.launch(
         server_name=host, server_port=port, share=False, ssr_mode=False,
         show_error=False, pwa=False, run_history=False, mcp_server=False, footer_links=[], enable_monitoring=False,
         max_file_size=page.limits.largest_mb * 10**6, state_session_capacity=200,
-        app_kwargs={"routes": [WebSocketRoute("/live", room.serve)]},
+        app_kwargs={"routes": [WebSocketRoute("/live", page.room.serve)]},
         theme=gr.themes.Soft(primary_hue="teal", font=system, font_mono=["ui-monospace", "monospace"]),
         css_paths=HERE / "web_page.css",
     )  # fmt: skip

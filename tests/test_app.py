@@ -29,7 +29,8 @@ def page(causal_checkpoint: Path) -> Iterator[Page]:
 
 
 def shown(
-    page: Page, video=None, audio=None, reference=None, noise="none", snr_db=0, picture="as it is", limit_db=40, face="the one that talks", **options
+    page: Page, video=None, audio=None, reference=None, noise="none", snr_db=0, picture="as it is", limit_db=40,
+    face="the one that talks", **options,
 ) -> list[tuple]:
     """All that the Enhance button makes the page show."""
     visitor = SimpleNamespace(session_hash=options.get("visitor", "somebody"))
@@ -113,6 +114,17 @@ def test_a_closed_page_ends_the_work_under_way(page: Page, tmp_path: Path) -> No
     assert shown(page, audio=wav_file(tmp_path / "a.wav", voice(10.0)), visitor="gone", progress=close) == []
     page.leave(SimpleNamespace(session_hash="gone"))  # and once more changes nothing
     assert len(shown(page, audio=wav_file(tmp_path / "b.wav"), visitor="gone")) == 2
+
+
+def test_a_recording_makes_room_for_who_streams_live(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr("evaluation.web_page.time.sleep", rests.append)
+    sound = wav_file(tmp_path / "a.wav", voice(2.0))
+    shown(page, audio=sound)
+    assert not rests
+    monkeypatch.setattr(page.room, "visitors", 1)
+    shown(page, audio=sound)
+    assert len(rests) >= 8  # every quarter of a second of sound
 
 
 def test_every_kind_of_picture_has_a_label() -> None:

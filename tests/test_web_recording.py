@@ -13,7 +13,7 @@ from dataloaders.mixing import snr_db
 from evaluation.web_enhance import answer, loudness_gain_db
 from evaluation.web_recording import CORRUPTIONS, OFF, Complaint, Limits, Wish, read_recording, sample_noise
 from models.enhancer import Enhancer
-from utils.media import load_audio, probe_media, write_clip
+from utils.media import grid_frames, load_audio, probe_media, write_clip
 from utils.metrics import ScoringPool
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
@@ -80,6 +80,17 @@ def test_what_is_no_face_is_told_and_enhanced_by_sound(enhancer: Enhancer, tmp_p
     write_clip(wall, np.full((25, 120, 160, 3), 90, np.uint8), voice(1.0))
     recording = read_recording(enhancer, Wish(video=wall), Limits())
     assert recording.crops is None and "no face was found in wall.mp4" in recording.notes[0]
+
+
+def test_of_several_faces_the_one_asked_for_is_followed_and_told(enhancer: Enhancer, tmp_path: Path) -> None:
+    left, right = (np.stack(list(grid_frames(SAMPLES / f"{name}.mp4", 0, 1.5))) for name in ("cafe_slt", "hum_kal16"))
+    two = tmp_path / "two.mp4"
+    write_clip(two, np.concatenate([left, right], axis=2), voice(1.5))
+    first, second = (read_recording(enhancer, Wish(video=two, face=face), Limits()) for face in (1, 2))
+    assert first.faces.startswith("2 faces") and "as asked for" in first.notes[0]
+    assert np.abs(first.crops.astype(int) - second.crops).mean() > 10
+    nobody = read_recording(enhancer, Wish(video=two, face=3), Limits())
+    assert nobody.crops is None and "there are 2" in nobody.notes[0]
 
 
 def test_the_picture_is_withheld_or_spoilt_as_wished(enhancer: Enhancer, talking_clip: Path) -> None:
