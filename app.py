@@ -33,7 +33,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, help="only for checkpoints that carry no configuration")
     # A Hugging Face Space says in these variables where it wants the page.
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="default: 127.0.0.1")
-    parser.add_argument("--port", type=int, default=int(os.environ.get("GRADIO_SERVER_PORT", 7860)), help="default: 7860")
+    parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"), help="default: 7860")
     parser.add_argument("--longest_sec", type=float, default=120.0, help="of a recording (default: 120)")
     parser.add_argument("--largest_mb", type=int, default=200, help="of a file (default: 200)")
     parser.add_argument("--live_visitors", type=int, default=2, help="streaming at the same time (default: 2)")

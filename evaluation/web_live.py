@@ -61,9 +61,10 @@ class Inbox:
 
 
 def same_origin(socket: WebSocket) -> bool:
-    """Whether the page that opened the socket is ours; programs that are no browsers name none."""
+    """Whether the page that opened the socket is ours, by its own name or a proxy's; programs that are no browsers name none."""
     origin = socket.headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == socket.headers.get("host")
+    ours = socket.headers.get("host"), socket.headers.get("x-forwarded-host")
+    return origin is None or urlsplit(origin).netloc in ours
 
 
 class LiveRoom:

@@ -210,6 +210,9 @@ def test_one_visitor_too_many_is_told(client: TestClient, room: LiveRoom) -> Non
 def test_pages_of_others_are_not_served(client: TestClient) -> None:
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/live", headers={"origin": "http://elsewhere.org"}):
         pass
+    behind_a_proxy = {"origin": "https://ours.org", "x-forwarded-host": "ours.org"}
+    with client.websocket_connect("/live", headers=behind_a_proxy) as socket:
+        begin(socket)
 
 
 @pytest.mark.parametrize(
