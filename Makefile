@@ -1,15 +1,23 @@
 # Two commands do all set-up on a machine that has Python >= 3.10 and make:
 #   make demo   enhance the clips in samples/ with the checkpoint in ckpts/
 #   make test   the tests
+#   make app    the web page, on http://127.0.0.1:7860; ARGS="--port 8000 ..." are options of app.py
+#   make demo_video   record the page in use; needs Chromium
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo app demo_video test test-all lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m evaluation.demo
+
+app: $(STAMP)
+	$(BIN)/python app.py $(ARGS)
+
+demo_video: $(STAMP)
+	$(BIN)/python -m evaluation.demo_video $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -21,7 +29,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 
 # torch is installed first and by its exact version: a later release would bring gigabytes of CUDA libraries.
-$(STAMP): requirements.txt requirements-enhance.txt requirements-dev.txt pyproject.toml
+$(STAMP): requirements.txt requirements-enhance.txt requirements-app.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python >= 3.10 is needed; set PYTHON=python3.x")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -25,7 +25,7 @@ def require_matplotlib() -> None:
 
 
 @contextlib.contextmanager
-def drawing(path: Path, width_inch: float, height_inch: float) -> Iterator:
+def drawing(path: Path, width_inch: float, height_inch: float, dpi: int = DPI) -> Iterator:
     """A figure to draw into, in the size it is printed in; then written to `path`, whole or not at all. Needs no display."""
     require_matplotlib()
     import matplotlib
@@ -37,7 +37,7 @@ def drawing(path: Path, width_inch: float, height_inch: float) -> Iterator:
         FigureCanvasAgg(figure)
         yield figure
         with atomic_write(path) as temporary:
-            figure.savefig(temporary, dpi=DPI)
+            figure.savefig(temporary, dpi=dpi)
 
 
 def snr_figure(summary: Sequence[Mapping], path: Path, kinds: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.figures import drawing, require_matplotlib
+from evaluation.figures import DPI, drawing, require_matplotlib
 from models.enhancer import Enhancer, EnhanceResult
 from models.stfts import mag_phase_stft
 from utils.config import load_config
@@ -35,7 +35,7 @@ def spectrogram_db(wav: np.ndarray, stft: Mapping) -> np.ndarray:
 
 def spectrogram_figure(
     path: Path, title: str, sounds: Mapping[str, np.ndarray], result: EnhanceResult, stft: Mapping, difference: bool = True,
-    gate_over_time: bool = False,
+    gate_over_time: bool = False, dpi: int = DPI,
 ) -> None:
     """Panels of sounds {name: float32 [L]} on one dB scale, the second minus the last, alpha and the gate, as the suffix says.
 
@@ -49,7 +49,7 @@ def spectrogram_figure(
     top_khz = stft["sampling_rate"] / 2000
     place = {"origin": "lower", "aspect": "auto", "extent": (0, duration_sec, 0, top_khz), "interpolation": "nearest"}
     heights = [1.5] * (len(shown) + difference) + [0.9, 1.2]
-    with drawing(path, 7.2, 0.6 + sum(heights)) as figure:
+    with drawing(path, 7.2, 0.6 + sum(heights), dpi) as figure:
         axes = figure.subplots(len(heights), 1, height_ratios=heights)
         figure.suptitle(title, fontsize=9)
         for axis, (name, level) in zip(axes, shown.items(), strict=False):

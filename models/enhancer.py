@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -180,7 +180,7 @@ class Enhancer:
     def enhance(
         self, wav: np.ndarray, sample_rate: int, video: str | os.PathLike | np.ndarray | Pictures | None = None,
         video_mask: np.ndarray | None = None, return_details: bool = False, attenuation_limit_db: float | None = None,
-        faces: FaceOptions | None = None,
+        faces: FaceOptions | None = None, progress: Callable[[float], object] | None = None,
     ) -> EnhanceResult:
         """Enhance a recording; the output is mono, exactly as long and as loud as went in.
 
@@ -188,8 +188,9 @@ class Enhancer:
         time zero is the sound's, or face crops [V, S, S, 3] at `video_fps`, uint8 or float in [0, 1], with video_mask
         bool [V] (True: a face is seen; default all). Frames beyond the end of the sound are left out, moments without a
         picture are enhanced by sound alone. return_details keeps the gate as well. attenuation_limit_db mixes some of the
-        noise back (models/attenuation.py). `faces` says how a file is looked at (default: as the Enhancer was told).
-        ValueError names what is unusable; nothing is guessed.
+        noise back (models/attenuation.py). `faces` says how a file is looked at (default: as the Enhancer was told). A
+        causal model calls `progress` with the share that is done, rising to 1; what it raises ends the work. ValueError
+        names what is unusable; nothing is guessed.
 
         A causal model goes through the sound step by step as it would live (models/stream_core.py), so memory does not
         grow but for the arrays themselves, and there are no joins. Any other takes up to LONGEST_WHOLE_SEC at once, and
@@ -206,8 +207,10 @@ class Enhancer:
         duration_sec = len(mono) / sample_rate
         sound = SoundTrack(lambda first, stop: samples[first:stop], self.sample_rate)
         pictures, notes = self.pictures(video, video_mask, duration_sec, sound, faces)
-        run = self._in_steps if self.model.causal else self._offline
-        enhanced, alpha, gate = run(samples, pictures, return_details)
+        if self.model.causal:
+            enhanced, alpha, gate = self._in_steps(samples, pictures, return_details, progress)
+        else:
+            enhanced, alpha, gate = self._offline(samples, pictures, return_details)
         outcome = self.outcome(duration_sec, pictures, alpha)
         return EnhanceResult(
             **vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)},
@@ -269,7 +272,9 @@ class Enhancer:
         out = self._finite(batch.flush()[0])
         yield out, [alpha[0] for alpha in batch.alpha], [gate[0] for gate in batch.gate]
 
-    def _in_steps(self, samples: np.ndarray, pictures: Pictures | None, keep_gate: bool) -> tuple:
+    def _in_steps(
+        self, samples: np.ndarray, pictures: Pictures | None, keep_gate: bool, progress: Callable[[float], object] | None
+    ) -> tuple:
         """Samples [n] -> (enhanced [n], alpha [T], gate [T, F'] or None), through `stream`."""
         size = PIECE_FRAMES * self.cfg["stft_cfg"]["hop_size"]
         pieces = (samples[first : first + size] for first in range(0, len(samples), size))
@@ -280,6 +285,8 @@ class Enhancer:
             position += len(out)
             alpha.append(steps)
             gates += gate
+            if progress is not None:
+                progress(position / len(samples))
         return enhanced, alpha.values, np.concatenate(gates) if gates else None
 
     def _offline(self, samples: np.ndarray, pictures: Pictures | None, keep_gate: bool) -> tuple:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from web import Server
 
 from models.generator import ARCHITECTURES, pack_generator
 from utils.checkpoint import save_checkpoint
@@ -163,3 +165,12 @@ def shared_data() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("no real data beside the repository (../shared/data)")
     return SHARED / "data"
+
+
+@pytest.fixture(scope="session")
+def server(causal_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The web page with the tiny model, served by a process of its own to all tests of a session."""
+    pytest.importorskip("gradio", reason="the web page's packages are missing: pip install -r requirements-app.txt")
+    server = Server(causal_checkpoint, tmp_path_factory.mktemp("served"))
+    yield server
+    server.stop()

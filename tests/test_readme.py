@@ -190,6 +190,20 @@ LEAVES_BEHIND = {
 }  # fmt: skip
 
 
+def build_page_only(monkeypatch: pytest.MonkeyPatch, served: list) -> None:
+    """Keep app.py from waiting for visitors (tests/test_web_server.py lets it), and from changing this process."""
+    from evaluation import web_page
+
+    def serve_page(page, *_: object) -> None:
+        served.append(web_page.build_page(page))
+
+    monkeypatch.setattr(web_page, "serve_page", serve_page)
+    monkeypatch.setattr("torch.set_num_threads", lambda count: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "")  # so that what app.py sets is undone
+
+
 def test_all_of_it_runs_in_the_order_in_which_it_stands_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,11 +213,14 @@ def test_all_of_it_runs_in_the_order_in_which_it_stands_there(
 
     monkeypatch.setattr(inference_av, "DEFAULT_CHECKPOINT", Path("ckpts/LiteAVSE_small.pth"))
     monkeypatch.setenv("no_proxy", "*")
+    served = []
+    build_page_only(monkeypatch, served)
     site = Zenodo({f"{name}.zip": zipped({f"{name}/bbaf2n.mpg": (place / f"{name}.mpg").read_bytes()}) for name in SPEAKERS})
     with serving(site) as url:
         monkeypatch.setattr(download, "BASE_URL", url)
         run_all_of_it(capsys)
     said = capsys.readouterr().out
+    assert len(served) == 1
     left = all_files(place)
     assert left >= LEAVES_BEHIND, sorted(LEAVES_BEHIND - left)
     assert soundfile.info(place / "enhanced.wav").samplerate == 44100

@@ -243,10 +243,13 @@ def write_clip(
 class ClipWriter:
     """`write_clip` piece by piece: pictures with `add`, as many as there are, then `finish` with the whole sound.
 
-    `size` is (height, width) of all pictures; no sound without sample_rate. MediaError when the file cannot be written.
+    `size` is (height, width) of all pictures, `crf` H.264's quality; no sound without sample_rate. MediaError when the file
+    cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike, sample_rate: int | None, fps: float, size: tuple[int, int]) -> None:
+    def __init__(
+        self, path: str | os.PathLike, sample_rate: int | None, fps: float, size: tuple[int, int], crf: int = CLIP_CRF
+    ) -> None:
         self._path, self._rate, self._period = path, sample_rate, 1 / Fraction(fps).limit_denominator(1001)
         self._shown = 0
         with self._errors():
@@ -257,7 +260,7 @@ class ClipWriter:
             # No B frames: decoding order is showing order, and the first picture is at 0 in every container. fastdecode:
             # training decodes a clip hundreds of times. No mbtree: with it the same pictures are not always the same bytes.
             video.options = {
-                "crf": str(CLIP_CRF), "preset": "medium", "tune": "fastdecode", "mbtree": "0", "bf": "0", "threads": "1",
+                "crf": str(crf), "preset": "medium", "tune": "fastdecode", "mbtree": "0", "bf": "0", "threads": "1",
                 "g": str(max(1, round(fps))),
             }  # fmt: skip
             self._audio = None if sample_rate is None else self._container.add_stream("flac", rate=sample_rate)

@@ -1,0 +1,189 @@
+"""What a visitor of the web page gives: checked by its content and its size, and made ready for the model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataloaders.degrade import VisualDegradation
+from dataloaders.mixing import mix_audio
+from models.enhancer import Enhancer
+from utils.console import one_line
+from utils.decode import MediaInfo
+from utils.faces import FaceOptions, FaceReport
+from utils.media import MediaError, probe_media, sound_pieces
+from utils.metrics import aligned
+from utils.sync import SoundTrack
+
+AS_IT_IS, OFF = "as it is", "off"
+# How the picture can be spoilt; each is applied to the whole clip.
+CORRUPTIONS = ("blur", "noise", "black", "dim", "patch", "freeze", "drop")
+SILENCE = 1e-4  # of full scale: nothing in the sound is louder
+TYPES_TO_GIVE = "give a video (mp4, mov, mkv, webm, mpg, avi) or a sound (wav, flac, mp3, ogg, m4a)"
+
+
+class Complaint(ValueError):
+    """Why a visitor's recording cannot be used: a sentence for the page, which names no folder of the server."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a visitor may give."""
+
+    longest_sec: float = 120.0
+    largest_mb: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What a visitor asks for."""
+
+    video: Path | None = None  # the face, and the sound too where `audio` is None
+    audio: Path | None = None
+    reference: Path | None = None  # the clean sound, to score against
+    noise: np.ndarray | None = None  # float [n] at the model's rate, to be added
+    snr_db: float = 0.0
+    picture: str = AS_IT_IS  # or OFF, or one of CORRUPTIONS
+    face: int | None = None  # of several, the so-manieth from the left; None: the one that talks
+    limit_db: float | None = None  # noise is turned down no further than this
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A visitor's recording at the model's rate."""
+
+    name: str
+    noisy: np.ndarray  # float32 [L], what the model hears
+    reference: np.ndarray | None  # float32 [L], what to score against
+    reference_name: str
+    crops: np.ndarray | None  # uint8 [V, S, S, 3]
+    mask: np.ndarray | None  # bool [V]
+    faces: str  # how many there are, and what found them; "" where nobody looked
+    notes: tuple[str, ...]
+
+
+def complaint(error: BaseException, paths: Sequence[Path | None]) -> Complaint:
+    """The error as a sentence in which the visitor's files go by their names alone."""
+    text = one_line(error)
+    for path in paths:
+        if path is not None:
+            text = text.replace(str(path), path.name)
+    return Complaint(f"{text}.")
+
+
+def check_file(path: Path, limits: Limits, wanted: str) -> MediaInfo:
+    """What is in a file; Complaint when it is too large, too long, or does not hold the `wanted` ("audio" or "video")."""
+    size_mb = path.stat().st_size / 1e6 if path.is_file() else 0.0
+    if size_mb > limits.largest_mb:
+        raise Complaint(f"{path.name} has {size_mb:.0f} MB; up to {limits.largest_mb} MB are taken here.")
+    try:
+        info = probe_media(path)
+    except (MediaError, OSError) as error:
+        raise Complaint(f"{path.name} is neither sound nor video that can be read; {TYPES_TO_GIVE}.") from error
+    if info.duration_sec is not None and info.duration_sec > limits.longest_sec:
+        raise too_long(path, limits, info.duration_sec)
+    if wanted == "audio" and not info.has_audio:
+        kind = "holds a picture but no sound: add the sound as a file of its own" if info.has_video else "holds no sound"
+        raise Complaint(f"{path.name} {kind}.")
+    return info
+
+
+def too_long(path: Path, limits: Limits, duration_sec: float | None = None) -> Complaint:
+    length = f"lasts {spoken(duration_sec)}" if duration_sec else "is too long"
+    return Complaint(
+        f"{path.name} {length}; up to {spoken(limits.longest_sec)} are taken here. "
+        "inference_av.py, on the command line, takes any length."
+    )
+
+
+def spoken(duration_sec: float) -> str:
+    """A duration in words."""
+    return f"{duration_sec:.0f} seconds" if duration_sec < 100 else f"{duration_sec / 60:.1f} minutes".replace(".0 ", " ")
+
+
+def read_sound(path: Path, limits: Limits, sample_rate: int) -> np.ndarray:
+    """The sound of a file, float32 [L]; Complaint where it cannot be used. What a header hides counts, too."""
+    check_file(path, limits, "audio")
+    pieces, length = [], 0
+    try:
+        for piece in sound_pieces(path, sample_rate):
+            pieces.append(piece)
+            length += len(piece)
+            if length > limits.longest_sec * sample_rate:
+                raise too_long(path, limits)
+    except (MediaError, OSError) as error:
+        raise complaint(error, [path]) from error
+    if not length:
+        raise Complaint(f"{path.name} holds less than one sample of sound.")
+    return np.concatenate(pieces)
+
+
+def read_recording(
+    enhancer: Enhancer, wish: Wish, limits: Limits, progress: Callable[[float, str], object] = lambda share, what: None
+) -> Recording:
+    """Everything decoded, noise added, the picture spoilt or withheld as wished; Complaint where it cannot be."""
+    rate, source = enhancer.sample_rate, wish.audio or wish.video
+    if source is None:
+        raise Complaint("Nothing to enhance yet: choose an example, upload a recording, or make one.")
+    progress(0.0, "reading the sound")
+    sound = read_sound(source, limits, rate)
+    if float(np.abs(sound).max()) < SILENCE:
+        raise Complaint(f"{source.name} is silent: there is nothing to enhance.")
+    reference, reference_name = None, ""
+    if wish.reference is not None:
+        try:
+            reference, sound = (
+                part.astype(np.float32)
+                for part in aligned(read_sound(wish.reference, limits, rate), sound, rate, align=True)
+            )
+        except ValueError as error:
+            raise error if isinstance(error, Complaint) else complaint(error, []) from error
+        reference_name = "the clean reference"
+    elif wish.noise is not None:
+        reference, reference_name = sound, "the recording before noise was added"
+    noisy = sound if wish.noise is None else mix_audio(sound, wish.noise, wish.snr_db, rate)
+    progress(0.1, "looking for the face")
+    report = FaceReport()
+    crops, mask, notes = read_picture(enhancer, wish, limits, SoundTrack(lambda first, stop: noisy[first:stop], rate),
+                                      len(noisy) / rate, report)  # fmt: skip
+    return Recording(
+        name=source.stem, noisy=noisy, reference=reference, reference_name=reference_name, crops=crops, mask=mask,
+        faces=report.summary() if report.looked else "", notes=tuple(notes),
+    )  # fmt: skip
+
+
+def read_picture(
+    enhancer: Enhancer, wish: Wish, limits: Limits, sound: SoundTrack, duration_sec: float, report: FaceReport
+) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
+    """Face crops and mask as the model is to see them, and notes; None where it is to hear alone.
+
+    The sound tells who of several talks; `report` is told what was seen.
+    """
+    if wish.video is None or wish.picture == OFF:
+        return None, None, []
+    if not enhancer.uses_video:
+        return None, None, ["this checkpoint hears only: the video is not used"]
+    if not check_file(wish.video, limits, "video").has_video:
+        return None, None, [f"{wish.video.name} holds no moving picture: sound only"]
+    try:
+        crops, mask = enhancer.load_video(wish.video, duration_sec, FaceOptions(face=wish.face), sound, report)
+    except (MediaError, OSError) as error:
+        return None, None, [f"{complaint(error, [wish.video])} Enhanced by sound alone."]
+    notes = report.notes()
+    if not mask.any():
+        return None, None, [*notes, f"no face was found in {wish.video.name}: enhanced by sound alone"]
+    if wish.picture in CORRUPTIONS:
+        crops, _ = VisualDegradation().apply(wish.picture, crops, np.random.default_rng(0), whole_clip=True)
+    return crops, mask, notes
+
+
+@functools.cache
+def sample_noise(video: Path, clean: Path, sample_rate: int) -> np.ndarray:
+    """The noise of a clip of samples/: its noisy sound minus its clean one, float32 [L]."""
+    noisy, speech = (np.concatenate(list(sound_pieces(path, sample_rate))) for path in (video, clean))
+    n = min(len(noisy), len(speech))
+    return noisy[:n] - speech[:n]

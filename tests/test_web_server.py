@@ -1,0 +1,59 @@
+"""What the web page's server lets nobody reach, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from pathlib import Path
+
+from web import ROOT, Server, status_of
+
+
+def upload(server: Server, name: str, content: bytes) -> str:
+    """Upload a file as the page does; gives its place on the server."""
+    boundary = "x" * 30
+    body = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n'
+        "Content-Type: application/octet-stream\r\n\r\n"
+    ).encode() + content + f"\r\n--{boundary}--\r\n".encode()
+    request = urllib.request.Request(
+        f"{server.url}gradio_api/upload", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return json.loads(answer.read())[0]
+
+
+def test_nothing_but_what_it_made_can_be_fetched(server: Server, causal_checkpoint: Path) -> None:
+    secret = server.folder / "secret.wav"
+    secret.write_bytes(b"not for visitors")
+    for path in (secret, causal_checkpoint, ROOT / "README.md", ROOT / "ckpts" / "LiteAVSE_small.pth", server.temporary,
+                 server.folder / "log", Path("/etc/passwd")):  # fmt: skip
+        assert status_of(f"{server.url}gradio_api/file={path}") == 403, path
+    place = upload(server, "mine.wav", b"a visitor's")
+    assert status_of(f"{server.url}gradio_api/file={place}") == 200
+    # Where it lies cannot be guessed, and folders are not listed.
+    assert len(Path(place).parent.name) >= 32
+    assert status_of(f"{server.url}gradio_api/file={Path(place).parent}") == 403
+    assert status_of(f"{server.url}gradio_api/file={Path(place).parents[1]}") == 403
+
+
+def test_what_it_serves_names_no_path_and_no_other_host(server: Server) -> None:
+    with urllib.request.urlopen(f"{server.url}config", timeout=10) as answer:
+        config = answer.read().decode()
+    for path in (str(ROOT), str(Path.home()) + "/", str(server.folder / "log")):
+        assert path not in config, path
+    with urllib.request.urlopen(server.url, timeout=10) as answer:
+        page = answer.read().decode()
+    assert "fonts.googleapis.com" not in page and '"is_space": true' not in page
+
+
+def test_it_ends_when_told_to_and_leaves_no_files(server: Server) -> None:
+    """The last to use the server."""
+    upload(server, "mine.wav", bytes(1000))
+    assert any(server.temporary.rglob("mine.wav"))
+    began = time.monotonic()
+    assert server.stop() == 0, server.log()
+    assert time.monotonic() - began < 15
+    assert not list(server.temporary.rglob("*.wav")) and not list(server.temporary.glob("liteavse*"))
+    assert "Traceback" not in server.log()
