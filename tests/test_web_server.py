@@ -48,8 +48,8 @@ def test_what_it_serves_names_no_path_and_no_other_host(server: Server) -> None:
     assert "fonts.googleapis.com" not in page and '"is_space": true' not in page
 
 
-def test_it_ends_when_told_to_and_leaves_no_files(server: Server) -> None:
-    """The last to use the server."""
+def test_it_ends_when_told_to_and_leaves_no_files(causal_checkpoint: Path, tmp_path: Path) -> None:
+    server = Server(causal_checkpoint, tmp_path)
     upload(server, "mine.wav", bytes(1000))
     assert any(server.temporary.rglob("mine.wav"))
     began = time.monotonic()
