@@ -14,7 +14,7 @@ import torch
 from dataloaders.augment_rir import RIRAugmentor
 from dataloaders.clip_dataset import AVItem, ClipDataset, ListError, read_paths, spectrum
 from dataloaders.clips import Clip, open_clips
-from dataloaders.degrade import VisualDegradation
+from dataloaders.degrade import CropJitter, VisualDegradation
 from dataloaders.mixing import active_samples, fit_length, mix_audio, scale_noise
 from models.level import level_gain
 from utils.config import complete_config
@@ -47,7 +47,8 @@ class AVDataset(ClipDataset):
     from the working directory. The same crops give the same items from a list and from shards.
 
     split "train": random windows of training_cfg.segment_size that begin on a video frame, random noise and SNR,
-    rooms, picture degradation; everything follows from (seed, epoch, index), see `set_epoch`, whatever the workers do.
+    rooms, placement and degradation of the crop; everything follows from (seed, epoch, index), see `set_epoch`, whatever
+    the workers do.
     "valid", "test": whole clips (at most valid_max_sec), noise drawn once by (seed, index), SNRs in turn from
     valid_snrs_db; batch size 1. visual_augmentation and rir_augmentor: None means what the recipe says.
 
@@ -77,8 +78,9 @@ class AVDataset(ClipDataset):
             count = min(self._training["valid_clips"], len(entries))
             entries = [entries[i * len(entries) // count] for i in range(count)]
         super().__init__(entries, str(data_json), cfg["env_setting"]["seed"], fixed=split != "train")
-        self._degrade = self._rooms = None
+        self._degrade = self._rooms = self._jitter = None
         if split == "train":
+            self._jitter = CropJitter() if self._training["crop_jitter"] else None
             rir_json = cfg["data_cfg"]["train_rir_json"]
             if visual_augmentation is None and self._training["visual_degradation"]:
                 visual_augmentation = VisualDegradation()
@@ -197,6 +199,9 @@ class AVDataset(ClipDataset):
             mask &= np.arange(count) / self._fps < sound.n_real / self._rate  # padding of the sound has no picture
             frames[~mask] = 0
         corruption = np.zeros(count, np.float32)
+        if self._jitter is not None and mask.any():
+            frames = self._jitter(frames, rng)
+            frames[~mask] = 0
         if self._degrade is not None and mask.any():
             frames, corruption = self._degrade(frames, rng)
             frames[~mask] = 0

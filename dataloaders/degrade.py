@@ -1,4 +1,7 @@
-"""Picture degradation with labels, so that the confidence estimator learns what a useless picture looks like."""
+"""What happens to the picture in training: crops placed a little differently, and degraded ones, with labels.
+
+The labels let the confidence estimator learn what a useless picture looks like.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,43 @@ DEFAULT_SHARES: dict[str, float] = {
 }
 WHOLE_CLIP_SHARE = 0.5  # the others are degraded over a random stretch
 SHORTEST_SHARE = 0.2  # of the clip, for such a stretch
+
+# Ranges of CropJitter, either way: as far as detectors differ from each other and from drawn crops, and some more.
+JITTER_SHIFT = 0.10  # of the crop's side
+JITTER_DRIFT = 0.05  # of the crop's side, in the course of the window
+JITTER_LOG_SCALE = 0.18
+JITTER_TURN_DEG = 6.0
+JITTER_CONTRAST = 0.2
+JITTER_LIGHT = 0.1  # of full scale
+JITTER_TINT = 0.06  # of a colour's strength
+
+
+class CropJitter:
+    """Another placement of the same face: moved, scaled, turned, mirrored, in another light, the same for a whole window.
+
+    Crops of another detector or another camera sit a little elsewhere; a model that only ever saw one placement takes them
+    for another mouth. What the mouth does is unchanged, so a jittered frame is not a corrupted one.
+    """
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """frames uint8 [V, S, S, 3] -> jittered copy; edges are repeated where the crop leaves the picture."""
+        size = frames.shape[1]
+        shift, drift = rng.uniform(-JITTER_SHIFT, JITTER_SHIFT, 2) * size, rng.uniform(-JITTER_DRIFT, JITTER_DRIFT, 2) * size
+        scale = float(np.exp(rng.uniform(-JITTER_LOG_SCALE, JITTER_LOG_SCALE)))
+        turn_deg = float(rng.uniform(-JITTER_TURN_DEG, JITTER_TURN_DEG))
+        mirrored = rng.random() < 0.5
+        gain = (1 + rng.uniform(-JITTER_CONTRAST, JITTER_CONTRAST)) * (1 + rng.uniform(-JITTER_TINT, JITTER_TINT, 3))
+        light = 255 * rng.uniform(-JITTER_LIGHT, JITTER_LIGHT)
+        levels = np.clip((np.arange(256)[:, None] - 128) * gain + 128 + light, 0, 255).astype(np.uint8)  # [256, 3]
+        middle = (size - 1) / 2
+        placement = cv2.getRotationMatrix2D((middle, middle), turn_deg, scale)
+        out = np.empty_like(frames)
+        for index, frame in enumerate(frames):
+            placed = placement.copy()
+            placed[:, 2] += shift + drift * (index / max(1, len(frames) - 1) - 0.5)
+            moved = cv2.warpAffine(frame, placed, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            out[index] = moved[:, ::-1] if mirrored else moved
+        return np.stack([levels[out[..., colour], colour] for colour in range(3)], axis=-1)
 
 
 class VisualDegradation:

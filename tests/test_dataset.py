@@ -26,7 +26,7 @@ CLEAN = VisualDegradation({"none": 1.0})
 
 def config(**training: object) -> dict:
     return tiny_config(
-        training_cfg={"segment_size": 8000, "valid_snrs_db": [0.0, 5.0], **training},
+        training_cfg={"segment_size": 8000, "valid_snrs_db": [0.0, 5.0], "crop_jitter": False, **training},
         visual_cfg={"face_size": SIZE, "visual_dim": 32},
     )
 
@@ -217,6 +217,14 @@ def test_degradation_reaches_video_and_label_but_not_the_mask(corpus: tuple[Path
         default.set_epoch(epoch)
         hit += sum(bool(default[k].corruption.any()) for k in range(2))
     assert 6 <= hit <= 28
+
+
+def test_crops_are_jittered_in_training_alone(corpus: tuple[Path, Path]) -> None:
+    plain, jittered = (AVDataset(*corpus, config(crop_jitter=on), visual_augmentation=CLEAN) for on in (False, True))
+    a, b = plain[2], jittered[2]
+    assert torch.equal(a.noisy_audio, b.noisy_audio) and torch.equal(a.video_mask, b.video_mask) and not b.corruption.any()
+    assert float((a.video - b.video).abs().mean()) > 0.01
+    assert equal(AVDataset(*corpus, config(crop_jitter=True), "valid")[0], AVDataset(*corpus, config(), "valid")[0])
 
 
 def test_video_dropout_masks_whole_clips(corpus: tuple[Path, Path]) -> None:

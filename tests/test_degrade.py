@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataloaders.degrade import DEFAULT_SHARES, VisualDegradation
+from dataloaders.degrade import DEFAULT_SHARES, JITTER_DRIFT, JITTER_SHIFT, CropJitter, VisualDegradation
 
 KINDS = [kind for kind in DEFAULT_SHARES if kind != "none"]
 
@@ -103,3 +103,37 @@ def test_draws_follow_the_generator(frames: np.ndarray) -> None:
 def test_wrong_shares_are_refused(shares: dict) -> None:
     with pytest.raises(ValueError, match="degradation"):
         VisualDegradation(shares)
+
+
+def dot(frame: np.ndarray) -> np.ndarray:
+    """(column, row) of the middle of what is bright."""
+    rows, columns = np.nonzero(frame.mean(axis=2) > 128)
+    return np.array([columns.mean(), rows.mean()])
+
+
+def test_a_jittered_face_is_elsewhere_but_moves_as_it_did() -> None:
+    frames = np.full((25, 96, 96, 3), 20, np.uint8)
+    for index, row in enumerate(48 + 10 * np.sin(np.arange(25))):
+        cv2.circle(frames[index], (48, round(float(row))), 5, (235, 235, 235), -1)
+    before = np.array([dot(frame) for frame in frames])
+    most = (JITTER_SHIFT + JITTER_DRIFT / 2) * 96 + 3  # and what turning and scaling about the middle make of 10 pixels
+    places, sides = [], set()
+    for seed in range(60):
+        given = frames.copy()
+        out = CropJitter()(frames, np.random.default_rng(seed))
+        assert np.array_equal(frames, given) and out.shape == frames.shape and out.dtype == np.uint8
+        after = np.array([dot(frame) for frame in out])
+        assert np.corrcoef(np.diff(before[:, 1]), np.diff(after[:, 1]))[0, 1] > 0.98
+        assert (np.abs(after - before) <= most).all()
+        places.append(after.mean(axis=0) - before.mean(axis=0))
+        sides.add(out[0].mean() > frames[0].mean())
+    assert (np.std(places, axis=0) > 0.03 * 96).all() and len(sides) == 2  # darker and brighter
+
+
+def test_jitter_mirrors_half_of_the_time(frames: np.ndarray) -> None:
+    left = np.zeros((2, 64, 64, 3), np.uint8)
+    left[:, :, :32] = 255
+    mirrored = [CropJitter()(left, np.random.default_rng(seed))[0, :, :8].mean() < 128 for seed in range(80)]
+    assert 25 <= sum(mirrored) <= 55
+    same = [CropJitter()(frames, np.random.default_rng(7)) for _ in range(2)]
+    assert np.array_equal(*same)

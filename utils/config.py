@@ -102,6 +102,7 @@ class TrainingCfg(_Section):
     rir_prob: Probability = 0.3
     rir_target: Literal["early", "reverberant"] = "early"
     visual_degradation: bool = True
+    crop_jitter: bool = True  # face crops moved, scaled, turned, mirrored and lit at random in training
     video_dropout: Probability = 0.0
     valid_clips: PositiveInt | None = None  # None: all of them
     valid_snrs_db: list[float] = [0.0]
