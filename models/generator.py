@@ -190,7 +190,7 @@ class LiteAVSEMamba(SEMamba):
             )
         # What stands in a masked frame must not reach its neighbours through the temporal convolutions.
         video = torch.where(video_mask[:, None, :, None, None], video, 0.0)
-        features = self.visual_encoder(video, n_frames).transpose(1, 2)  # [B, T, D]
+        features = self.visual_encoder(video, n_frames, video_mask).transpose(1, 2)  # [B, T, D]
         index = video_frame_index(n_frames, **self.timing).to(video.device)
         valid = video_mask[:, index.clamp(max=video.shape[2] - 1)] & (index < video.shape[2])
         return features, valid

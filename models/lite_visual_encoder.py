@@ -27,7 +27,8 @@ State = list[torch.Tensor]  # every tensor has the batch first, so streams can b
 
 
 class _MeanRemoval(nn.Module):
-    """What changed: features less their mean over the last `frames` frames (all frames of the clip when not causal).
+    """What changed: features less their mean over those of the last `frames` frames (of the whole clip when not causal)
+    that showed a face; 0 where there was none.
 
     Who speaks and how the head is held stays the same for seconds and is most of what an image encoder sees; the norms
     behind would scale by it, and the movement of the lips would be lost in the rest.
@@ -41,16 +42,22 @@ class _MeanRemoval(nn.Module):
         """No frames yet: [B, frames - 1, D + 1] zeros, the last channel counting those that were seen; x [B, ., D]."""
         return x.new_zeros(x.shape[0], max(0, self.frames - 1), x.shape[2] + 1)
 
-    def step(self, x: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x [B, v, D] -> (the same less the mean, next state)."""
+    def step(
+        self, x: torch.Tensor, state: torch.Tensor | None, seen: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """x [B, v, D], seen bool [B, v] (None: all) -> (the same less the mean, next state)."""
         if not self.frames:
             return x, state
-        if not self.causal:
-            return x - x.mean(1, keepdim=True), state
-        counted = torch.cat((x, torch.ones_like(x[..., :1])), dim=2)
-        joined = torch.cat((self.init_state(x) if state is None else state, counted), dim=1)
-        means = F.avg_pool1d(joined.transpose(1, 2), self.frames, stride=1).transpose(1, 2)  # [B, v, D + 1]
-        return x - means[..., :-1] / means[..., -1:], joined[:, joined.shape[1] - self.frames + 1 :]
+        weight = torch.ones_like(x[..., :1]) if seen is None else seen[..., None].to(x.dtype)
+        counted = torch.cat((x * weight, weight), dim=2)
+        if self.causal:
+            joined = torch.cat((self.init_state(x) if state is None else state, counted), dim=1)
+            means = F.avg_pool1d(joined.transpose(1, 2), self.frames, stride=1).transpose(1, 2)  # [B, v, D + 1]
+            state = joined[:, joined.shape[1] - self.frames + 1 :]
+        else:
+            means = counted.mean(1, keepdim=True)
+        # Where no frame counts, weight is 0, too; what it is divided by does not matter.
+        return (x - means[..., :-1] / means[..., -1:].clamp(min=1e-6)) * weight, state
 
 
 class _TemporalHead(nn.Module):
@@ -75,9 +82,9 @@ class _TemporalHead(nn.Module):
         nothing = self.input.weight.new_zeros(batch, _WIDTH, 0)
         return [*(conv.init_state(nothing) for conv in self.convs), self.change.init_state(nothing.transpose(1, 2))]
 
-    def step(self, x: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
-        """x [B, v, in_dim] -> ([B, out_dim, v], next state); state None: the whole clip at once."""
-        x, seen = self.change.step(self.input(x), None if state is None else state[-1])
+    def step(self, x: torch.Tensor, state: State | None, seen: torch.Tensor | None) -> tuple[torch.Tensor, State]:
+        """x [B, v, in_dim], seen bool [B, v] or None -> ([B, out_dim, v], next state); state None: the whole clip at once."""
+        x, counted = self.change.step(self.input(x), None if state is None else state[-1], seen)
         next_state = []
         for position, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             y = F.relu(norm(x)).transpose(1, 2)  # [B, width, v]
@@ -87,7 +94,7 @@ class _TemporalHead(nn.Module):
                 y, past = conv.step(y, state[position])
                 next_state.append(past)
             x = x + y.transpose(1, 2)
-        return self.output(self.output_norm(x)).transpose(1, 2), next_state + ([] if state is None else [seen])
+        return self.output(self.output_norm(x)).transpose(1, 2), next_state + ([] if state is None else [counted])
 
 
 class _LiteVisualEncoder(nn.Module):
@@ -121,8 +128,11 @@ class _LiteVisualEncoder(nn.Module):
             raise ValueError("this visual encoder looks ahead (model_cfg.causal: false): it has no streaming state")
         return self._zero_state(batch)
 
-    def encode_frames(self, video: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
-        """Features per video frame: video [B, 3, V, S, S] in [0, 1] -> ([B, visual_dim, V], next state).
+    def encode_frames(
+        self, video: torch.Tensor, state: State | None = None, seen: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, State]:
+        """Features per video frame: video [B, 3, V, S, S] in [0, 1], seen bool [B, V] (a face is there; None: in all)
+        -> ([B, visual_dim, V], next state).
 
         Feeding a clip in pieces, each with the state the last one returned, gives what the whole clip gives. `state` None
         starts a clip; a non-causal encoder takes whole clips only. ValueError names a shape that does not fit.
@@ -139,21 +149,21 @@ class _LiteVisualEncoder(nn.Module):
             state = self._zero_state(video.shape[0]) if self.causal else None
         elif not self.causal:
             raise ValueError("this visual encoder looks ahead (model_cfg.causal: false): it takes whole clips, no state")
-        return self._encode(video, state)
+        return self._encode(video, state, seen)
 
     def hold(self, features: torch.Tensor, T_audio: int) -> torch.Tensor:
         """[B, D, V] per video frame -> [B, D, T_audio] per STFT frame: the newest frame shown, the last one once over."""
         index = video_frame_index(T_audio, self.hop_size, self.sampling_rate, self.video_fps)
         return features[:, :, index.clamp(max=features.shape[2] - 1).to(features.device)]
 
-    def forward(self, video: torch.Tensor, T_audio: int) -> torch.Tensor:
-        """video [B, 3, V, S, S] in [0, 1] -> [B, visual_dim, T_audio]."""
-        return self.hold(self.encode_frames(video)[0], T_audio)
+    def forward(self, video: torch.Tensor, T_audio: int, seen: torch.Tensor | None = None) -> torch.Tensor:
+        """video [B, 3, V, S, S] in [0, 1], seen bool [B, V] or None -> [B, visual_dim, T_audio]."""
+        return self.hold(self.encode_frames(video, seen=seen)[0], T_audio)
 
     def _zero_state(self, batch: int) -> State:
         raise AssertionError("set by the subclass")
 
-    def _encode(self, video: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
+    def _encode(self, video: torch.Tensor, state: State | None, seen: torch.Tensor | None) -> tuple[torch.Tensor, State]:
         raise AssertionError("set by the subclass")
 
 
@@ -201,11 +211,11 @@ class LiteVisualEncoderA(_LiteVisualEncoder):
     def _zero_state(self, batch: int) -> State:
         return self.head.init_state(batch)
 
-    def _encode(self, video: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
+    def _encode(self, video: torch.Tensor, state: State | None, seen: torch.Tensor | None) -> tuple[torch.Tensor, State]:
         batch, _, n_frames = video.shape[:3]
         maps = self._features(video.transpose(1, 2).flatten(0, 1))  # [B*V, 576, S/32, S/32]
         pooled = self.pool(maps).view(batch, n_frames, OUT_CHANNELS)
-        return self.head.step(pooled, state)
+        return self.head.step(pooled, state, seen)
 
 
 class _SeparableBlock(nn.Module):
@@ -258,7 +268,7 @@ class LiteVisualEncoderB(_LiteVisualEncoder):
         nothing = self.stem.weight.new_zeros(batch, self.channels, 0, self.face_size, self.face_size)
         return [self.stem.init_state(nothing), *self.head.init_state(batch)]
 
-    def _encode(self, video: torch.Tensor, state: State | None) -> tuple[torch.Tensor, State]:
+    def _encode(self, video: torch.Tensor, state: State | None, seen: torch.Tensor | None) -> tuple[torch.Tensor, State]:
         batch, _, n_frames = video.shape[:3]
         video = _even_light(video)
         if state is None:
@@ -269,5 +279,5 @@ class LiteVisualEncoderB(_LiteVisualEncoder):
         frames = maps.transpose(1, 2).flatten(0, 1)  # [B*V, 32, S/4, S/4]
         frames = self.blocks(F.relu(self.stem_norm(frames)))  # [B*V, 128, S/32, S/32]
         flat = frames.reshape(batch, n_frames, -1)
-        features, head_state = self.head.step(flat, None if state is None else state[1:])
+        features, head_state = self.head.step(flat, None if state is None else state[1:], seen)
         return features, stem_state + head_state

@@ -146,7 +146,8 @@ class VideoSide:
             video = torch.stack([self._clip(due[row]) for row in rows])  # [b, 3, v, S, S]
             states = [self.queues[row].state or self.encoder.init_state(1) for row in rows]
             joined = states[0] if len(rows) == 1 else [torch.cat(parts) for parts in zip(*states, strict=True)]
-            features, after = self.encoder.encode_frames(video, joined)  # [b, D, v]
+            seen = torch.tensor([[picture is not None for picture in due[row]] for row in rows], device=self.device)
+            features, after = self.encoder.encode_frames(video, joined, seen)  # [b, D, v]
             for position, row in enumerate(rows):
                 queue, (table, seen) = self.queues[row], tables[row]
                 new = features[position].t()  # [v, D]

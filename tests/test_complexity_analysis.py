@@ -68,7 +68,9 @@ def test_a_stream_hears_and_sees_all_of_it(monkeypatch: pytest.MonkeyPatch) -> N
     model, cfg = tiny_model(model_cfg={"causal": True})
     shown, heard = [], []
     encode, step = model.visual_encoder.encode_frames, model.step_with_gates
-    monkeypatch.setattr(model.visual_encoder, "encode_frames", lambda v, s=None: shown.append(v) or encode(v, s))
+    monkeypatch.setattr(
+        model.visual_encoder, "encode_frames", lambda v, *rest, **named: shown.append(v) or encode(v, *rest, **named)
+    )
     monkeypatch.setattr(model, "step_with_gates", lambda *given: heard.append(step(*given)) or heard[-1])
     assert len(stream_seconds(model, cfg, 0.4)) == 16
     mag, pha, video = complexity_analysis._inputs(cfg, 0.4)

@@ -49,7 +49,7 @@ def test_a_causal_model_never_takes_more_than_a_piece(monkeypatch: pytest.Monkey
     monkeypatch.setattr(model, "step_with_gates", lambda mag, *rest: (sizes.append(mag.shape[2]), step(mag, *rest))[1])
     frames = []
     monkeypatch.setattr(
-        model.visual_encoder, "encode_frames", lambda video, state: (frames.append(video.shape[2]), encode(video, state))[1]
+        model.visual_encoder, "encode_frames", lambda video, *rest: (frames.append(video.shape[2]), encode(video, *rest))[1]
     )
     enhancer = Enhancer(model, cfg)
     result = enhancer.enhance(voice(3.0), RATE, face_crops(75))

@@ -126,9 +126,9 @@ def test_every_frame_is_encoded_once(enhancer: Enhancer, monkeypatch: pytest.Mon
     encoder, counts = enhancer.model.visual_encoder, []
     encode = encoder.encode_frames
 
-    def counted(video: torch.Tensor, state: list) -> tuple:
+    def counted(video: torch.Tensor, *rest: object) -> tuple:
         counts.append(video.shape[2])
-        return encode(video, state)
+        return encode(video, *rest)
 
     monkeypatch.setattr(encoder, "encode_frames", counted)
     streamed(StreamingEnhancer(enhancer), voice(1.0), [100], face_crops(25))

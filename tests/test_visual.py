@@ -123,6 +123,30 @@ def test_a_missing_face_gives_finite_features(kind):
 
 
 @pytest.mark.parametrize("kind", ENCODERS)
+@torch.no_grad()
+def test_a_face_that_comes_late_is_as_if_the_clip_began_with_it(kind):
+    encoder, video, seen = _encoder(kind), _video(30), torch.arange(30)[None] >= 9
+    blank = video * seen[:, None, :, None, None]
+    late, _ = encoder.encode_frames(blank, seen=seen)
+    fresh, _ = encoder.encode_frames(video[:, :, 9:])
+    settled = 4  # frames that the head's convolutions reach back
+    torch.testing.assert_close(late[:, :, 9 + settled :], fresh[:, :, settled:], rtol=0, atol=1e-5)
+    unaware, _ = encoder.encode_frames(blank)
+    assert float((unaware - late)[:, :, 9 + settled :].abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@torch.no_grad()
+def test_a_face_that_keeps_still_has_not_moved_while_it_was_away(causal):
+    encoder, seen = _encoder(LiteVisualEncoderA, causal), torch.ones(1, 30, dtype=torch.bool)
+    seen[:, 10:14] = False
+    video = _video(1).expand(-1, -1, 30, -1, -1)
+    features, _ = encoder.encode_frames(video * seen[:, None, :, None, None], seen=seen)
+    whole, _ = encoder.encode_frames(video)
+    torch.testing.assert_close(features, whole, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
 def test_a_non_causal_encoder_has_no_streaming_state(kind):
     encoder = _encoder(kind, causal=False)
     with pytest.raises(ValueError, match="model_cfg.causal"):
