@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.spectrogram_viz import spectrogram_figure
+from evaluation.tables import common_means, complete
 from models.enhance_files import write_wav
 from models.enhancer import Enhancer, EnhanceResult
 from utils import console
 from utils.media import VIDEO_EXTENSIONS, load_audio
-from utils.metrics import METRICS, mean_score, require_scorers, score_clip
+from utils.metrics import METRICS, require_scorers, score_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {"pesq": ("PESQ-WB", ".2f"), "stoi": ("STOI", ".3f"), "estoi": ("ESTOI", ".3f"), "si_sdr": ("SI-SDR/dB", ".2f")}
@@ -85,7 +86,7 @@ def enhance(enhancer: Enhancer, sample: Sample, folder: Path) -> dict[str, Enhan
 
 
 def table(scores: Mapping[str, Mapping[str, Mapping]], metrics: Sequence[str]) -> str:
-    """Text table of scores[clip][row][metric], with the means of each row over the clips that could be scored."""
+    """Text table of scores[clip][row][metric], with means over the clips that every row could be scored on."""
     lines = [f"{'clip':<14}{'':<14}" + "".join(f"{COLUMNS[metric][0]:>11}" for metric in metrics)]
 
     def add(clip: str, row: str, values: Mapping[str, float]) -> None:
@@ -95,9 +96,8 @@ def table(scores: Mapping[str, Mapping[str, Mapping]], metrics: Sequence[str]) -
     for clip, rows in scores.items():
         for number, (row, values) in enumerate(rows.items()):
             add(clip if number == 0 else "", row, values)
-    for number, row in enumerate(next(iter(scores.values()))):
-        every = [rows[row] for rows in scores.values()]
-        add("mean" if number == 0 else "", row, {metric: mean_score(every, metric) for metric in metrics})
+    for number, (row, means) in enumerate(common_means(list(scores.values()), metrics).items()):
+        add("mean" if number == 0 else "", row, means)
     for clip, rows in scores.items():
         for row, values in rows.items():
             lines += [f"not scored: {clip}, {row}, {metric}: {why}" for metric, why in values["errors"].items()]
@@ -132,6 +132,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def demonstrate(args: argparse.Namespace) -> int:
+    """Enhance, score, draw; EXIT_FAILED when no clip could be scored in any metric."""
     if not args.checkpoint_file.is_file():
         raise FileNotFoundError(
             f"checkpoint {args.checkpoint_file} does not exist; train one with train_lite.py, or name another with "
@@ -153,15 +154,16 @@ def demonstrate(args: argparse.Namespace) -> int:
             row: score_clip(sample.clean, wav, enhancer.sample_rate, metrics) for row, wav in estimates.items()
         }
     print(f"\n{table(scores, metrics)}\n\n{report_speed(results)}")
+    exit_code = 0 if any(complete(list(scores.values()), metric) for metric in metrics) else console.EXIT_FAILED
     print(f"sound: {args.output_dir / '*.wav'}")
     if importlib.util.find_spec("matplotlib") is None:
         print("note: no picture: it needs the matplotlib package, which is not installed: pip install matplotlib")
-        return 0
+        return exit_code
     picture = args.output_dir / f"{drawn.name}.png"
     rows = results[drawn.name]
     draw(picture, drawn, rows.get(AUDIO_VISUAL, rows[AUDIO_ONLY]), enhancer.cfg)
     print(f"picture: {picture}")
-    return 0
+    return exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,6 +38,16 @@ def complete(samples: Sequence[Mapping[str, Mapping]], metric: str) -> list[Mapp
     return [rows for rows in samples if not any(math.isnan(row[metric]) for row in rows.values())]
 
 
+def common_means(samples: Sequence[Mapping[str, Mapping]], metrics: Sequence[str] = METRICS) -> dict[str, dict[str, float]]:
+    """{row: {metric: mean}}, each metric's over the samples on which no row failed in it; NaN where there are none."""
+    means: dict[str, dict[str, float]] = {row: {} for row in (samples[0] if samples else ())}
+    for metric in metrics:
+        kept = complete(samples, metric)
+        for row, found in means.items():
+            found[metric] = mean([sample[row][metric] for sample in kept])
+    return means
+
+
 def summarize_rows(rows: Sequence[Mapping], reference: str = NOISY) -> list[dict]:
     """One entry per row, kind, SNR and metric (SUMMARY_COLUMNS); kind and SNR are also "all". `gain` is over `reference`."""
     samples = list(by_sample(rows).values())

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from dataloaders.dataloader_av import AVDataset
+from evaluation.scoring import NOISY
+from evaluation.tables import common_means
 from models.enhancer import Enhancer
 from utils.config import complete_config
-from utils.console import Parser, run
-from utils.metrics import METRICS, mean_score, require_scorers, score_many
+from utils.console import EXIT_FAILED, Parser, run
+from utils.metrics import METRICS, require_scorers, score_many
+
+ENHANCED = "enhanced"
 
 
 class Validation:
@@ -35,30 +39,38 @@ class Validation:
     def __call__(self, enhancer: Enhancer, use_video: bool = True) -> dict[str, float]:
         """{"pesq": mean, "pesq_improvement": mean gain, ..., "n": clips, "n_failed": those some metric could not score}.
 
-        Means are over the clips that could be scored, gains over those that could be scored before and after.
+        Means and gains are over the clips that could be scored before and after.
         """
-        clean, noisy, enhanced = [], [], []
+        clips = self.score(enhancer, {ENHANCED: use_video})
+        means = common_means(clips)
+        result = means[ENHANCED] | {f"{m}_improvement": means[ENHANCED][m] - means[NOISY][m] for m in METRICS}
+        failed = sum(any(_failed(scores) for scores in clip.values()) for clip in clips)
+        return result | {"n": len(clips), "n_failed": failed}
+
+    def score(self, enhancer: Enhancer, rows: Mapping[str, bool]) -> list[dict[str, dict]]:
+        """Scores of each clip by row: NOISY, and one of the enhanced sound for each of `rows`, {name: whether with video}."""
+        clean, noisy, enhanced = [], [], {row: [] for row in rows}
         for index in range(len(self.dataset)):
             item = self.dataset[index]
             gain = item.gain.numpy()
             clean.append(item.clean_audio.numpy() / gain)
             noisy.append(item.noisy_audio.numpy() / gain)
-            video = mask = None
-            if use_video and item.video.shape[1]:
-                video, mask = item.video.numpy().transpose(1, 2, 3, 0), item.video_mask.numpy()  # [V, S, S, 3], [V]
-            enhanced.append(enhancer.enhance(noisy[-1], enhancer.sample_rate, video=video, video_mask=mask).wav)
+            for row, use_video in rows.items():
+                video = mask = None
+                if use_video and item.video.shape[1]:
+                    video, mask = item.video.numpy().transpose(1, 2, 3, 0), item.video_mask.numpy()  # [V, S, S, 3], [V]
+                enhanced[row].append(enhancer.enhance(noisy[-1], enhancer.sample_rate, video=video, video_mask=mask).wav)
         if self._noisy is None:
             self._noisy = self._score(clean, noisy)
-        after = self._score(clean, enhanced)
-        result = {metric: mean_score(after, metric) for metric in METRICS}
-        for metric in METRICS:
-            gains = [{metric: new[metric] - old[metric]} for new, old in zip(after, self._noisy, strict=True)]
-            result[f"{metric}_improvement"] = mean_score(gains, metric)
-        failed = sum(any(math.isnan(clip[metric]) for metric in METRICS) for clip in after)
-        return result | {"n": len(after), "n_failed": failed}
+        scored = {NOISY: self._noisy} | {row: self._score(clean, wavs) for row, wavs in enhanced.items()}
+        return [dict(zip(scored, clip, strict=True)) for clip in zip(*scored.values(), strict=True)]
 
     def _score(self, references: list[np.ndarray], estimates: list[np.ndarray]) -> list[dict]:
         return score_many(list(zip(references, estimates, strict=True)), self.workers)
+
+
+def _failed(scores: Mapping) -> bool:
+    return any(math.isnan(scores[metric]) for metric in METRICS)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -74,7 +86,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Print the table; 1 when a clip could not be scored."""
+    """Print the table; EXIT_FAILED when a clip could not be scored."""
     enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device)
     cfg = complete_config({
         **enhancer.cfg, "env_setting": {**enhancer.cfg["env_setting"], "seed": args.seed},
@@ -82,15 +94,16 @@ def compare(args: argparse.Namespace) -> int:
     })  # fmt: skip
     validation = Validation(AVDataset(args.data_json, args.noise_json, cfg, "test"), args.workers)
     print(enhancer.describe())
-    rows = {"sound only": validation(enhancer, use_video=False), "sound and video": validation(enhancer)}
-    withheld = rows["sound only"]
-    noisy = {metric: withheld[metric] - withheld[f"{metric}_improvement"] for metric in METRICS}
-    print(f"{withheld['n']} clips, SNR {', '.join(f'{snr:g}' for snr in args.snr_db)} dB, seed {args.seed}")
+    clips = validation.score(enhancer, {"sound only": False, "sound and video": True})
+    print(f"{len(clips)} clips, SNR {', '.join(f'{snr:g}' for snr in args.snr_db)} dB, seed {args.seed}")
     print(f"{'':18s}{'PESQ-WB':>9s}{'STOI':>9s}{'ESTOI':>9s}{'SI-SDR dB':>11s}{'n_failed':>10s}")
-    for name, row in ({"noisy": noisy} | rows).items():
+    for name, row in common_means(clips).items():
         scores = f"{row['pesq']:9.3f}{row['stoi']:9.4f}{row['estoi']:9.4f}{row['si_sdr']:11.2f}"
-        print(f"{name:18s}{scores}{row.get('n_failed', ''):>10}")
-    return 1 if any(row["n_failed"] for row in rows.values()) else 0
+        print(f"{name:18s}{scores}{sum(_failed(clip[name]) for clip in clips):10d}")
+    left_out = sum(any(map(_failed, clip.values())) for clip in clips)
+    if left_out:
+        print(f"{left_out} of {len(clips)} clips could not be scored in some row, and are left out of that metric in every row")
+    return EXIT_FAILED if left_out else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

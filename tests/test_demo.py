@@ -147,6 +147,23 @@ def test_a_clip_that_cannot_be_scored_is_named_and_left_out_of_the_mean(
     )
 
 
+def test_means_are_over_the_clips_that_every_row_has() -> None:
+    def scored(pesq: float) -> dict:
+        return {"pesq": pesq, "errors": {} if pesq == pesq else {"pesq": "no reason"}}
+
+    clips = {"a": (1.0, 2.0), "b": (5.0, math.nan), "c": (math.nan, 7.0)}
+    scores = {clip: {"noisy": scored(one), "audio only": scored(two)} for clip, (one, two) in clips.items()}
+    found = scores_in(demo.table(scores, ["pesq"]))
+    assert found["mean", "noisy"] == [1.0] and found["mean", "audio only"] == [2.0]
+
+
+def test_it_fails_when_no_clip_could_be_scored(causal_checkpoint: Path, tmp_path: Path, capsys) -> None:
+    make_sample(tmp_path / "clips", "hush", 1)
+    soundfile.write(tmp_path / "clips" / "hush_clean.flac", np.zeros(16000), 16000)
+    assert run(causal_checkpoint, tmp_path / "clips", tmp_path / "out") == 1
+    assert all(map(math.isnan, scores_in(capsys.readouterr().out)["mean", "noisy"]))
+
+
 def test_mistakes_are_one_line_and_leave_nothing(causal_checkpoint: Path, clips: Path, tmp_path: Path, capsys) -> None:
     empty, uneven, output = tmp_path / "empty", tmp_path / "uneven", tmp_path / "out"
     empty.mkdir()
