@@ -28,6 +28,7 @@ from evaluation.testset import (
     TALKERS,
     Masker,
     Sample,
+    json_sha256,
     load_speech,
     resolve,
     sum_maskers,
@@ -39,6 +40,7 @@ from utils.util import load_json_file
 
 SNRS_DB = (-15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
 LIMITS_DB = (-40.0, 60.0)
+LISTS = ("test_json", "noise_json", "masker_json", "rir_json")
 DRAWS = 20  # of a masker, until one is audible while the clip's speaker speaks
 
 
@@ -240,10 +242,12 @@ def check_mixture_options(args: argparse.Namespace) -> None:
 
 
 def options_of(args: argparse.Namespace) -> str:
-    """The options that shape a manifest, to tell whether another run asked for the same."""
-    names = ("test_json", "noise_json", "masker_json", "kinds", "snr_db", "clips", "rir_json", "room_share", "visual",
-             "max_sec", "seed")  # fmt: skip
-    return json.dumps({name: getattr(args, name) for name in names}, sort_keys=True)
+    """The options that shape a manifest and what their lists hold, to tell whether another run asked for the same."""
+    names = (*LISTS, "kinds", "snr_db", "clips", "room_share", "visual", "max_sec", "seed")
+    given = {name: getattr(args, name) for name in names}
+    used = [name for name in LISTS if given[name] and (name != "noise_json" or NOISE in args.kinds)]
+    contents = {f"{name} sha256": json_sha256(load_json_file(given[name], f"--{name}")) for name in used}
+    return json.dumps(given | contents, sort_keys=True)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

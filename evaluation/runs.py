@@ -13,7 +13,7 @@ import torch
 
 from evaluation.make_testset import SNRS_DB, add_mixture_options, check_mixture_options, make_testset, options_of
 from evaluation.scoring import RowStore, Setup, file_sha256, score_rows
-from evaluation.testset import Manifest, read_manifest
+from evaluation.testset import Manifest, json_sha256, read_manifest
 from models.enhancer import Enhancer
 from utils.config import load_config
 from utils.util import git_revision, write_json
@@ -55,7 +55,7 @@ def score_run(args: argparse.Namespace, rows_of, command: str) -> ScoredRun:
         raise ValueError("--workers should be 1 or more")
     enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, config)
     identity = {
-        "checkpoint": file_sha256(args.checkpoint_file),
+        "checkpoint": file_sha256(args.checkpoint_file), "config": json_sha256(enhancer.cfg),
         "test set": read_manifest(args.manifest).sha256 if args.manifest else options_of(args),
     }
     store = RowStore(args.output_dir, identity)

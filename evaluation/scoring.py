@@ -202,6 +202,9 @@ def _in_parallel(tasks: Iterable[Task], workers: int, setup: Setup) -> Iterator[
 class RowStore:
     """The finished rows of a run, a line of JSON each in rows.jsonl; half a line, left by a crash, is dropped.
 
+    A row in which every metric failed does not count as finished: what was missing may be there by now. Of two lines for
+    one row the later one holds.
+
     identity: what the rows depend on. ValueError when the folder holds rows of another identity.
     """
 
@@ -219,7 +222,8 @@ class RowStore:
         if len(whole) < len(content):
             with open(self._path, "r+b") as file:
                 file.truncate(len(whole))
-        self.rows = {(row["sample_id"], row["row"]): row for row in map(json.loads, whole.splitlines())}
+        rows = {(row["sample_id"], row["row"]): row for row in map(json.loads, whole.splitlines())}
+        self.rows = {key: row for key, row in rows.items() if any(row[metric] is not None for metric in METRICS)}
 
     def add(self, row: dict) -> None:
         """Append one row; it is on the disk when this returns."""

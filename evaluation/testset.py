@@ -75,6 +75,11 @@ class Mixture:
         return hashlib.sha256(self.noisy.astype("<f4").tobytes()).hexdigest()[:12]
 
 
+def json_sha256(value: object) -> str:
+    """Changes when what `value` is in JSON does; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def resolve(path: str, folder: Path) -> str:
     """A path of a list: looked for beside the list, then from the working directory."""
     beside = folder / path

@@ -129,6 +129,54 @@ def test_another_models_rows_are_not_mixed_in(finished: Path, corpus: Path, tmp_
     assert "another test set" in capsys.readouterr().err
 
 
+def test_rows_of_other_lists_or_another_recipe_are_not_mixed_in(
+    corpus: Path, semamba_checkpoint: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noises = [str(corpus / name) for name in json.loads((corpus / "noise.json").read_text())]
+    listed = tmp_path / "noise.json"
+    listed.write_text(json.dumps(noises))
+    more = ["--noise_json", str(listed), "--snr_db", "0", "--clips", "1"]
+    command = arguments(corpus, semamba_checkpoint, tmp_path / "out", *more)
+    assert snr_breakdown.main(command) == 0
+    listed.write_text(json.dumps(noises[:1]))  # under the same name
+    capsys.readouterr()
+    assert snr_breakdown.main(command) == 2
+    assert "another test set" in only_line(capsys.readouterr().err)
+    listed.write_text(json.dumps(noises, indent=4))  # the same list
+    assert snr_breakdown.main(command) == 0
+    load = Enhancer.from_checkpoint
+
+    def with_another_recipe(*given) -> Enhancer:
+        enhancer = load(*given)
+        enhancer.cfg = enhancer.cfg | {"stft_cfg": enhancer.cfg["stft_cfg"] | {"compress_factor": 1.0}}
+        return enhancer
+
+    monkeypatch.setattr(Enhancer, "from_checkpoint", with_another_recipe)
+    capsys.readouterr()
+    assert snr_breakdown.main(command) == 2
+    assert "another config" in only_line(capsys.readouterr().err)
+
+
+def test_a_row_that_failed_altogether_is_tried_again(corpus: Path, causal_checkpoint: Path, tmp_path: Path, capsys) -> None:
+    lists = arguments(corpus, causal_checkpoint, tmp_path / "out")
+    made = ["--kinds", "noise", "--snr_db", "0", "--clips", "1", "--output", str(tmp_path / "set.json")]
+    assert make_testset.main([*lists[:4], *made]) == 0
+    held = json.loads((tmp_path / "set.json").read_text())
+    video = (tmp_path / held["samples"][0]["video"]).resolve()
+    held["samples"][0]["video"] = "late.mp4"
+    (tmp_path / "set.json").write_text(json.dumps(held))
+    command = [*lists, "--manifest", str(tmp_path / "set.json")]
+    assert snr_breakdown.main(command) == 1
+    (tmp_path / "late.mp4").symlink_to(video)
+    capsys.readouterr()
+    assert snr_breakdown.main(command) == 0
+    assert "2 of 3 rows were finished before" in capsys.readouterr().out
+    rows = table(tmp_path / "out" / "scores.csv")
+    assert [row["row"] for row in rows] == [NOISY, AUDIO_ONLY, AUDIO_VISUAL] and not any(row["errors"] for row in rows)
+    assert snr_breakdown.main(command) == 0  # and what was made then is kept
+    assert "3 of 3 rows were finished before" in capsys.readouterr().out
+
+
 def test_a_sound_only_model_has_two_rows_on_the_same_mixtures(
     finished: Path, semamba_checkpoint: Path, tmp_path: Path, capsys
 ) -> None:
