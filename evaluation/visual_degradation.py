@@ -21,39 +21,59 @@ import numpy as np
 from evaluation.figures import require_matplotlib, visual_figure
 from evaluation.runs import add_run_options, command_line, score_run
 from evaluation.scoring import AUDIO_ONLY, COLUMNS, report_failures, write_csv
-from evaluation.tables import LABELS, by_sample, gain_number, latex_escape, mean, write_text
+from evaluation.tables import LABELS, by_sample, complete, gain_number, latex_escape, mean, write_text
 from evaluation.testset import Manifest
 from evaluation.video_conditions import CLEAN, CONDITIONS, NONE, OTHER_FACE, check_condition
 from models.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
 from utils.metrics import METRICS
-from utils.stats import compare_paired, roc_auc
+from utils.stats import compare_paired, holm, roc_auc
 
+SIGNIFICANT = 0.05
 SUMMARY_COLUMNS = (
-    "condition", "metric", "n", "n_failed", "audio_only", "audio_visual", "difference", "low", "high", "p_wilcoxon",
-    "mean_alpha", "alpha_auc",
+    "condition", "metric", "n", "n_clips", "n_failed", "audio_only", "audio_visual", "difference", "low", "high", "p_wilcoxon",
+    "p_wilcoxon_holm", "mean_alpha", "alpha_auc",
 )  # fmt: skip
 
 
 def compare_conditions(rows: Sequence[Mapping], conditions: Sequence[str]) -> list[dict]:
-    """One entry per condition and metric (SUMMARY_COLUMNS): audio-visual minus audio-only, over mixtures that have both."""
+    """One entry per condition and metric (SUMMARY_COLUMNS): audio-visual minus audio-only, over mixtures that all rows have.
+
+    A condition that failed on every mixture has n = 0 and takes none from the others. p is of the Wilcoxon test over clips,
+    their mixtures averaged first; p_wilcoxon_holm is corrected for all entries, those of the condition "none" apart.
+    """
     samples = list(by_sample(rows).values())
     alphas = {name: alpha_of([sample[name] for sample in samples]) for name in conditions}
-    clean = alphas.get(CLEAN)
     found = []
-    for name in conditions:
-        held = [sample[name]["mean_alpha"] for sample in samples if sample[name].get("mean_alpha") is not None]
-        for metric in METRICS:
-            ours, base = ([sample[row][metric] for sample in samples] for row in (name, AUDIO_ONLY))
-            result = compare_paired(ours, base, groups=[sample[AUDIO_ONLY]["clip"] for sample in samples])
-            both = [pair for pair in zip(ours, base, strict=True) if not any(map(math.isnan, pair))]
+    for metric in METRICS:
+        usable = [name for name in conditions if not all(math.isnan(sample[name][metric]) for sample in samples)]
+        kept = complete([{row: sample[row] for row in (AUDIO_ONLY, *usable)} for sample in samples], metric)
+        for name in conditions:
+            compared = kept if name in usable else []
+            ours, base = ([sample[row][metric] for sample in compared] for row in (name, AUDIO_ONLY))
+            clips = [sample[AUDIO_ONLY]["clip"] for sample in compared]
+            result = compare_paired(ours, base, groups=clips)
+            by_clip = _clip_means(ours, base, clips)
+            held = [sample[name]["mean_alpha"] for sample in samples if sample[name].get("mean_alpha") is not None]
             found.append({
-                "condition": name, "metric": metric, "n": result.n, "n_failed": len(samples) - result.n,
-                "audio_only": mean([b for _, b in both]), "audio_visual": mean([a for a, _ in both]),
-                "difference": result.mean, "low": result.low, "high": result.high, "p_wilcoxon": result.p_wilcoxon,
-                "mean_alpha": mean(held), "alpha_auc": separation(alphas[name], clean),
+                "condition": name, "metric": metric, "n": result.n, "n_clips": len(by_clip),
+                "n_failed": len(samples) - result.n, "audio_only": mean(base), "audio_visual": mean(ours),
+                "difference": result.mean, "low": result.low, "high": result.high,
+                "p_wilcoxon": compare_paired(by_clip, [0.0] * len(by_clip)).p_wilcoxon,
+                "mean_alpha": mean(held), "alpha_auc": separation(alphas[name], alphas.get(CLEAN)),
             })  # fmt: skip
-    return found
+    corrected = holm({str(i): e["p_wilcoxon"] for i, e in enumerate(found) if e["condition"] != NONE})
+    for index, entry in enumerate(found):
+        entry["p_wilcoxon_holm"] = corrected.get(str(index), math.nan)
+    return sorted(found, key=lambda entry: conditions.index(entry["condition"]))
+
+
+def _clip_means(ours: Sequence[float], base: Sequence[float], clips: Sequence[str]) -> list[float]:
+    """The mean difference of each clip: its mixtures are not independent."""
+    held: dict[str, list[float]] = {}
+    for one, other, clip in zip(ours, base, clips, strict=True):
+        held.setdefault(clip, []).append(one - other)
+    return [mean(differences) for differences in held.values()]
 
 
 def alpha_of(rows: Sequence[Mapping]) -> tuple[np.ndarray, np.ndarray]:
@@ -89,19 +109,23 @@ def answer(summary: Sequence[Mapping]) -> str:
         return "No answer: no mixture could be scored both with and without video."
     conditions = {entry["condition"] for entry in compared}
     below = {entry["condition"] for entry in compared if entry["difference"] < 0}
-    surely = {entry["condition"] for entry in compared if entry["high"] < 0}
+    surely = {e["condition"] for e in compared if e["difference"] < 0 and e["p_wilcoxon_holm"] < SIGNIFICANT}
     least = [min((e for e in compared if e["metric"] == m), key=lambda e: e["difference"], default=None) for m in METRICS]
     worst, total = "; ".join(f"{_told(e)} with {e['condition']}" for e in least if e is not None), len(conditions)
     if not below:
         return f"No: with none of {total} videos is audio-visual worse than audio-only in any metric; least gains: {worst}."
     if not surely:
+        clips = max(entry["n_clips"] for entry in compared)
+        # The smallest p of a Wilcoxon test is that of differences which are all of one sign.
+        few = f" ({clips} clips are too few for it)" if 2 * 0.5**clips * len(compared) >= SIGNIFICANT else ""
         return (
             f"Not beyond chance: with {len(below)} of {total} videos audio-visual is worse than audio-only in the mean of some "
-            f"metric, but every 95 % interval reaches 0; worst: {worst}."
+            f"metric, but with none after correction for {len(compared)} comparisons{few}; worst: {worst}."
         )
     return (
-        f"Yes: with {len(surely)} of {total} videos audio-visual is worse than audio-only in some metric (95 % interval below "
-        f"0), and in the mean with {len(below)}; worst: {worst}."
+        f"Yes: with {len(surely)} of {total} videos audio-visual is worse than audio-only in some metric (Wilcoxon p below "
+        f"{SIGNIFICANT} after Holm's correction for {len(compared)} comparisons), and in the mean with {len(below)}; "
+        f"worst: {worst}."
     )
 
 
@@ -136,7 +160,10 @@ def text_table(summary: Sequence[Mapping], conditions: Sequence[str]) -> str:
         alpha, auc = (_share(entries[0][key], 3) for key in ("mean_alpha", "alpha_auc"))
         lines.append(f"{name:<14}{''.join(cells)}{alpha:>8}{auc:>7}{min(entry['n'] for entry in entries):>6}")
     tests = sum(entry["n"] > 0 for entry in summary)
-    lines.append(f"{tests} comparisons: by chance alone about {0.025 * tests:.0f} intervals would lie below 0.")
+    lines.append(
+        f"{tests} comparisons: by chance alone about {0.025 * tests:.0f} intervals would lie below 0. The marks are not "
+        "corrected for that, the answer is."
+    )
     return "\n".join(lines)
 
 

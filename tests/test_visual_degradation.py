@@ -102,14 +102,16 @@ def rows_with(gains: dict[str, list[float]], alphas: dict[str, float]) -> list[d
 
 def test_the_answer_follows_from_the_differences() -> None:
     alphas = {CLEAN: 0.9, "blur": 0.2, "noise": 0.9}
-    worse = {CLEAN: [0.3, 0.4, 0.5], "blur": [-0.2, -0.1, -0.3], "noise": [0.1, -0.3, 0.1]}
+    worse = {CLEAN: [0.3, 0.4, 0.5] * 5, "blur": [-0.2, -0.1, -0.3] * 5, "noise": [0.1, -0.3, 0.1] * 5}
     summary = compare_conditions(rows_with(worse, alphas), list(worse))
     text = answer(summary)
-    assert text.startswith("Yes: with 1 of 3 videos") and "in the mean with 2" in text
-    assert "SI-SDR -0.20 dB [-0.30, -0.10] with blur" in text
+    assert text.startswith("Yes: with 1 of 3 videos") and "in the mean with 2" in text and "Holm" in text
+    assert "SI-SDR -0.20 dB [-0.24, -0.16] with blur" in text
     unsure = {CLEAN: worse[CLEAN], "noise": worse["noise"]}
     assert answer(compare_conditions(rows_with(unsure, alphas), list(unsure))).startswith("Not beyond chance: with 1 of 2")
-    fine = {CLEAN: worse[CLEAN], "none": [0.0, 0.0, 0.0]}
+    few = {name: gains[:3] for name, gains in worse.items()}
+    assert "3 clips are too few" in answer(compare_conditions(rows_with(few, alphas), list(few)))
+    fine = {CLEAN: worse[CLEAN], "none": [0.0] * 15}
     text = answer(compare_conditions(rows_with(fine, alphas | {"none": 0.0}), list(fine)))
     assert text.startswith("No: with none of 1 videos")
     auc = {entry["condition"]: entry["alpha_auc"] for entry in summary}
@@ -123,12 +125,36 @@ def test_whether_the_right_face_matters() -> None:
     assert use_of_the_right_face(rows_with({CLEAN: [0.3]}, alphas)).startswith("Not tested")
 
 
-def test_what_failed_leaves_the_comparison_of_its_condition_only() -> None:
-    rows = rows_with({CLEAN: [0.1, 0.2, 0.3], "blur": [0.1, 0.1, 0.1]}, {CLEAN: 0.5, "blur": 0.5})
+def test_chance_alone_is_no_yes() -> None:
+    rng = np.random.default_rng(0)
+    names, below = [name for name in CONDITIONS if name != NONE], 0
+    for _ in range(4):
+        gains = {name: list(0.1 * rng.standard_normal(20)) for name in names}
+        summary = compare_conditions(rows_with(gains, dict.fromkeys(names, 0.5)), names)
+        below += any(entry["high"] < 0 for entry in summary)
+        assert answer(summary).startswith("Not beyond chance: "), answer(summary)
+    assert below  # the intervals by themselves said otherwise
+
+
+def test_mixtures_of_a_clip_are_one_trial() -> None:
+    rows = rows_with({CLEAN: [-0.1, -0.2, -0.3]}, {CLEAN: 0.5})
+    rows = [row | {"sample_id": f"{row['sample_id']}@{snr}"} for snr in range(6) for row in rows]
+    entry = compare_conditions(rows, [CLEAN])[0]
+    assert (entry["n"], entry["n_clips"], entry["p_wilcoxon"]) == (18, 3, pytest.approx(0.25))
+
+
+def test_what_failed_in_one_row_leaves_every_row() -> None:
+    gains = {CLEAN: [0.1, 0.2, 0.3], "blur": [0.1, 0.1, 0.1], OTHER_FACE: [0.0] * 3}
+    rows = rows_with(gains, dict.fromkeys(gains, 0.5))
     next(row for row in rows if row["row"] == "blur")["pesq"] = float("nan")
-    summary = {(e["condition"], e["metric"]): e for e in compare_conditions(rows, [CLEAN, "blur"])}
-    assert (summary["blur", "pesq"]["n"], summary["blur", "pesq"]["n_failed"]) == (2, 1)
-    assert summary[CLEAN, "pesq"]["n"] == summary["blur", "stoi"]["n"] == 3
+    for row in rows:
+        if row["row"] == OTHER_FACE:  # as where nobody else is filmed: nothing to compare, and no reason to drop the rest
+            row |= dict.fromkeys(METRICS, float("nan"))
+    summary = {(e["condition"], e["metric"]): e for e in compare_conditions(rows, list(gains))}
+    for name in (CLEAN, "blur"):
+        assert (summary[name, "pesq"]["n"], summary[name, "pesq"]["n_failed"], summary[name, "stoi"]["n"]) == (2, 1, 3)
+    assert summary[CLEAN, "pesq"]["difference"] == pytest.approx(0.25)
+    assert (summary[OTHER_FACE, "pesq"]["n"], summary[OTHER_FACE, "pesq"]["n_failed"]) == (0, 3)
 
 
 def test_separation_looks_at_clean_frames_of_the_clean_video() -> None:
