@@ -22,7 +22,8 @@ from tqdm import tqdm
 from evaluation.dnsmos import DNSMOS
 from utils.console import EXIT_FAILED, Parser, one_line, run
 from utils.media import AUDIO_EXTENSIONS, load_audio
-from utils.metrics import ALL_METRICS, PESQ_RATE_HZ, bootstrap_interval, mean_score, score_many
+from utils.metrics import ALL_METRICS, PESQ_RATE_HZ, mean_score, score_many
+from utils.stats import interval_method, mean_interval
 from utils.util import atomic_write
 
 LABELS = {
@@ -146,10 +147,12 @@ def table(results: Sequence[dict], metrics: Sequence[str]) -> list[str]:
         values = [result[metric] for result in results]
         failed = sum(math.isnan(value) for value in values)
         digits = 4 if metric in ("stoi", "estoi") else 2 if metric == "si_sdr" else 3
-        low, high = bootstrap_interval(values)
+        low, high = mean_interval(values)
         mean = mean_score(results, metric)
         interval = f"{low:.{digits}f} .. {high:.{digits}f}"
         lines.append(f"{LABELS[metric]:14s}{mean:9.{digits}f}{interval:>21s}{len(values) - failed:7d}{failed:10d}")
+    method = interval_method(len(results))
+    lines.append(f"95 % interval: {method} over {len(results)} files; says nothing about other speakers")
     return lines
 
 

@@ -2,7 +2,7 @@
 
     python -m evaluation.snr_breakdown --checkpoint_file ckpts/LiteAVSE_small.pth --test_json clips.json --noise_json noise.json
 
-Writes scores.csv (a line per mixture and row), summary.csv (means with 95 % bootstrap intervals), table.tex and figures, and
+Writes scores.csv (a line per mixture and row), summary.csv (means with 95 % intervals), table.tex and figures, and
 manifest.json, to which other models can be put with --manifest. Interrupted, the same command goes on.
 """
 

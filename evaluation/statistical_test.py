@@ -6,7 +6,7 @@ The CSVs need sample_id and at least one of pesq, stoi, estoi, si_sdr; every oth
 rows a sample, as evaluation.snr_breakdown writes them, --ours_row and --baseline_row choose one. Where the column `clip`
 shows that a clip stands in several mixtures its differences are averaged first: mixtures of one clip are not independent.
 Paired t-test, Wilcoxon signed-rank test (both with Holm's correction over the metrics), Cohen's d for paired samples, and
-the 95 % bootstrap interval of the mean difference, by speaker where speakers have several clips.
+the 95 % interval of the mean difference (bootstrap; Student's t below 10), by speaker where speakers have several clips.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from pathlib import Path
 from evaluation.scoring import write_csv
 from utils.console import EXIT_FAILED, Parser, run
 from utils.metrics import METRICS
-from utils.stats import PairedComparison, compare_paired, holm
+from utils.stats import PairedComparison, compare_paired, holm, interval_method
 
-FEW_SPEAKERS = 6  # below that a bootstrap over speakers has too few to draw from
 SIGNIFICANT = 0.05
 SUMMARY_COLUMNS = (
     "metric", "n", "n_failed", "ours", "baseline", "mean", "low", "high", "cohens_d", "t", "p_t", "p_t_holm", "p_wilcoxon",
@@ -142,18 +141,19 @@ def _mean_pair(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def grouping(units: Units) -> tuple[list[str] | None, str]:
-    """Groups for the bootstrap (None: the units themselves), and a sentence that says what the interval is over."""
+    """Groups for the interval (None: the units themselves), and a sentence that says what it is over."""
+    count = len(next(iter(units.pairs.values())))
+    over = f"interval: {interval_method(count)} over {count} {units.name}"
     if units.speakers is None:
-        return None, f"interval: bootstrap over {units.name}; the CSV names no speakers"
+        return None, f"{over}; the CSV names no speakers"
     n_speakers = len(set(units.speakers))
     if n_speakers == len(units.speakers):
-        return None, f"interval: bootstrap over {units.name}, each of another speaker"
+        return None, f"{over}, each of another speaker"
     if n_speakers == 1:
-        return None, f"interval: bootstrap over {units.name}. All are of ONE speaker: this says nothing about other speakers"
-    few = f". {n_speakers} speakers are few: the interval is rather too narrow" if n_speakers < FEW_SPEAKERS else ""
+        return None, f"{over}. All are of ONE speaker: this says nothing about other speakers"
     return units.speakers, (
-        f"{units.name} share speakers ({n_speakers} for {len(units.speakers)}): the interval is a cluster bootstrap by "
-        f"speaker; t and Wilcoxon take {units.name} as independent, so trust the interval first{few}"
+        f"{units.name} share speakers ({n_speakers} for {len(units.speakers)}): the interval is {interval_method(n_speakers)} "
+        f"over {n_speakers} speakers; t and Wilcoxon take {units.name} as independent, so trust the interval first"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY
 from utils.metrics import METRICS
-from utils.stats import bootstrap_interval
+from utils.stats import FEW_GROUPS, mean_interval
 from utils.util import atomic_write
 
 ALL = "all"
@@ -20,8 +20,8 @@ SUMMARY_COLUMNS = (
     "row", "kind", "snr_db", "metric", "n", "n_failed", "mean", "low", "high", "gain", "gain_low", "gain_high",
 )  # fmt: skip
 INTERVAL_NOTE = (
-    "95 % intervals: bootstrap over clips, all mixtures of a clip together. A mixture that one row could not be scored on is "
-    "left out of every row."
+    f"95 % intervals: bootstrap over clips, all mixtures of a clip together (below {FEW_GROUPS} clips: Student's t). A mixture "
+    "that one row could not be scored on is left out of every row."
 )
 
 
@@ -69,8 +69,8 @@ def summarize_rows(rows: Sequence[Mapping], reference: str = NOISY) -> list[dict
             for row in cells[kind, snr][0]:
                 values = [sample[row][metric] for sample in kept]
                 gains = [sample[row][metric] - sample[reference][metric] for sample in kept]
-                low, high = bootstrap_interval(values, groups=groups)
-                gain_low, gain_high = bootstrap_interval(gains, groups=groups)
+                low, high = mean_interval(values, groups=groups)
+                gain_low, gain_high = mean_interval(gains, groups=groups)
                 found.append({
                     "row": row, "kind": kind, "snr_db": snr, "metric": metric, "n": len(kept),
                     "n_failed": len(cells[kind, snr]) - len(kept), "mean": mean(values), "low": low, "high": high,

@@ -27,7 +27,7 @@ from evaluation.video_conditions import CLEAN, CONDITIONS, NONE, OTHER_FACE, che
 from models.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
 from utils.metrics import METRICS
-from utils.stats import compare_paired, holm, roc_auc
+from utils.stats import compare_paired, holm, interval_method, roc_auc
 
 SIGNIFICANT = 0.05
 SUMMARY_COLUMNS = (
@@ -148,7 +148,9 @@ def _share(value: float, digits: int) -> str:
 
 def text_table(summary: Sequence[Mapping], conditions: Sequence[str]) -> str:
     """Differences by condition, with mean alpha and its AUC."""
-    lines = ["audio-visual minus audio-only; * the 95 % interval (bootstrap over clips) lies below 0, + above"]
+    clips = max(entry["n_clips"] for entry in summary)
+    over = f"{interval_method(clips)} over {clips} clips"
+    lines = [f"audio-visual minus audio-only; * the 95 % interval ({over}) lies below 0, + above"]
     head = "".join(f"{LABELS[metric].split(' in ')[0]:>10}" for metric in METRICS)
     lines.append(f"{'video':<14}{head}{'alpha':>8}{'AUC':>7}{'n':>6}")
     for name in conditions:
@@ -170,7 +172,9 @@ def text_table(summary: Sequence[Mapping], conditions: Sequence[str]) -> str:
 def latex_table(summary: Sequence[Mapping], conditions: Sequence[str], note: str) -> str:
     """Differences with their intervals by condition; needs booktabs."""
     head = " & ".join(rf"$\Delta$ {LABELS[metric].split(' in ')[0]}" for metric in METRICS)
-    caption = f"Audio-visual minus audio-only with a degraded video, 95 % intervals by bootstrap over clips. {note}."
+    clips = max(entry["n_clips"] for entry in summary)
+    over = f"{interval_method(clips)} over {clips} clips"
+    caption = f"Audio-visual minus audio-only with a degraded video, 95 % intervals by {over}. {note}."
     lines = [
         r"\begin{table*}[t]", r"\centering", r"\footnotesize", rf"\caption{{{latex_escape(caption)}}}",
         r"\label{tab:visual}", r"\begin{tabular}{lrrrrrr}", r"\toprule",

@@ -16,7 +16,7 @@ from utils.composite import (
     segmental_snr,
     weighted_spectral_slope,
 )
-from utils.metrics import bootstrap_interval, score_clip, summarize
+from utils.metrics import score_clip, summarize
 
 RATE = 16000
 
@@ -131,13 +131,3 @@ def test_silence_and_short_clips_have_no_measures_but_a_reason() -> None:
     assert math.isfinite(short["si_sdr"]) and "pesq" not in short["errors"]
     with pytest.raises(ValueError, match="600"):
         composite_measures(clean[:500], clean[:500], RATE, 2.0)
-
-
-def test_bootstrap_interval_covers_the_mean_and_narrows() -> None:
-    values = list(np.random.default_rng(0).normal(3.0, 0.5, 400))
-    low, high = bootstrap_interval(values, resamples=2000)
-    error = np.std(values) / 20
-    assert low == pytest.approx(np.mean(values) - 1.96 * error, abs=0.3 * error)
-    assert high == pytest.approx(np.mean(values) + 1.96 * error, abs=0.3 * error)
-    assert bootstrap_interval([*values, math.nan], resamples=2000) == (low, high)
-    assert all(math.isnan(value) for value in bootstrap_interval([3.0, math.nan]))

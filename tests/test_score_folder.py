@@ -51,6 +51,7 @@ def test_scores_are_those_of_the_clips(folders, capsys) -> None:
     said = capsys.readouterr().out
     assert "1 of 2 enhanced files differ in length by -5 samples" in said and a["length_difference_samples"] == "-5"
     assert "PESQ-WB" in said and "95 %" in said and "Hu & Loizou 2008" in said
+    assert "Student's t over 2 files; says nothing about other speakers" in said
     mean = (float(a["si_sdr"]) + float(b["si_sdr"])) / 2
     line = next(line for line in said.splitlines() if line.startswith("SI-SDR dB"))
     assert float(line.split()[2]) == pytest.approx(mean, abs=0.006) and line.split()[-2:] == ["2", "0"]

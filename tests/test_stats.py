@@ -9,42 +9,55 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from utils.stats import bootstrap_interval, compare_paired, holm, roc_auc
+from utils.stats import compare_paired, holm, interval_method, mean_interval, roc_auc
 
 
-def test_bootstrap_interval_is_the_percentile_bootstrap_written_out() -> None:
+def test_an_interval_is_the_percentile_bootstrap_written_out() -> None:
     values = np.random.default_rng(3).standard_normal(17)
     rng = np.random.default_rng(5)
     means = [rng.choice(values, len(values)).mean() for _ in range(500)]
-    assert bootstrap_interval(values, resamples=500, seed=5) == pytest.approx(np.quantile(means, [0.025, 0.975]))
+    assert mean_interval(values, resamples=500, seed=5) == pytest.approx(np.quantile(means, [0.025, 0.975]))
 
 
 def test_an_interval_ignores_nan_and_needs_two_values() -> None:
-    assert bootstrap_interval([1.0, 2.0, 4.0, math.nan]) == bootstrap_interval([1.0, 2.0, 4.0])
-    assert all(math.isnan(bound) for bound in bootstrap_interval([1.0, math.nan]))
-    assert all(math.isnan(bound) for bound in bootstrap_interval([1.0, 2.0, 3.0], groups=["a", "a", "a"]))
+    assert mean_interval([1.0, 2.0, 4.0, math.nan]) == mean_interval([1.0, 2.0, 4.0])
+    assert all(math.isnan(bound) for bound in mean_interval([1.0, math.nan]))
+    assert all(math.isnan(bound) for bound in mean_interval([1.0, 2.0, 3.0], groups=["a", "a", "a"]))
     with pytest.raises(ValueError, match="3 values and 2 groups"):
-        bootstrap_interval([1.0, 2.0, 3.0], groups=["a", "b"])
+        mean_interval([1.0, 2.0, 3.0], groups=["a", "b"])
 
 
 def test_values_that_belong_together_are_drawn_together() -> None:
     rng = np.random.default_rng(0)
     speakers = np.repeat(np.arange(6), 30)
     values = rng.standard_normal(6)[speakers] + 0.1 * rng.standard_normal(180)
-    alone, together = bootstrap_interval(values), bootstrap_interval(values, groups=speakers)
+    alone, together = mean_interval(values), mean_interval(values, groups=speakers)
     assert together[1] - together[0] > 3 * (alone[1] - alone[0])
     # As many equal copies as one likes say no more than one of each.
-    one_each = bootstrap_interval(np.arange(6.0))
-    assert bootstrap_interval(np.repeat(np.arange(6.0), 9), groups=np.repeat(list("abcdef"), 9)) == pytest.approx(one_each)
+    one_each = mean_interval(np.arange(6.0))
+    assert mean_interval(np.repeat(np.arange(6.0), 9), groups=np.repeat(list("abcdef"), 9)) == pytest.approx(one_each)
 
 
 def test_intervals_cover_as_often_as_they_say() -> None:
     rng = np.random.default_rng(1)
     hits = 0
     for _ in range(200):
-        low, high = bootstrap_interval(rng.standard_normal(40), resamples=400)
+        low, high = mean_interval(rng.standard_normal(40), resamples=400)
         hits += low <= 0 <= high
     assert 176 <= hits <= 199  # 95 % of 200 are 190; the percentile interval is a little too narrow
+
+
+def test_few_groups_have_students_interval() -> None:
+    values = np.random.default_rng(6).standard_normal(9)
+    wanted = scipy_stats.t.interval(0.95, 8, values.mean(), scipy_stats.sem(values))
+    assert mean_interval(values) == pytest.approx(wanted)
+    assert mean_interval(np.repeat(values, 4), groups=np.repeat(np.arange(9), 4)) == pytest.approx(wanted)
+    low, high = mean_interval([1.0, 1.0, 1.0, 5.0, 3.0], groups=["a", "a", "a", "b", "c"])
+    assert low < 2.2 < high and low + high == pytest.approx(2 * 2.2)  # around the mean of the values, whatever the sizes
+    rng = np.random.default_rng(7)
+    intervals = (mean_interval(rng.standard_normal(5)) for _ in range(400))
+    assert sum(low <= 0 <= high for low, high in intervals) >= 368  # 95 % are 380; a bootstrap has about 340
+    assert (interval_method(9), interval_method(10)) == ("Student's t", "bootstrap")
 
 
 def test_paired_tests_are_scipys() -> None:

@@ -318,22 +318,6 @@ def mean_score(results: Sequence[Mapping], metric: str) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def bootstrap_interval(
-    values: Sequence[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Confidence interval of the mean by percentile bootstrap over clips (Efron & Tibshirani 1993, chapter 13).
-
-    values: one per clip, NaN left out; (NaN, NaN) for fewer than two. The same seed gives the same interval.
-    """
-    scored = np.array([value for value in values if not math.isnan(value)])
-    if len(scored) < 2:
-        return math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    means = np.array([rng.choice(scored, len(scored)).mean() for _ in range(resamples)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def summarize(results: Sequence[Mapping]) -> dict[str, dict]:
     """{metric: {"mean" over scored clips (NaN: none), "n" scored, "n_failed", "reasons": {reason: clips}}}."""
     present = [metric for metric in ALL_METRICS if any(metric in result for result in results)]

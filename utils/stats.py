@@ -9,14 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+FEW_GROUPS = 10  # below that a bootstrap's intervals are too narrow: of five groups they hold the mean in 85 % of cases, not 95
 _DRAWS_AT_A_TIME = 2_000_000  # random numbers of a bootstrap in memory
 
 
-def bootstrap_interval(
+def mean_interval(
     values: Sequence[float], level: float = 0.95, resamples: int = 10_000, seed: int = 0,
     groups: Sequence[Hashable] | None = None,
 ) -> tuple[float, float]:
-    """Confidence interval of the mean by percentile bootstrap (Efron & Tibshirani 1993, chapter 13).
+    """Confidence interval of the mean: percentile bootstrap, or Student's t below FEW_GROUPS values or groups.
 
     values: NaN is left out. groups: one label a value; values of one label are drawn together (cluster bootstrap, Davison
     & Hinkley 1997, section 3.8), as they must be where they are not independent. (NaN, NaN) for fewer than two values or
@@ -32,6 +33,8 @@ def bootstrap_interval(
     if count < 2:
         return math.nan, math.nan
     sums, sizes = np.bincount(index, values[scored]), np.bincount(index)
+    if count < FEW_GROUPS:
+        return _t_interval(sums, sizes, level)
     rng, means, step = np.random.default_rng(seed), [], max(1, _DRAWS_AT_A_TIME // count)
     for first in range(0, resamples, step):
         drawn = rng.integers(count, size=(min(step, resamples - first), count))
@@ -40,13 +43,28 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def _t_interval(sums: np.ndarray, sizes: np.ndarray, level: float) -> tuple[float, float]:
+    """Student's t interval over group means, by their sizes (Cochran 1977, section 6.4); the plain one where they are equal."""
+    from scipy import stats
+
+    count, mean = len(sums), sums.sum() / sizes.sum()
+    deviations = (sums - mean * sizes) / sizes.mean()
+    half = stats.t.ppf((1 + level) / 2, count - 1) * math.sqrt((deviations**2).sum() / (count * (count - 1)))
+    return float(mean - half), float(mean + half)
+
+
+def interval_method(n_groups: int) -> str:
+    """What `mean_interval` does with so many values or groups, in words."""
+    return "bootstrap" if n_groups >= FEW_GROUPS else "Student's t"
+
+
 @dataclass(frozen=True)
 class PairedComparison:
     """What two systems' scores of the same samples say; differences are ours minus baseline."""
 
     n: int  # pairs
     mean: float  # of the differences
-    low: float  # 95 % bootstrap interval of that mean
+    low: float  # 95 % interval of that mean
     high: float
     cohens_d: float  # mean over standard deviation of the differences (d_z of Lakens 2013)
     t: float
@@ -57,7 +75,7 @@ class PairedComparison:
 def compare_paired(
     ours: Sequence[float], baseline: Sequence[float], groups: Sequence[Hashable] | None = None, seed: int = 0
 ) -> PairedComparison:
-    """Compare scores pair by pair; `groups` are for the interval alone (see `bootstrap_interval`).
+    """Compare scores pair by pair; `groups` are for the interval alone (see `mean_interval`).
 
     Pairs in which a score is NaN are left out. With fewer than two pairs all but n and mean are NaN; where no pair
     differs, p is 1 and d is 0.
@@ -67,7 +85,7 @@ def compare_paired(
         raise ValueError(f"scores come in pairs, not {list(ours.shape)} and {list(baseline.shape)}")
     difference = ours - baseline
     kept = np.isfinite(difference)
-    low, high = bootstrap_interval(difference, seed=seed, groups=groups)
+    low, high = mean_interval(difference, seed=seed, groups=groups)
     difference = difference[kept]
     n = len(difference)
     if n < 2:
