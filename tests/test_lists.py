@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import face_crops, voice, write_mpg
+from conftest import face_crops, only_line, voice, write_mpg
 
 from data import face_shards, make_grid_json, prepare_faces, prepare_noise
 from utils.media import load_audio, load_video_frames, write_clip
@@ -124,10 +124,45 @@ def test_noise_is_split_by_file_and_by_folder(tmp_path: Path, capsys: pytest.Cap
     assert len(left) == 10 and not any("/cafe/" in path or path.endswith("/0.wav") for path in left)
     capsys.readouterr()
     for wrong, said in ((["--valid_fraction", "0.7", "--test_fraction", "0.5"], "0.7"), (["--exclude", "*"], "no noise")):
-        assert prepare_noise.main([*again, *out, *wrong]) == 1
-        assert said in capsys.readouterr().err
-    assert prepare_noise.main(["--noise_dirs", str(tmp_path / "gone"), *out]) == 1
-    assert "gone" in capsys.readouterr().err
+        assert prepare_noise.main([*again, *out, *wrong]) == 2
+        assert said in only_line(capsys.readouterr().err)
+    assert prepare_noise.main(["--noise_dirs", str(tmp_path / "gone"), *out]) == 2
+    assert "gone" in only_line(capsys.readouterr().err)
+    (tmp_path / "file").touch()
+    assert prepare_noise.main([*again, "--output_dir", str(tmp_path / "file")]) == 2
+    assert "file" in only_line(capsys.readouterr().err)
+
+
+def make_noises(folder: Path, names: list[str]) -> list[str]:
+    """Sound files of these names below `folder`; the command that lists them."""
+    for name in names:
+        (folder / "noise" / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / "noise" / name, voice(0.01), 16000)
+    return ["--noise_dirs", str(folder / "noise"), "--output_dir", str(folder / "lists")]
+
+
+def test_channels_of_one_recording_stay_together(tmp_path: Path) -> None:
+    """DEMAND: a folder for each place, with one recording by 16 microphones; CHiME: several recordings in a folder."""
+    places = [f"DEMAND/D{place}/ch{channel:02}.wav" for place in "ABCDEF" for channel in range(1, 17)]
+    assert prepare_noise.main(make_noises(tmp_path, places)) == 0
+    lists = {name: read(tmp_path / "lists" / f"noise_{name}.json") for name in ("train", "valid", "test")}
+    assert {name: len(paths) for name, paths in lists.items()} == {"train": 64, "valid": 16, "test": 16}
+    assert sum(len({Path(path).parent for path in paths}) for paths in lists.values()) == 6
+    chime = [Path(f"{place}.CH{channel}.wav") for place in ("BUS", "CAF", "PED") for channel in range(1, 7)]
+    assert [len(unit) for unit in prepare_noise.recordings([*chime, Path("watch.wav"), Path("BUS.wav")])] == [6, 1, 6, 6, 1]
+
+
+def test_folders_of_one_recording_are_shared_out_together(tmp_path: Path, capsys) -> None:
+    command = make_noises(tmp_path, [f"{kind}/noise.wav" for kind in ("cafe", "rain", "road")])
+    assert prepare_noise.main(command) == 0
+    assert all(len(read(tmp_path / "lists" / f"noise_{name}.json")) == 1 for name in ("train", "valid", "test"))
+    (tmp_path / "noise" / "rain" / "noise.wav").unlink()
+    (tmp_path / "lists" / "noise_test.json").unlink()
+    capsys.readouterr()
+    assert prepare_noise.main(command) == 2
+    assert "none of 2 recordings for valid" in only_line(capsys.readouterr().err)
+    assert not (tmp_path / "lists" / "noise_test.json").exists()
+    assert prepare_noise.main([*command, "--valid_fraction", "0", "--test_fraction", "0"]) == 0
 
 
 def test_masked_runs() -> None:
