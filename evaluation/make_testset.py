@@ -4,7 +4,7 @@
 
 Each clip is mixed with each kind of noise at each SNR; the recording and the place in it are drawn once per clip and kind,
 so that curves over SNR compare like with like. `noise`: a recording of the noise list; `one_speaker`, `three_speakers`:
-other people's clips of the list (or of --masker_json). The same seed gives the same manifest.
+clips of as many other people of the list (or of --masker_json). The same seed gives the same manifest.
 """
 
 from __future__ import annotations
@@ -109,23 +109,36 @@ def _others(clip: Clip, clips: Sequence[Clip]) -> list[Clip]:
     return other or [each for each in clips if each.audio != clip.audio]
 
 
+def _draw_voices(clips: Sequence[Clip], count: int, rng: np.random.Generator) -> list[str]:
+    """Sounds of `count` different clips by as many people; where there are too few people some are heard more than once."""
+    by_speaker: dict[str, set[str]] = {}
+    for clip in clips:
+        by_speaker.setdefault(clip.speaker, set()).add(clip.audio)
+    speakers = sorted(by_speaker)
+    drawn: list[str] = []
+    for which in rng.choice(len(speakers), min(count, len(speakers)), replace=False):
+        sounds = sorted(by_speaker[speakers[int(which)]] - set(drawn))
+        drawn += [sounds[int(rng.integers(len(sounds)))]] if sounds else []
+    others = sorted({clip.audio for clip in clips} - set(drawn))
+    return drawn + [others[int(which)] for which in rng.choice(len(others), count - len(drawn), replace=False)]
+
+
 def _draw_maskers(
     clip: Clip, speech: np.ndarray, kind: str, plan: Plan, rng: np.random.Generator, broken: dict[str, str]
 ) -> tuple[Masker, ...]:
     """Maskers of one clip and kind, audible while its speaker speaks; ValueError when none is found."""
-    if kind == NOISE:
-        pool = plan.noises
-    else:
-        others = _others(clip, plan.talkers)
-        pool = [each.audio for each in others]
-        if len(set(pool)) < TALKERS[kind]:
-            raise ValueError(f"{kind} needs {TALKERS[kind]} other clips, there are {len(set(pool))}")
+    others = _others(clip, plan.talkers) if kind != NOISE else []
+    n_others = len({each.audio for each in others})
+    if kind != NOISE and n_others < TALKERS[kind]:
+        raise ValueError(f"{kind} needs {TALKERS[kind]} other clips, there are {n_others}")
     for _ in range(DRAWS):
-        chosen = rng.choice(len(pool), TALKERS.get(kind, 1), replace=False)
+        if kind == NOISE:
+            chosen = [plan.noises[int(which)] for which in rng.choice(len(plan.noises), 1, replace=False)]
+        else:
+            chosen = _draw_voices(others, TALKERS[kind], rng)
         places = rng.random(len(chosen))
         maskers = []
-        for which, place in zip(chosen, places, strict=True):
-            path = pool[int(which)]
+        for path, place in zip(chosen, places, strict=True):
             if path in broken:
                 break
             try:
@@ -204,6 +217,10 @@ def make_testset(args: argparse.Namespace, output: Path) -> int:
         f"{len(samples)} mixtures of {used} clips by {len(speakers)} speaker{'s' * (len(speakers) > 1)}, "
         f"{', '.join(args.kinds)}, SNR {', '.join(f'{snr:g}' for snr in args.snr_db)} dB, seed {args.seed}"
     )
+    speaker_of = {clip.audio: clip.speaker for clip in talkers}
+    repeating = {s.clip for s in samples if s.kind != NOISE and len({speaker_of[m.path] for m in s.maskers}) < len(s.maskers)}
+    if repeating:
+        note += f", several voices of one person for {len(repeating)} clips (too few other speakers)"
     write_manifest(output, samples, args.max_sec, note, broken)
     print(f"{note}; {len(broken)} things left out; written to {output}")
     return len(broken)

@@ -83,6 +83,24 @@ def test_voices_that_disturb_are_other_peoples_and_equally_loud(corpus: Path, tm
                 assert np.mean(np.square(alone[active_samples(alone)])) == pytest.approx(1, abs=0.02)
 
 
+def test_three_speakers_are_three_people(tmp_path: Path, capsys) -> None:
+    clips, _ = make_corpus(tmp_path, clips_per_speaker=4)
+    items = json.loads(clips.read_text())
+    wordy = [item for item in items if "ann" in item["video"]] + [item for item in items if "take0" in item["video"]]
+    clips.write_text(json.dumps(wordy))  # one person's clips are more than all others'
+    command = ["--snr_db", "0", "--kinds", "three_speakers"]
+    assert make(tmp_path, tmp_path / "set.json", *command) == 0
+    testset = read_manifest(tmp_path / "set.json")
+    for sample in testset.samples:
+        assert len({Path(masker.path).parent.name for masker in sample.maskers}) == 3
+    assert "one person" not in testset.note
+    clips.write_text(json.dumps([item for item in items if "ann" in item["video"] or "bob" in item["video"]]))
+    assert make(tmp_path, tmp_path / "few.json", *command) == 0
+    few = read_manifest(tmp_path / "few.json")
+    assert all(len({masker.path for masker in sample.maskers}) == 3 for sample in few.samples)
+    assert "several voices of one person for 8 clips" in few.note and few.note in capsys.readouterr().out
+
+
 def test_in_a_room_the_target_keeps_its_early_part(corpus: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     room = rng.standard_normal(8000) * 10 ** (-3 * np.arange(8000) / 6400)
