@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.console import Parser, run
 from utils.media import AUDIO_EXTENSIONS
 from utils.util import write_json
 
@@ -73,32 +73,33 @@ def hold_out(train: dict[str, tuple[Path, Path]], speakers: Sequence[str]) -> tu
     return {stem: pair for stem, pair in train.items() if stem not in valid}, valid
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--prefix_path", required=True, help="folder with clean_trainset_28spk_wav and the others")
-    parser.add_argument("--output_dir", default="data", help="for train_clean.json, train_noisy.json, valid_*, test_*")
-    parser.add_argument("--valid_speakers", nargs="+", default=list(VALID_SPEAKERS), help="held out of the training set")
-    args = parser.parse_args(argv)
-    prefix = Path(args.prefix_path)
-    try:
-        if not prefix.is_dir():
-            raise ValueError(f"--prefix_path: {prefix} is not a folder")
-        folders = find_folders(prefix)
-        train, train_alone = paired_files(folders["clean", "train"], folders["noisy", "train"])
-        test, test_alone = paired_files(folders["clean", "test"], folders["noisy", "test"])
-        train, valid = hold_out(train, args.valid_speakers)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def make_lists(args: argparse.Namespace) -> int:
+    """Pair the recordings and write a list per split and kind."""
+    prefix, output_dir = Path(args.prefix_path), Path(args.output_dir)
+    if not prefix.is_dir():
+        raise ValueError(f"--prefix_path: {prefix} is not a folder")
+    folders = find_folders(prefix)
+    train, train_alone = paired_files(folders["clean", "train"], folders["noisy", "train"])
+    test, test_alone = paired_files(folders["clean", "test"], folders["noisy", "test"])
+    train, valid = hold_out(train, args.valid_speakers)
     for split, pairs in (("train", train), ("valid", valid), ("test", test)):
         for place, kind in enumerate(KINDS):
-            write_json(Path(args.output_dir) / f"{split}_{kind}.json", [str(pair[place]) for pair in pairs.values()])
-        print(f"{Path(args.output_dir) / split}_*.json: {len(pairs)} pairs of {len({speaker_of(s) for s in pairs})} speakers")
+            write_json(output_dir / f"{split}_{kind}.json", [str(pair[place]) for pair in pairs.values()])
+        print(f"{output_dir / split}_*.json: {len(pairs)} pairs of {len({speaker_of(s) for s in pairs})} speakers")
     for stem in train_alone + test_alone:
         print(f"  {stem}: only in one of the clean and noisy folders; left out")
     return 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    parser = Parser("make_dataset_json.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prefix_path", required=True, help="folder with clean_trainset_28spk_wav and the others")
+    parser.add_argument("--output_dir", default="data", help="for train_clean.json, train_noisy.json, valid_*, test_*")
+    parser.add_argument("--valid_speakers", nargs="+", default=list(VALID_SPEAKERS), help="held out of the training set")
+    args = parser.parse_args(argv)
+    return run("make_dataset_json", lambda: make_lists(args))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

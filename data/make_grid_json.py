@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from data.listing import SPLITS, ClipChecker, Entry, Skipped, add_checking, report_skipped, walk_files
+from utils.console import Parser, run
 from utils.media import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from utils.util import write_json
 
@@ -84,7 +84,7 @@ def _speaker_lists(args: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser("make_grid_json.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid_root", required=True, help="folder with s1, s2, ... (any nesting) as downloaded")
     parser.add_argument("--output_dir", required=True, help="where grid_train.json, grid_valid.json, grid_test.json go")
     for split, usual in zip(SPLITS, ("s1-s28", "s29-s31", "s32-s34"), strict=True):
@@ -95,20 +95,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit code."""
-    args = _parse(argv)
+def make_lists(args: argparse.Namespace) -> int:
+    """Find the clips, try them, write a list per split."""
     root = Path(args.grid_root)
-    try:
-        if not root.is_dir():
-            raise ValueError(f"--grid_root: {root} is not a folder")
-        speakers = _speaker_lists(args)
-        clips, silent = find_clips(root, args.exclude, args.workers)
-        if not clips:
-            raise ValueError(f"--grid_root: no video in speaker folders (s1, s2, ...) under {root}")
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if not root.is_dir():
+        raise ValueError(f"--grid_root: {root} is not a folder")
+    speakers = _speaker_lists(args)
+    clips, silent = find_clips(root, args.exclude, args.workers)
+    if not clips:
+        raise ValueError(f"--grid_root: no video in speaker folders (s1, s2, ...) under {root}")
     for speaker in sorted(silent, key=lambda name: int(name[1:])):
         print(f"{speaker}: sound but no video; left out")
     skipped: list[Skipped] = []
@@ -127,5 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    args = _parse(argv)
+    return run("make_grid_json", lambda: make_lists(args))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

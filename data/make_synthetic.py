@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from data.synthetic_clip import Person, film, generator, write_clip, write_samples, write_sound
 from data.synthetic_noise import KINDS, make_noise
+from utils.console import Parser, run
 from utils.util import write_json
 
 SPLITS = ("train", "valid", "test")
@@ -109,7 +109,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser("make_synthetic.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", help="where train/, valid/, test/, voices/, noise/ and the lists go")
     parser.add_argument("--clips_per_speaker", type=int, default=40)
     parser.add_argument("--speakers", type=int, default=8, help="an eighth of them (at least one) each for valid and test")
@@ -126,19 +126,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     args = _parse(argv)
     cv2.setNumThreads(1)
-    try:
+
+    def work() -> int:
         _check(args)
         if args.samples:
             written = write_samples(args.samples, args.seed)
             report = [f"{args.samples}: {len(written)} files, {sum(path.stat().st_size for path in written) / 1e6:.2f} MB"]
         else:
             report = make_corpus(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print("\n".join(report))
-    return 0
+        print("\n".join(report))
+        return 0
+
+    return run("make_synthetic", work)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -69,9 +69,9 @@ def test_chosen_speakers_replace_the_usual_split(tmp_path: Path, capsys: pytest.
     assert stems(tmp_path / "lists" / "grid_train.json") == ["s1b", "s2a", "s2b"]
     assert stems(tmp_path / "lists" / "grid_valid.json") == ["s3a", "s3b"]
     assert read(tmp_path / "lists" / "grid_test.json") == [] and "(empty: no speakers named)" in capsys.readouterr().out
-    assert grid(tmp_path, "--train_speakers", "s1", "--test_speakers", "s1") == 1
+    assert grid(tmp_path, "--train_speakers", "s1", "--test_speakers", "s1") == 2
     assert "s1 is in both" in capsys.readouterr().err
-    assert grid(tmp_path, "--train_speakers", "bob") == 1
+    assert grid(tmp_path, "--train_speakers", "bob") == 2
     assert "bob" in capsys.readouterr().err
 
 
@@ -92,11 +92,18 @@ def test_full_probe_leaves_damaged_clips_out(tmp_path: Path) -> None:
 def test_a_root_without_clips_is_an_error_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert grid(tmp_path) == 1
+    assert grid(tmp_path) == 2
     (tmp_path / "grid").mkdir()
-    assert grid(tmp_path) == 1
-    assert capsys.readouterr().err.count("error: --grid_root") == 2
+    assert grid(tmp_path) == 2
+    assert capsys.readouterr().err.count("make_grid_json: --grid_root") == 2
     assert not (tmp_path / "lists").exists()
+
+
+def test_an_output_folder_that_is_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip(tmp_path / "grid" / "s1" / "a.mpg")
+    (tmp_path / "lists").touch()
+    assert grid(tmp_path) == 2
+    assert "lists" in only_line(capsys.readouterr().err)
 
 
 def test_noise_is_split_by_file_and_by_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

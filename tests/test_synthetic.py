@@ -188,14 +188,18 @@ def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
         ([*out, "--face_size", "97"], "--face_size 97"),
         ([*out, "--speakers", "1", "--clips_per_speaker", "2"], "--clips_per_speaker 2"),
     ):
-        assert make_synthetic.main(args) == 1
+        assert make_synthetic.main(args) == 2
         error = capsys.readouterr().err
         assert named in error
         assert error.count("\n") == 1
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert make_synthetic.main([*out, "--voices", "flite"]) == 1
+    assert make_synthetic.main([*out, "--voices", "flite"]) == 2
     assert "apt-get install flite" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+    (tmp_path / "out").touch()
+    assert make_synthetic.main(out) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "out") in error and "Traceback" not in error
 
 
 @pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")

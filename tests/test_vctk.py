@@ -159,13 +159,14 @@ def test_files_without_a_partner_are_left_out_and_named(tmp_path, capsys) -> Non
     (["--valid_speakers", "p999"], "p999 not in the training set; it has p226, p227, p287"),
     (["--valid_speakers", "p226", "p227", "p287"], "leave some to train on"),
     (["--prefix_path", "nowhere"], "nowhere is not a folder"),
+    (["--output_dir", "vbd/clean_testset_wav/p232_001.wav"], "p232_001.wav"),
     (["--prefix_path", "empty"], "no folder such as clean_trainset_28spk_wav"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys, arguments, said) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     make_corpus(tmp_path / "vbd")
-    assert make_dataset_json.main(["--prefix_path", "vbd", "--output_dir", "lists", *arguments]) == 1
+    assert make_dataset_json.main(["--prefix_path", "vbd", "--output_dir", "lists", *arguments]) == 2
     assert said in only_line(capsys.readouterr().err)
     assert not (tmp_path / "lists").exists()
 
@@ -173,5 +174,5 @@ def test_a_users_mistake_is_one_line_and_nothing_is_written(tmp_path, monkeypatc
 def test_two_copies_are_not_chosen_between(tmp_path, capsys) -> None:
     make_corpus(tmp_path)
     make_corpus(tmp_path, "_16k")
-    assert make_dataset_json.main(["--prefix_path", str(tmp_path), "--output_dir", str(tmp_path)]) == 1
+    assert make_dataset_json.main(["--prefix_path", str(tmp_path), "--output_dir", str(tmp_path)]) == 2
     assert "several clean train sets" in only_line(capsys.readouterr().err)
