@@ -84,7 +84,11 @@ def read_clips(path: str | Path, option: str) -> list[Clip]:
         )
         shown = Path(video or audio)
         speaker = str(item.get("speaker") or shown.parent.name)
-        masked = tuple((int(first), int(end)) for first, end in item.get("mask") or ())
+        try:
+            masked = tuple((int(first), int(end)) for first, end in item.get("mask") or ())
+        except (ValueError, TypeError):
+            wanted = "[first, end] pairs of frames"
+            raise ValueError(f'{option}: "mask" of entry {number} of {path} should be {wanted}, not {item["mask"]!r}') from None
         clips.append(Clip(f"{speaker}_{shown.stem}", speaker, audio or video, video, masked))
     names: dict[str, int] = {}
     for index, clip in enumerate(clips):

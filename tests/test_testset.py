@@ -155,6 +155,14 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, more: list[str], wo
     assert not (tmp_path / "set.json").exists()
 
 
+@pytest.mark.parametrize("mask", [5, [[1, 2, 3]], ["ab"], [[None, 4]], [{"first": 1}]])
+def test_a_mask_that_is_none_is_one_line(corpus: Path, tmp_path: Path, mask: object, capsys) -> None:
+    video = str(corpus / json.loads((corpus / "clips.json").read_text())[0]["video"])
+    (tmp_path / "clips.json").write_text(json.dumps([{"video": video, "mask": [[0, 2]]}, {"video": video, "mask": mask}]))
+    assert make(corpus, tmp_path / "set.json", "--test_json", str(tmp_path / "clips.json")) == 2
+    assert '"mask" of entry 1' in only_line(capsys.readouterr().err)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"version": 1}', '{"version": 99, "samples": []}'])
 def test_other_files_are_no_manifest(tmp_path: Path, content: str) -> None:
     (tmp_path / "set.json").write_text(content)
