@@ -43,9 +43,13 @@ class Table:
 def read_scores(path: Path, row: str | None, option: str) -> Table:
     """Scores of a CSV, those of `row` where it names several; ValueError, one line, when it is none we can compare."""
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel puts a byte order mark in front
             reader = csv.DictReader(file)
-            columns, lines = list(reader.fieldnames or ()), list(reader)
+            columns, lines = list(reader.fieldnames or ()), []
+            for line in reader:
+                if None in line or None in line.values():
+                    raise ValueError(f"--{option}_csv: line {reader.line_num} of {path} should have {len(columns)} cells")
+                lines.append(line)
     except FileNotFoundError:
         raise FileNotFoundError(f"--{option}_csv: {path} does not exist") from None
     except (UnicodeDecodeError, csv.Error) as error:
@@ -57,8 +61,8 @@ def read_scores(path: Path, row: str | None, option: str) -> Table:
         )
     if row is not None:
         held = sorted({line.get("row") or "" for line in lines})
-        if row not in held:
-            raise ValueError(f"--{option}_row: {path} has no row {row!r}; it has {', '.join(held) or 'none'}")
+        if row not in held or "row" not in columns:
+            raise ValueError(f"--{option}_row: {path} has no row {row!r}; it has {', '.join(filter(None, held)) or 'none'}")
         lines = [line for line in lines if line["row"] == row]
     if not lines:
         raise ValueError(f"--{option}_csv: {path} holds no scores")

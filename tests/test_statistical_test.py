@@ -129,6 +129,21 @@ def test_unusable_csvs_are_refused(tmp_path: Path, capsys) -> None:
     assert "absent.csv does not exist" in only_line(capsys.readouterr().err)
 
 
+def test_csvs_that_a_spreadsheet_or_a_hand_has_been_at(tmp_path: Path, capsys) -> None:
+    good = write(tmp_path / "good.csv", scores(8, 0.0))
+    marked = tmp_path / "marked.csv"
+    marked.write_text(good.read_text(), encoding="utf-8-sig")
+    assert run(marked, good) == 0
+    capsys.readouterr()
+    lines = good.read_text().splitlines()
+    for line in ("clip03,2.0", lines[4] + ",1"):
+        (tmp_path / "bad.csv").write_text("\n".join([*lines[:4], line, *lines[5:]]))
+        assert run(tmp_path / "bad.csv", good) == 2
+        assert "line 5 of" in only_line(capsys.readouterr().err)
+    assert run(good, good, "--ours_row", "") == 2
+    assert "has no row ''" in only_line(capsys.readouterr().err)
+
+
 def test_a_row_is_chosen_from_each_csv(tmp_path: Path, capsys) -> None:
     rows = [row | {"row": "noisy"} for row in scores(8, 0.0)] + [row | {"row": "ours"} for row in scores(8, 0.5)]
     path = write(tmp_path / "a.csv", rows)
