@@ -24,6 +24,7 @@ from utils.metrics import aligned
 
 DYNAMIC_RANGE_DB = 70.0  # of the spectrograms, below the loudest bin of all of them
 LARGEST_DIFFERENCE_DB = 30.0
+FORMATS = (".png", ".pdf", ".svg")
 
 
 def spectrogram_db(wav: np.ndarray, stft: Mapping) -> np.ndarray:
@@ -117,6 +118,8 @@ def _draw_gate(axis, result: EnhanceResult, top_khz: float) -> None:
 def visualize(args: argparse.Namespace) -> int:
     """Enhance and draw."""
     require_matplotlib()
+    if args.output.suffix.lower() not in FORMATS:
+        raise ValueError(f"--output: {args.output} should end in {', '.join(FORMATS)}")
     source = args.noisy_audio or args.video
     if source is None:
         raise ValueError("give --noisy_audio, or a --video with the noisy sound in it")
@@ -145,7 +148,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--noisy_audio", type=Path)
     parser.add_argument("--clean_audio", type=Path)
     parser.add_argument("--video", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("results/spectrogram.png"), help=".png, .pdf or .svg")
+    parser.add_argument("--output", type=Path, default=Path("results/spectrogram.png"), help=", ".join(FORMATS))
     parser.add_argument("--no_diff", action="store_true", help="without the difference")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(argv)

@@ -62,6 +62,15 @@ def test_with_and_without_clean_sound_and_difference(
     assert (tmp_path / "d.pdf").read_bytes().startswith(b"%PDF")
 
 
+def test_an_output_that_cannot_be_drawn_is_refused_before_the_work(
+    causal_checkpoint: Path, talking_clip: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spectrogram_viz.Enhancer, "from_checkpoint", lambda *_: pytest.fail("the work was begun"))
+    assert spectrogram_viz.main(command(causal_checkpoint, tmp_path / "a.bmp", video=talking_clip)) == 2
+    line = only_line(capsys.readouterr().err)
+    assert "a.bmp" in line and ".png, .pdf, .svg" in line
+
+
 def test_mistakes_are_one_line(causal_checkpoint: Path, talking_clip: Path, tmp_path: Path, capsys) -> None:
     soundfile.write(tmp_path / "long.wav", voice(2.0), 16000)
     for files, word in (
