@@ -211,7 +211,10 @@ class RowStore:
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
         self._path, described = folder / "rows.jsonl", folder / "run.json"
         if described.is_file():
-            held = json.loads(described.read_text(encoding="utf-8"))
+            try:
+                held = dict(json.loads(described.read_text(encoding="utf-8")))
+            except (ValueError, TypeError):
+                raise ValueError(f"{described} is damaged; choose another --output_dir or delete the folder") from None
             for key, value in identity.items():
                 if held.get(key) != value:
                     raise ValueError(f"{folder} holds scores with another {key}; choose another --output_dir or delete it")
@@ -222,8 +225,14 @@ class RowStore:
         if len(whole) < len(content):
             with open(self._path, "r+b") as file:
                 file.truncate(len(whole))
-        rows = {(row["sample_id"], row["row"]): row for row in map(json.loads, whole.splitlines())}
-        self.rows = {key: row for key, row in rows.items() if any(row[metric] is not None for metric in METRICS)}
+        rows = {}
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                rows[row["sample_id"], row["row"]] = row, any(row[metric] is not None for metric in METRICS)
+            except (ValueError, TypeError, KeyError):
+                raise ValueError(f"line {number} of {self._path} is damaged; delete that line, its row is made again") from None
+        self.rows = {key: row for key, (row, finished) in rows.items() if finished}
 
     def add(self, row: dict) -> None:
         """Append one row; it is on the disk when this returns."""

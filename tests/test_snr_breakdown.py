@@ -177,6 +177,20 @@ def test_a_row_that_failed_altogether_is_tried_again(corpus: Path, causal_checkp
     assert "3 of 3 rows were finished before" in capsys.readouterr().out
 
 
+def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
+    row = {"sample_id": "a", "row": NOISY} | dict.fromkeys(METRICS, 1.0)
+    store = RowStore(tmp_path, {"checkpoint": "x"})
+    store.add(row)
+    with open(tmp_path / "rows.jsonl", "a") as file:
+        file.write('{"sample_id": "b"}\n' + json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=r"line 2 of .*rows\.jsonl is damaged"):
+        RowStore(tmp_path, {"checkpoint": "x"})
+    for content in ("", "[1]", "{"):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(ValueError, match=r"run\.json is damaged"):
+            RowStore(tmp_path, {"checkpoint": "x"})
+
+
 def test_a_sound_only_model_has_two_rows_on_the_same_mixtures(
     finished: Path, semamba_checkpoint: Path, tmp_path: Path, capsys
 ) -> None:
