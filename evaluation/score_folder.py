@@ -130,14 +130,17 @@ def write_csv(path: Path, results: Sequence[dict], differences: Sequence[int], m
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def length_note(differences: Sequence[int]) -> str | None:
-    """What was done about lengths that differ, in one line; None where all are equal."""
-    different = [difference for difference in differences if difference]
-    if not different:
+def length_note(results: Sequence[dict], differences: Sequence[int]) -> str | None:
+    """What was done about lengths that differ, in one line; None where all that could be read and paired are equal."""
+    cut = [
+        difference for result, difference in zip(results, differences, strict=True)
+        if difference and len(result["errors"]) < len(ALL_METRICS)
+    ]  # fmt: skip
+    if not cut:
         return None
-    low, high = min(different), max(different)
+    low, high = min(cut), max(cut)
     span = f"{low:+d}" if low == high else f"{low:+d} to {high:+d}"
-    return f"{len(different)} of {len(differences)} enhanced files differ in length by {span} samples: longer ends are cut"
+    return f"{len(cut)} of {len(differences)} enhanced files differ in length by {span} samples: longer ends are cut"
 
 
 def table(results: Sequence[dict], metrics: Sequence[str]) -> list[str]:
@@ -177,7 +180,7 @@ def score(args: argparse.Namespace) -> int:
     results, differences = score_pairs(pairs, args.workers, dnsmos)
     write_csv(args.output_csv, results, differences, metrics)
     print(f"{args.enhanced_folder}: {len(results)} files against {args.clean_folder}; each one in {args.output_csv}")
-    note = length_note(differences)
+    note = length_note(results, differences)
     if note:
         print(note)
     print("\n".join([*table(results, metrics), COMPOSITE_NOTE]))

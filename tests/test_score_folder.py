@@ -75,6 +75,7 @@ def test_clips_that_cannot_be_scored_are_named_and_left_out_of_means(folders, ca
     said = capsys.readouterr().out
     for word in ("silent: the reference is silent", "broken: ", "other: the reference has 16000 samples, the estimate 8000"):
         assert word in said
+    assert "1 of 5 enhanced files differ in length by -5 samples" in said  # refused and unreadable ones are not cut
     table = {row["sample_id"]: row for row in rows(folders / "scores.csv")}
     assert table["silent"]["pesq"] == "" and "silent" in table["silent"]["errors"]
     line = next(line for line in said.splitlines() if line.startswith("PESQ-WB"))
