@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,8 +40,8 @@ def add_run_options(parser: argparse.ArgumentParser, output_dir: str, snrs_db: S
 
 
 def command_line(module: str, argv: Sequence[str] | None) -> str:
-    """The command, to be written beside what it made."""
-    return " ".join([f"python -m {module}", *(sys.argv[1:] if argv is None else argv)])
+    """The command, as a shell takes it, to be written beside what it made."""
+    return shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
 
 
 def score_run(args: argparse.Namespace, rows_of, command: str) -> ScoredRun:

@@ -7,6 +7,7 @@ import json
 import math
 import multiprocessing
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from conftest import only_line, save_tiny_checkpoint
 from corpus import make_corpus
 
 from evaluation import figures, make_testset, scoring, snr_breakdown
+from evaluation.runs import command_line
 from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY, RowStore, Scorer, Setup
 from evaluation.tables import latex_table, summarize_rows
 from evaluation.testset import mix, read_manifest
@@ -175,6 +177,11 @@ def test_a_row_that_failed_altogether_is_tried_again(corpus: Path, causal_checkp
     assert [row["row"] for row in rows] == [NOISY, AUDIO_ONLY, AUDIO_VISUAL] and not any(row["errors"] for row in rows)
     assert snr_breakdown.main(command) == 0  # and what was made then is kept
     assert "3 of 3 rows were finished before" in capsys.readouterr().out
+
+
+def test_a_command_is_written_as_a_shell_takes_it() -> None:
+    argv = ["--test_json", "my clips.json", "--config", "it's.yaml"]
+    assert shlex.split(command_line("evaluation.snr_breakdown", argv)) == ["python", "-m", "evaluation.snr_breakdown", *argv]
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:
