@@ -49,7 +49,10 @@ def common_means(samples: Sequence[Mapping[str, Mapping]], metrics: Sequence[str
 
 
 def summarize_rows(rows: Sequence[Mapping], reference: str = NOISY) -> list[dict]:
-    """One entry per row, kind, SNR and metric (SUMMARY_COLUMNS); kind and SNR are also "all". `gain` is over `reference`."""
+    """One entry per row, kind, SNR and metric (SUMMARY_COLUMNS); `gain` is over `reference`.
+
+    Kind and SNR are also "all" where there are several.
+    """
     samples = list(by_sample(rows).values())
     cells: dict[tuple, list] = defaultdict(list)
     for sample in samples:
@@ -58,9 +61,9 @@ def summarize_rows(rows: Sequence[Mapping], reference: str = NOISY) -> list[dict
             for snr in (first["snr_db"], ALL):
                 cells[kind, snr].append(sample)
     order = sorted(cells, key=lambda key: (key[0] != ALL, key[0], key[1] == ALL, key[1] if key[1] != ALL else 0))
-    kinds = {kind for kind, _ in order}
-    if len(kinds) == 2:  # one kind and "all": the same numbers twice
-        order = [key for key in order if key[0] != ALL]
+    for place in range(2):
+        if len({key[place] for key in order}) == 2:  # one kind, or one SNR, and "all": the same numbers twice
+            order = [key for key in order if key[place] != ALL]
     found = []
     for kind, snr in order:
         for metric in METRICS:
@@ -118,7 +121,7 @@ def text_table(summary: Sequence[Mapping], kind: str) -> str:
             cells = (number(grid.at(row, kind, snr, metric)["mean"], metric) for snr in grid.snrs)
             lines.append(f"{ROW_LABELS[row]:<16}" + "".join(f"{value:>9}" for value in cells))
     worst = max(cell["n_failed"] for cell in summary)
-    total = grid.at(grid.rows[0], kind, ALL, METRICS[0])
+    total = grid.at(grid.rows[0], kind, grid.snrs[-1], METRICS[0])  # of all SNRs, or of the only one
     lines.append(f"{kind}: {total['n'] + total['n_failed']} mixtures; at most {worst} left out of a mean because a row failed")
     return "\n".join(lines)
 
@@ -147,7 +150,8 @@ def latex_table(summary: Sequence[Mapping], kind: str, note: str) -> str:
             for snr in grid.snrs:
                 cell = grid.at(row, kind, snr, metric)
                 text = number(cell["mean"], metric).replace("-", "$-$")
-                means.append(rf"\textbf{{{text}}}" if _shown(cell["mean"], metric) == best[snr] else text)
+                bold = cell["n"] and _shown(cell["mean"], metric) == best[snr]
+                means.append(rf"\textbf{{{text}}}" if bold else text)
                 bounds = (number(cell[key], metric).replace("-", "$-$") for key in ("low", "high"))
                 intervals.append(r"\tiny[" + ", ".join(bounds) + "]")
             lines.append(f"{ROW_LABELS[row]} & " + " & ".join(means) + r" \\[-2pt]")

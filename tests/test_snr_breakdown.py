@@ -20,7 +20,7 @@ from corpus import make_corpus
 from evaluation import figures, make_testset, scoring, snr_breakdown
 from evaluation.runs import command_line
 from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY, RowStore, Scorer, Setup
-from evaluation.tables import latex_table, summarize_rows
+from evaluation.tables import Grid, latex_table, summarize_rows, text_table
 from evaluation.testset import mix, read_manifest
 from models.enhancer import Enhancer
 from utils.metrics import METRICS, score_clip
@@ -236,7 +236,18 @@ def test_a_table_in_which_all_failed_holds_dashes() -> None:
     row = {"sample_id": "a", "clip": "a", "kind": "noise", "snr_db": 0.0, "errors": {}} | dict.fromkeys(METRICS, math.nan)
     summary = summarize_rows([row | {"row": name} for name in (NOISY, AUDIO_ONLY)])
     assert {(cell["n"], cell["n_failed"]) for cell in summary} == {(0, 1)}
-    assert "nan" not in latex_table(summary, "noise", "one mixture").lower()
+    text = latex_table(summary, "noise", "one mixture")
+    assert "nan" not in text.lower() and "textbf" not in text
+
+
+def test_one_snr_stands_there_once() -> None:
+    row = {"clip": "a", "errors": {}} | dict.fromkeys(METRICS, 1.0)
+    for snrs, wanted in (([0.0], [0.0]), ([0.0, 5.0], [0.0, 5.0, "all"])):
+        rows = [row | {"sample_id": f"{snr}{kind}", "row": name, "kind": kind, "snr_db": snr}
+                for snr in snrs for kind in ("noise", "one_speaker") for name in (NOISY, AUDIO_ONLY)]  # fmt: skip
+        summary = summarize_rows(rows)
+        assert Grid(summary).snrs == wanted and Grid(summary).kinds == ["all", "noise", "one_speaker"]
+        assert f"noise: {len(snrs)} mixtures" in text_table(summary, "noise")
 
 
 def test_the_latex_table_is_one(finished: Path) -> None:
