@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import csv
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,6 +53,7 @@ class Steps:
 
     def __call__(self, main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> str:
         """What the script printed; it is shown as well. Stopped when its exit code is neither 0 nor EXIT_FAILED."""
+        argv = [_from_here(word) for word in argv]
         self.commands.append(command_line(main.__module__, argv))
         print(f"\n{self.commands[-1]}", flush=True)
         said = io.StringIO()
@@ -62,6 +64,14 @@ class Steps:
             raise Stopped(code)
         self.exit_code = max(self.exit_code, code)
         return said.getvalue()
+
+
+def _from_here(word: str) -> str:
+    """A path below the working directory as seen from there: a report names no place of the machine that made it."""
+    if not os.path.isabs(word) and not os.path.exists(word):
+        return word
+    path = os.path.relpath(word)
+    return word if path.startswith("..") else path
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
@@ -185,7 +195,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_options(parser, "results/report")
     parser.add_argument("--visual_snr_db", type=float, nargs="+", help="SNRs of the test set that the video is degraded at")
-    parser.add_argument("--conditions", nargs="+", default=list(visual_degradation.CONDITIONS), metavar="NAME")
+    parser.add_argument(
+        "--conditions", nargs="+", default=list(visual_degradation.CONDITIONS), choices=list(visual_degradation.CONDITIONS),
+        metavar="NAME", help="of the video (default: all)",
+    )
     parser.add_argument("--compare_with", nargs="*", help="recipes in the table of sizes (default: SEMamba's)")
     parser.add_argument("--n_runs", type=int, default=3, help="runs that count when speed is measured")
     parser.add_argument("--duration_sec", type=float, default=4.0, help="of the sound that is timed")

@@ -25,6 +25,7 @@ def test_a_report_holds_what_was_found(
     arguments: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "DPI", 60)
+    monkeypatch.chdir(tmp_path.parent)
     command = [*arguments, "--snr_db", "-5", "3", "--conditions", "clean", "black", "--output_dir", str(tmp_path)]
     assert report.main(command) == 0
     text = (tmp_path / "report.md").read_text()
@@ -42,6 +43,8 @@ def test_a_report_holds_what_was_found(
     assert "at 3 dB" in (tmp_path / "visual" / "report.txt").read_text()  # the SNR nearest to 0
     scripts = "report", "snr_breakdown", "visual_degradation", "statistical_test", "spectrogram_viz", "complexity_analysis"
     assert all(f"python -m evaluation.{module} " in text for module in scripts)
+    ran = text.split("which ran")[1]
+    assert str(tmp_path.parent) not in ran and f" {tmp_path.name}/example.png" in ran
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3 and "<h2>Paired tests</h2>" in page
 
@@ -51,6 +54,12 @@ def test_a_step_that_cannot_begin_stops_the_report(arguments: list[str], tmp_pat
     said = capsys.readouterr().err.strip().splitlines()
     assert "absent.json" in said[0] and "goes on from there" in said[-1]
     assert not (tmp_path / "report.md").exists()
+
+
+def test_a_condition_that_is_not_known_is_told_before_the_work(arguments: list[str], tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        report.main([*arguments, "--output_dir", str(tmp_path / "out"), "--conditions", "shift_200"])
+    assert "shift_200" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_document_is_the_same_in_both_forms(tmp_path: Path) -> None:
