@@ -18,6 +18,7 @@ import yaml
 from conftest import face_crops, only_line, voice
 
 import train_lite
+from evaluation.validation import Validation
 from models.generator import load_generator
 from utils.checkpoint import latest_pair, load_checkpoint
 from utils.config import load_config
@@ -249,6 +250,73 @@ def test_validation_keeps_the_best_and_the_checkpoint_enhances(recipe, tmp_path)
     model, cfg = load_generator(tmp_path / "run" / "best.pth")
     assert cfg["model_cfg"]["hid_feature"] == 8 and not model.training
     assert load_checkpoint(tmp_path / "run" / "do_00000002.pth")["best"] == {"pesq": scores["pesq"], "step": 2}
+
+
+VALIDATE = ("env_setting.validation_interval=2", "training_cfg.max_steps=4")
+
+
+def test_a_validation_that_fails_costs_no_step(recipe, tmp_path, monkeypatch):
+    """The steps before it are saved; once it can be done it is, with the same scores and lines as if nothing had been."""
+    assert _train(recipe, tmp_path, "whole", *VALIDATE) == 0
+    folder = tmp_path / "run"
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(Validation, "__call__", broken_validation)
+            assert _train(recipe, tmp_path, "run", *VALIDATE) == 2
+        assert latest_pair(folder)[2] == 2 and not _log(folder, "validation")
+    assert _train(recipe, tmp_path, "run", *VALIDATE) == 0
+    for kind in ("train", "validation"):
+        assert _log(tmp_path / "whole", kind) == _log(folder, kind)
+    assert len(_log(folder, "validation")) == 2
+    (weights, rest), (own, own_rest) = _final(tmp_path / "whole"), _final(folder)
+    assert all(torch.equal(weights[name], own[name]) for name in weights) and rest["best"] == own_rest["best"]
+
+
+def broken_validation(*arguments: object) -> dict[str, float]:
+    raise ValueError("the validation set is broken")
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_a_stop_does_not_wait_for_a_validation(recipe, tmp_path, last):
+    """It is made up for when the run goes on, be that after its last step."""
+    assert _train(recipe, tmp_path, "whole", *VALIDATE) == 0
+    trainer = _trainer(recipe, tmp_path / "run", *VALIDATE)
+    losses, validate = trainer.compute_losses, trainer.validate
+
+    def stop_in_the_last(batch):
+        if trainer.step == last - 1:
+            trainer._remember_signal(signal.SIGTERM, None)
+        return losses(batch)
+
+    def never_in_the_last():
+        assert trainer.step != last
+        return validate()
+
+    trainer.compute_losses, trainer.validate = stop_in_the_last, never_in_the_last
+    assert trainer.run() == "interrupted"
+    assert _train(recipe, tmp_path, "run", *VALIDATE) == 0
+    assert _log(tmp_path / "whole", "validation") == _log(tmp_path / "run", "validation")
+    assert _final(tmp_path / "whole")[1]["best"] == _final(tmp_path / "run")[1]["best"]
+
+
+def test_a_run_killed_right_after_a_validation_has_its_line_once_and_its_score(recipe, tmp_path, monkeypatch):
+    assert _train(recipe, tmp_path, "whole", *VALIDATE) == 0
+    trainer = _trainer(recipe, tmp_path / "run", *VALIDATE)
+    save, seen = trainer.save, []
+
+    def killed():
+        seen.append(trainer.step)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        save()
+
+    trainer.save = killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert seen == [2, 2] and len(_log(tmp_path / "run", "validation")) == 1
+    assert _train(recipe, tmp_path, "run", *VALIDATE) == 0
+    assert _log(tmp_path / "whole", "validation") == _log(tmp_path / "run", "validation")
+    assert _final(tmp_path / "whole")[1]["best"] == _final(tmp_path / "run")[1]["best"]
 
 
 def test_what_made_the_run_is_kept_with_it(recipe, tmp_path):

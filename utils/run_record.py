@@ -49,15 +49,19 @@ def record_run(exp_path: Path, cfg: Mapping) -> None:
 
 
 class RunLog:
-    """One JSON line per entry in log.jsonl, and the same numbers in TensorBoard; nothing at all unless `active`."""
+    """One JSON line per entry in log.jsonl, and the same numbers in TensorBoard; nothing at all unless `active`.
 
-    def __init__(self, exp_path: Path, resume_step: int, active: bool = True) -> None:
+    `again`: the kind of entry that will be written anew for resume_step.
+    """
+
+    def __init__(self, exp_path: Path, resume_step: int, again: str | None = None, active: bool = True) -> None:
         self.path, self._board = exp_path / "log.jsonl", None
         if not active:
             return
         if self.path.is_file():
             # Lines past the checkpoint will be written again; a torn last line is what a killed run leaves.
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resume_step]
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if (place := _place_of(line))[0] <= resume_step and place != (resume_step, again)]
             with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._board = SummaryWriter(str(exp_path / "logs"), purge_step=resume_step + 1)
@@ -76,8 +80,10 @@ class RunLog:
             self._board.close()
 
 
-def _step_of(line: str) -> float:
+def _place_of(line: str) -> tuple[float, str | None]:
+    """Step and kind of an entry."""
     try:
-        return json.loads(line)["step"]
+        entry = json.loads(line)
+        return entry["step"], entry["kind"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+        return float("inf"), None
