@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from utils.config import apply_overrides, complete_config, load_config
+from utils.launch import training_parser
 
 # What a recipe of SEMamba holds, key for key; such files must load as they are.
 SEMAMBA_RECIPE = """
@@ -150,6 +151,12 @@ def test_overrides_win_and_are_checked(tmp_path: Path) -> None:
     assert cfg["data_cfg"]["train_rir_json"] == "a b.json"
     with pytest.raises(ValueError, match="did you mean batch_size"):
         load_config(path, ["training_cfg.batch_sise=3"])
+
+
+def test_overrides_may_be_given_one_by_one() -> None:
+    parser = training_parser("train_lite.py", "", "recipe.yaml")
+    assert parser.parse_args(["--override", "a.b=1", "--override", "a.c=2", "a.d=3"]).override == ["a.b=1", "a.c=2", "a.d=3"]
+    assert parser.parse_args([]).override == []
 
 
 @pytest.mark.parametrize("text", ["batch_size=3", "training_cfg.batch_size", "=3", "training_cfg..x=1", "a.b=[1"])

@@ -27,7 +27,8 @@ def training_parser(program: str, description: str, config: str) -> Parser:
     parser.add_argument("--config", default=config, help="recipe (YAML)")
     parser.add_argument("--exp_folder", default="exp", help="where runs are kept")
     parser.add_argument("--exp_name", default=None, help="name of this run; default: the recipe's file name")
-    parser.add_argument("--override", nargs="*", default=[], metavar="section.key=value", help="change keys of the recipe")
+    parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="section.key=value",
+                        help="change keys of the recipe")
     parser.add_argument("--device", default="auto", help="auto (env_setting.num_gpus says how many GPUs), cpu, cuda or cuda:N")
     return parser
 
