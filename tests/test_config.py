@@ -159,6 +159,26 @@ def test_overrides_may_be_given_one_by_one() -> None:
     assert parser.parse_args([]).override == []
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("training_cfg:\n  batch_size: 2\n  learning_rate: 0.1\n  batch_size: 4\n", "line 4: key batch_size was given in line 2"),
+     ("model_cfg: {d_state: 4}\n\ndata_cfg: {}\nmodel_cfg: {expand: 2}\n", "line 4: key model_cfg was given in line 1")],
+)  # fmt: skip
+def test_a_key_given_twice_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match="recipe.yaml") as error:
+        load_config(write(tmp_path, text))
+    assert said in one_line(error)
+
+
+def test_a_key_given_twice_in_an_override_is_refused_and_merged_ones_are_not(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="key phase") as error:
+        load_config(write(tmp_path, ""), ["training_cfg.loss={phase: 1, phase: 2}"])
+    assert "override 'training_cfg.loss=" in one_line(error)
+    base = "{phase: 0.5, time: 0.2}"
+    cfg = apply_overrides({}, [f"training_cfg.loss={{<<: {base}, phase: 0.7}}"])
+    assert cfg["training_cfg"]["loss"] == {"phase": 0.7, "time": 0.2}
+
+
 @pytest.mark.parametrize("text", ["batch_size=3", "training_cfg.batch_size", "=3", "training_cfg..x=1", "a.b=[1"])
 def test_malformed_overrides_are_refused(text: str) -> None:
     with pytest.raises(ValueError) as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -234,6 +234,34 @@ def complete_config(mapping: Mapping, source: str = "config") -> dict:
         raise ValueError("\n".join(_sentence(item, source) for item in error.errors())) from None
 
 
+class _RepeatedKey(ValueError):
+    pass
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, of which YAML's own readers silently take the last."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise _RepeatedKey(f"line {line}: key {key.value} was given in line {lines[key.value]} before; keep one")
+            lines[key.value] = line
+        return node
+
+
+def _read_yaml(stream: str | TextIO, source: str) -> Any:
+    try:
+        return yaml.load(stream, _RecipeLoader)
+    except _RepeatedKey as error:
+        raise ValueError(f"{source}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that is none
+        problem = str(error).replace("\n", " ")
+        raise ValueError(f"{source} is not YAML: {problem}") from None
+
+
 def apply_overrides(mapping: dict, overrides: Sequence[str]) -> dict:
     """Return `mapping` with each "section.key=value" set; the value is read as YAML."""
     for text in overrides:
@@ -246,10 +274,7 @@ def apply_overrides(mapping: dict, overrides: Sequence[str]) -> dict:
             child = node.get(key)
             node[key] = dict(child) if isinstance(child, Mapping) else {}
             node = node[key]
-        try:
-            node[keys[-1]] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"override {text!r}: the value is not YAML") from None
+        node[keys[-1]] = _read_yaml(value, f"override {text!r}")
     return mapping
 
 
@@ -257,14 +282,11 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> dict:
     """Read a recipe, apply overrides, check it, fill in defaults."""
     try:
         with open(path, encoding="utf-8") as file:
-            mapping = yaml.safe_load(file)
+            mapping = _read_yaml(file, f"config {path}")
     except FileNotFoundError:
         raise FileNotFoundError(f"config {path} does not exist; recipes are in recipes/") from None
     except IsADirectoryError:
         raise ValueError(f"config {path} is a folder; give one .yaml file of it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = str(error).replace("\n", " ")
-        raise ValueError(f"config {path} is not YAML: {problem}") from None
     if mapping is None:
         mapping = {}
     if not isinstance(mapping, dict):
