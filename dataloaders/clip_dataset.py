@@ -45,8 +45,8 @@ class ClipDataset(Dataset):
 
     entries: one for each clip, as `_item` takes them. source: the list's path, for messages. `fixed`: draws do not
     change with the epoch.
-    A clip that cannot be read is logged once, kept in `failures`, and the next one takes its place; ListError when that
-    happens to most of them.
+    A clip that cannot be read is logged (by each worker that meets it), kept in `failures`, and the next one takes its
+    place; ListError when that happens to most of them.
     """
 
     def __init__(self, entries: Sequence, source: str, seed: int, fixed: bool) -> None:

@@ -286,6 +286,21 @@ def test_clips_that_cannot_be_read_are_named_once_and_replaced(tmp_path: Path, c
         data[0]
 
 
+def test_noises_that_cannot_be_read_do_not_count_as_clips(tmp_path: Path) -> None:
+    for k in range(2):
+        timed_clip(tmp_path / f"{k}.mp4", 20)
+    noises(tmp_path)
+    broken = [f"gone{k}.wav" for k in range(12)]
+    (tmp_path / "some.json").write_text(json.dumps([*broken, *["noise1.wav"] * 12]))
+    data = AVDataset(listed(tmp_path, [{"video": "0.mp4"}, {"video": "gone.mp4"}]), tmp_path / "some.json", config())
+    for epoch in range(12):
+        data.set_epoch(epoch)
+        data[0]
+    assert len(data.noise_failures) > 2 and not data.failures
+    data[1]  # replaced by the first, with more noises gone than there are clips
+    assert list(data.failures) == ["gone.mp4"]
+
+
 def test_silent_clips_and_silent_noise_do_not_make_nan(tmp_path: Path) -> None:
     write_clip(tmp_path / "silent.mp4", face_crops(25, 48)[:, :SIZE, :SIZE], np.zeros(16000))
     write_clip(tmp_path / "voice.mp4", face_crops(25, 48)[:, :SIZE, :SIZE], voice(1.0))
