@@ -8,38 +8,49 @@ prints the noisy input's scores, the enhanced sound's with the video withheld, a
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset
 from models.enhancer import Enhancer
 from utils.config import complete_config
 from utils.console import Parser, run
 from utils.metrics import METRICS, mean_score, require_scorers, score_many
 
+_log = logging.getLogger(__name__)
+
 
 class Validation:
     """Mean PESQ-WB, STOI, ESTOI and SI-SDR (dB) over a dataset's mixtures, and what was gained over the noisy input.
 
     dataset: items of dataloaders.dataloader_av.AVDataset with split "valid" or "test". The noisy input is scored once.
+    Clips that cannot be read are left out, with a warning each time; ValueError when that leaves none.
     """
 
     def __init__(self, dataset: Dataset, workers: int = 1) -> None:
         require_scorers()
         self.dataset, self.workers = dataset, max(1, workers)
-        self._noisy: list[dict] | None = None
+        self._noisy: dict[int, dict] = {}  # scores, by index
 
     def __call__(self, enhancer: Enhancer, use_video: bool = True) -> dict[str, float]:
-        """{"pesq": mean, "pesq_improvement": mean gain, ..., "n": clips, "n_failed": those some metric could not score}.
+        """{"pesq": mean, "pesq_improvement": mean gain, ..., "n": clips, "n_failed": those some metric could not score,
+        "n_unreadable": those left out}.
 
         Means are over the clips that could be scored, gains over those that could be scored before and after.
         """
-        clean, noisy, enhanced = [], [], []
+        clean, noisy, enhanced, read, unreadable = [], [], [], [], []
         for index in range(len(self.dataset)):
-            item = self.dataset[index]
+            try:
+                item = self.dataset[index]
+            except UnreadableClip as error:
+                unreadable.append(str(error))
+                continue
+            read.append(index)
             gain = item.gain.numpy()
             clean.append(item.clean_audio.numpy() / gain)
             noisy.append(item.noisy_audio.numpy() / gain)
@@ -47,15 +58,21 @@ class Validation:
             if use_video and item.video.shape[1]:
                 video, mask = item.video.numpy().transpose(1, 2, 3, 0), item.video_mask.numpy()  # [V, S, S, 3], [V]
             enhanced.append(enhancer.enhance(noisy[-1], enhancer.sample_rate, video=video, video_mask=mask).wav)
-        if self._noisy is None:
-            self._noisy = self._score(clean, noisy)
+        if unreadable:
+            said = f"{len(unreadable)} of {len(self.dataset)} validation clips cannot be read; first: {unreadable[0]}"
+            if not read:
+                raise ValueError(said)
+            _log.warning("%s; the means are over the others", said)
+        if not self._noisy:
+            self._noisy = dict(zip(read, self._score(clean, noisy), strict=True))
+        before = [self._noisy[index] for index in read]  # what could not be read then is not tried again
         after = self._score(clean, enhanced)
         result = {metric: mean_score(after, metric) for metric in METRICS}
         for metric in METRICS:
-            gains = [{metric: new[metric] - old[metric]} for new, old in zip(after, self._noisy, strict=True)]
+            gains = [{metric: new[metric] - old[metric]} for new, old in zip(after, before, strict=True)]
             result[f"{metric}_improvement"] = mean_score(gains, metric)
         failed = sum(any(math.isnan(clip[metric]) for metric in METRICS) for clip in after)
-        return result | {"n": len(after), "n_failed": failed}
+        return result | {"n": len(after), "n_failed": failed, "n_unreadable": len(unreadable)}
 
     def _score(self, references: list[np.ndarray], estimates: list[np.ndarray]) -> list[dict]:
         return score_many(list(zip(references, estimates, strict=True)), self.workers)
@@ -74,7 +91,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Print the table; 1 when a clip could not be scored."""
+    """Print the table; 1 when a clip could not be read or scored."""
     enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device)
     cfg = complete_config({
         **enhancer.cfg, "env_setting": {**enhancer.cfg["env_setting"], "seed": args.seed},
@@ -90,7 +107,7 @@ def compare(args: argparse.Namespace) -> int:
     for name, row in ({"noisy": noisy} | rows).items():
         scores = f"{row['pesq']:9.3f}{row['stoi']:9.4f}{row['estoi']:9.4f}{row['si_sdr']:11.2f}"
         print(f"{name:18s}{scores}{row.get('n_failed', ''):>10}")
-    return 1 if any(row["n_failed"] for row in rows.values()) else 0
+    return 1 if any(row["n_failed"] or row["n_unreadable"] for row in rows.values()) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

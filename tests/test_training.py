@@ -252,6 +252,20 @@ def test_validation_keeps_the_best_and_the_checkpoint_enhances(recipe, tmp_path)
     assert load_checkpoint(tmp_path / "run" / "do_00000002.pth")["best"] == {"pesq": scores["pesq"], "step": 2}
 
 
+def test_a_validation_clip_that_cannot_be_read_counts_for_nobody(recipe, tmp_path, caplog):
+    """The means are those of the clips that are there; how many are missing is in the log, and said each time."""
+    clips = json.loads((recipe.parent / "clips.json").read_text())
+    means = []
+    for name, listed in (("all", clips[:2]), ("some", [*clips[:2], {"video": "gone.mp4"}])):
+        write_json(tmp_path / f"{name}.json", listed)
+        lists = (f"data_cfg.valid_data_json={tmp_path / name}.json", "training_cfg.valid_clips=null")
+        assert _train(recipe, tmp_path, name, *VALIDATE, *lists) == 0
+        lines = _log(tmp_path / name, "validation")
+        assert [line["n_unreadable"] for line in lines] == [len(listed) - 2] * 2
+        means.append([{key: value for key, value in line.items() if key != "n_unreadable"} for line in lines])
+    assert means[0] == means[1] and caplog.text.count("1 of 3 validation clips cannot be read; first: gone.mp4") == 2
+
+
 VALIDATE = ("env_setting.validation_interval=2", "training_cfg.max_steps=4")
 
 
