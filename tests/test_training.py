@@ -20,7 +20,7 @@ from conftest import face_crops, only_line, voice
 import train_lite
 from evaluation.validation import Validation
 from models.generator import load_generator
-from utils.checkpoint import latest_pair, load_checkpoint
+from utils.checkpoint import latest_pair, load_checkpoint, prune_pairs
 from utils.config import load_config
 from utils.media import write_clip
 from utils.training import Trainer, epoch_order
@@ -345,6 +345,17 @@ def test_what_made_the_run_is_kept_with_it(recipe, tmp_path):
 def test_old_checkpoints_are_pruned(recipe, tmp_path):
     assert _train(recipe, tmp_path, "run", "env_setting.checkpoint_interval=1", "env_setting.keep_checkpoints=2") == 0
     assert sorted(p.name for p in (tmp_path / "run").glob("g_*.pth")) == ["g_00000004.pth", "g_00000005.pth"]
+
+
+def test_pruning_counts_whole_pairs_and_leaves_other_files(tmp_path):
+    for name in ("g_original", "g_bestmodl", "g_00000001", "do_00000001", "g_00000002", "do_00000002", "do_00000003",
+                 "g_00000004", "do_00000004", "g_00000009"):  # fmt: skip
+        (tmp_path / f"{name}.pth").touch()
+    prune_pairs(tmp_path, 2)
+    assert {path.stem for path in tmp_path.iterdir()} == {
+        "g_original", "g_bestmodl", "g_00000002", "do_00000002", "g_00000004", "do_00000004", "g_00000009",
+    }  # fmt: skip
+    assert latest_pair(tmp_path)[2] == 4
 
 
 def test_epoch_order_is_a_permutation_that_changes():

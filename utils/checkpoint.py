@@ -54,21 +54,23 @@ def load_state(model: torch.nn.Module, state: Mapping, name: str, may_miss: set[
 
 def latest_pair(folder: str | os.PathLike) -> tuple[Path, Path, int] | None:
     """Newest step for which both g_XXXXXXXX.pth and do_XXXXXXXX.pth are in `folder`: (g, do, step), or None."""
-    folder = Path(folder)
-    steps = [
-        int(match.group(1)) for path in folder.glob("g_*.pth")
-        if (match := re.fullmatch(r"g_(\d{8})\.pth", path.name)) and (folder / f"do_{match.group(1)}.pth").is_file()
-    ]
-    if not steps:
+    pairs = _steps(folder, "g") & _steps(folder, "do")
+    if not pairs:
         return None
-    step = max(steps)
-    return folder / f"g_{step:08d}.pth", folder / f"do_{step:08d}.pth", step
+    step = max(pairs)
+    return Path(folder) / f"g_{step:08d}.pth", Path(folder) / f"do_{step:08d}.pth", step
 
 
 def prune_pairs(folder: str | os.PathLike, keep: int) -> None:
-    """Delete all but the newest `keep` g_/do_ pairs."""
-    folder = Path(folder)
-    steps = sorted({path.name[2:10] for path in folder.glob("g_????????.pth")})
-    for step in steps[:-keep]:
-        (folder / f"do_{step}.pth").unlink(missing_ok=True)
-        (folder / f"g_{step}.pth").unlink(missing_ok=True)
+    """Delete all g_/do_ pairs but the newest `keep`, and do_ files without a partner, which are of no use alone."""
+    weights, rest = _steps(folder, "g"), _steps(folder, "do")
+    kept = set(sorted(weights & rest)[-keep:])
+    for step in rest - kept:
+        for kind in ("g", "do"):  # in this order: a g_ file implies its partner
+            (Path(folder) / f"{kind}_{step:08d}.pth").unlink(missing_ok=True)
+
+
+def _steps(folder: str | os.PathLike, kind: str) -> set[int]:
+    """Steps of the checkpoints g_XXXXXXXX.pth or do_XXXXXXXX.pth in `folder`; g_original.pth is none of them."""
+    names = (re.fullmatch(rf"{kind}_(\d{{8}})\.pth", path.name) for path in Path(folder).glob(f"{kind}_*.pth"))
+    return {int(match.group(1)) for match in names if match}
