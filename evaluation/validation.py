@@ -64,9 +64,9 @@ class Validation:
                 raise ValueError(said)
             _log.warning("%s; the means are over the others", said)
         if not self._noisy:
-            self._noisy = dict(zip(read, self._score(clean, noisy), strict=True))
+            self._noisy = dict(zip(read, self._score(clean, noisy, enhancer.sample_rate), strict=True))
         before = [self._noisy[index] for index in read]  # what could not be read then is not tried again
-        after = self._score(clean, enhanced)
+        after = self._score(clean, enhanced, enhancer.sample_rate)
         result = {metric: mean_score(after, metric) for metric in METRICS}
         for metric in METRICS:
             gains = [{metric: new[metric] - old[metric]} for new, old in zip(after, before, strict=True)]
@@ -74,8 +74,8 @@ class Validation:
         failed = sum(any(math.isnan(clip[metric]) for metric in METRICS) for clip in after)
         return result | {"n": len(after), "n_failed": failed, "n_unreadable": len(unreadable)}
 
-    def _score(self, references: list[np.ndarray], estimates: list[np.ndarray]) -> list[dict]:
-        return score_many(list(zip(references, estimates, strict=True)), self.workers)
+    def _score(self, references: list[np.ndarray], estimates: list[np.ndarray], sample_rate: int) -> list[dict]:
+        return score_many(list(zip(references, estimates, strict=True)), self.workers, sample_rate)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -159,7 +159,8 @@ class LiteAVSEMamba(SEMamba):
         if lite["use_vce"]:
             self.vce = VCEWithTemporalSmoothing(dim, lite["smooth_kernel"]) if lite["vce_type"] == "smoothed" else VCE(dim)
         if lite["use_fsvg"]:
-            self.fsvg = FSVGWithPrior(channels, n_freq) if lite["fsvg_type"] == "prior" else FSVG(channels)
+            prior = lite["fsvg_type"] == "prior"
+            self.fsvg = FSVGWithPrior(channels, n_freq, stft["sampling_rate"]) if prior else FSVG(channels)
 
     @staticmethod
     def _light(cfg: Mapping) -> bool:

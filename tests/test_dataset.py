@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import face_crops, tiny_config, voice, write_mpg
+from conftest import face_crops, tiny_config, tiny_model, voice, write_mpg
 from torch.utils.data import DataLoader
 
 from dataloaders.augment_rir import RIRAugmentor
@@ -18,6 +18,8 @@ from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset, AVItem, ListError
 from dataloaders.degrade import VisualDegradation
 from dataloaders.mixing import snr_db
+from evaluation.validation import Validation
+from models.enhancer import Enhancer
 from utils.media import load_audio, write_clip
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -307,6 +309,12 @@ def test_noises_that_cannot_be_read_do_not_count_as_clips(tmp_path: Path) -> Non
     assert len(data.noise_failures) > 2 and not data.failures
     data[1]  # replaced by the first, with more noises gone than there are clips
     assert list(data.failures) == ["gone.mp4"]
+
+
+def test_scores_that_are_not_defined_at_a_rate_are_refused(corpus: tuple[Path, Path]) -> None:
+    model, cfg = tiny_model(stft_cfg={"sampling_rate": 8000}, visual_cfg={"face_size": SIZE})
+    with pytest.raises(ValueError, match="PESQ-WB is defined at 16000 Hz, not 8000 Hz"):
+        Validation(AVDataset(*corpus, cfg, "valid"))(Enhancer(model, cfg, "cpu"))
 
 
 def test_silent_clips_and_silent_noise_do_not_make_nan(tmp_path: Path) -> None:

@@ -373,6 +373,7 @@ def test_epoch_order_is_a_permutation_that_changes():
     ("batch_size=2", "section.key=value"),
     ("training_cfg.use_discriminator=true", "use_discriminator"),
     ("training_cfg.loss.metric=0.05", "loss.metric"),
+    ("stft_cfg.sampling_rate=8000", "stft_cfg.sampling_rate must be 16000"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_clear_line(recipe, tmp_path, capsys, override, said):
     assert _train(recipe, tmp_path, "run", override) != 0
