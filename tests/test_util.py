@@ -105,6 +105,12 @@ def test_pick_device() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="--device cpu"):
             pick_device("cuda")
+    else:
+        with pytest.raises(ValueError, match=r"'cuda:77' is not there"):
+            pick_device("cuda:77")
+    for name in ("meta", "vulkan"):  # torch knows them; no model of ours runs there
+        with pytest.raises(ValueError, match=f"'{name}' cannot be used"):
+            pick_device(name)
 
 
 def test_git_revision_is_one_word() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,8 +18,13 @@ def save_checkpoint(path: str | os.PathLike, contents: Mapping) -> None:
         torch.save(dict(contents), temporary)
 
 
-def load_checkpoint(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict:
-    """Read a checkpoint with weights_only=True; one clear line when it is missing, damaged or something else."""
+def load_checkpoint(
+    path: str | os.PathLike, map_location: str | torch.device = "cpu", needs: Sequence[str] = ()
+) -> dict:
+    """Read a checkpoint with weights_only=True; one clear line when it is missing, damaged or something else.
+
+    `needs`: keys without which it is of no use.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
@@ -29,6 +34,12 @@ def load_checkpoint(path: str | os.PathLike, map_location: str | torch.device = 
         raise ValueError(f"checkpoint {path} cannot be read (damaged, or not a checkpoint): {reason[:200]}") from None
     if not isinstance(contents, dict):
         raise ValueError(f"checkpoint {path} holds a {type(contents).__name__}, not a dict with a 'generator'")
+    missing = [key for key in needs if key not in contents]
+    if missing:
+        raise ValueError(
+            f"checkpoint {path} holds no {missing[0]}: a run cannot go on from it; remove it and its partner (g_ or do_), "
+            "or choose another --exp_name"
+        )
     return contents
 
 

@@ -47,7 +47,7 @@ class DistCfg(_Section):
 class EnvSetting(_Section):
     num_gpus: NonNegativeInt = 1  # SEMamba's key; a machine without CUDA trains on its CPU and says so
     num_workers: NonNegativeInt = 2
-    seed: NonNegativeInt = 1234
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234  # torch takes no larger one
     stdout_interval: PositiveInt = 10
     checkpoint_interval: PositiveInt = 1000
     validation_interval: PositiveInt = 1000
@@ -82,6 +82,12 @@ class LossCfg(_Section):
     si_sdr: NonNegativeFloat = 0.0
     confidence: NonNegativeFloat = 0.0  # BCE of alpha against the per-frame corruption label
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> LossCfg:
+        if not any(self.model_dump().values()):
+            raise ValueError("every weight is 0, so there is nothing to learn; SEMamba's recipe has magnitude: 0.9")
+        return self
+
 
 class TrainingCfg(_Section):
     init_checkpoint: str | None = None  # weights that a new run starts from
@@ -105,7 +111,7 @@ class TrainingCfg(_Section):
     crop_jitter: bool = True  # face crops moved, scaled, turned, mirrored and lit at random in training
     video_dropout: Probability = 0.0
     valid_clips: PositiveInt | None = None  # None: all of them
-    valid_snrs_db: list[float] = [0.0]
+    valid_snrs_db: Annotated[list[float], Field(min_length=1)] = [0.0]
     valid_max_sec: PositiveFloat = 10.0
     nan_patience: PositiveInt = 10  # bad batches in a row before the last checkpoint is reloaded
     loss: LossCfg = LossCfg()
@@ -190,6 +196,10 @@ class Config(_Section):
         stft = self.stft_cfg
         if stft.win_size > stft.n_fft:
             raise ValueError(f"stft_cfg.win_size {stft.win_size} must not exceed n_fft {stft.n_fft}")
+        if stft.hop_size >= stft.win_size:
+            raise ValueError(f"stft_cfg.hop_size {stft.hop_size} must be below win_size {stft.win_size}: windows overlap")
+        if stft.n_fft // 2 % 2:
+            raise ValueError(f"stft_cfg.n_fft {stft.n_fft} gives bins that cannot be halved; choose a multiple of 4")
         bins = (stft.n_fft // 2 + 1 - 3) // 2 + 1
         if self.lite_cfg.n_freq_enc != bins:
             raise ValueError(

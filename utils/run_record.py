@@ -13,6 +13,7 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.config import load_config
 from utils.util import atomic_write, git_revision, write_json
 
 MODEL_SECTIONS = ("stft_cfg", "model_cfg", "visual_cfg", "lite_cfg")
@@ -24,10 +25,12 @@ def record_run(exp_path: Path, cfg: Mapping) -> None:
     exp_path.mkdir(parents=True, exist_ok=True)
     config_file = exp_path / "config.yaml"
     if config_file.is_file():
-        earlier = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        if not config_file.read_bytes().strip():
+            raise ValueError(f"{config_file} is empty, so what run is there is not known; choose another --exp_name")
+        earlier = load_config(config_file)  # SEMamba's own scripts keep theirs there too, with the keys it has
         for section in MODEL_SECTIONS:
             for key, value in cfg[section].items():
-                before = earlier.get(section, {}).get(key)
+                before = earlier[section][key]
                 if before != value:
                     raise ValueError(
                         f"{exp_path} holds a run with {section}.{key}: {before}, this one has {value}; "

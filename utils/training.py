@@ -145,7 +145,8 @@ class Trainer:
         pair = latest_pair(self.exp_path)
         if pair is None:
             return None
-        return load_checkpoint(pair[0])["generator"], load_checkpoint(pair[1]), str(pair[0])
+        weights = load_checkpoint(pair[0], needs=("generator",))["generator"]
+        return weights, load_checkpoint(pair[1], needs=("optim_g", "steps", "epoch")), str(pair[0])
 
     def _load_pair(self) -> dict | None:
         """Weights and optimisers of the newest pair into the modules; the rest of what it holds, or None without one."""
@@ -156,7 +157,7 @@ class Trainer:
         load_state(self.generator, weights, name, self.may_miss)
         self._player.load_optimizer(state["optim_g"], weights)
         if self._rival is not None:
-            if "discriminator" not in state:
+            if "discriminator" not in state or "optim_d" not in state:
                 raise ValueError(f"{name} was trained without a discriminator; choose another --exp_name")
             load_state(self._rival.module, state["discriminator"], name.replace("g_", "do_"))
             self._rival.load_optimizer(state["optim_d"], state["discriminator"])

@@ -1,0 +1,42 @@
+"""What lies in a run's folder: what is no run of ours is refused in one line, and left as it is."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from conftest import only_line
+from test_train import RECIPE, recipe, run
+
+from utils.checkpoint import latest_pair, load_checkpoint, save_checkpoint
+
+__all__ = ["recipe"]  # a fixture
+
+
+@pytest.mark.parametrize(("kind", "key"), [("g", "generator"), ("do", "optim_g"), ("do", "steps"), ("do", "optim_d")])
+def test_a_checkpoint_that_lacks_something_is_one_line(recipe, tmp_path, capsys, kind: str, key: str) -> None:
+    assert run(recipe, tmp_path, "run", "training_cfg.max_steps=1") == 0
+    path = latest_pair(tmp_path / "run")[("g", "do").index(kind)]
+    contents = load_checkpoint(path)
+    del contents[key]
+    save_checkpoint(path, contents)
+    capsys.readouterr()
+    assert run(recipe, tmp_path, "run") == 2
+    line = only_line(capsys.readouterr().err)
+    assert ("discriminator" if key == "optim_d" else f"no {key}") in line and "--exp_name" in line
+
+
+def test_an_empty_config_is_one_line(recipe, tmp_path, capsys) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    assert run(recipe, tmp_path, "run") == 2
+    assert "config.yaml is empty" in only_line(capsys.readouterr().err)
+    assert not (tmp_path / "run" / "config.yaml").read_bytes()
+
+
+def test_the_recipe_that_semambas_own_script_keeps_is_read_as_it_is(recipe, tmp_path) -> None:
+    """It has no section of ours, and not all keys; another size is still another model."""
+    (tmp_path / "run").mkdir()
+    kept = {section: dict(keys) for section, keys in RECIPE.items()}
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
+    assert run(recipe, tmp_path, "run", "training_cfg.max_steps=1", "model_cfg.d_state=8") == 2
+    assert run(recipe, tmp_path, "run", "training_cfg.max_steps=1") == 0
