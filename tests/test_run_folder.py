@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+
 import pytest
 import yaml
-from conftest import only_line
+from conftest import bytes_file, only_line
 from test_train import RECIPE, recipe, run
 
 from utils.checkpoint import latest_pair, load_checkpoint, save_checkpoint
@@ -40,3 +43,11 @@ def test_the_recipe_that_semambas_own_script_keeps_is_read_as_it_is(recipe, tmp_
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
     assert run(recipe, tmp_path, "run", "training_cfg.max_steps=1", "model_cfg.d_state=8") == 2
     assert run(recipe, tmp_path, "run", "training_cfg.max_steps=1") == 0
+
+
+@pytest.mark.parametrize("content", [b"no checkpoint", b"", b"PK\x03\x04 cut", pickle.dumps({"generator": Path("x")})])
+def test_what_is_no_checkpoint_is_said_in_our_own_words(tmp_path, recwarn, content: bytes) -> None:
+    """torch's are a number, or advice to let the file run its code."""
+    with pytest.raises(ValueError, match=r"g\.pth cannot be read: it is damaged, no checkpoint, or") as error:
+        load_checkpoint(bytes_file(tmp_path / "g.pth", content))
+    assert "weights_only" not in str(error.value) and not recwarn.list

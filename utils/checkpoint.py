@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,10 +29,16 @@ def load_checkpoint(
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        contents = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler trip over anything: IndexError, OSError, struct.error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"checkpoint {path} cannot be read (damaged, or not a checkpoint): {reason[:200]}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how the file was made
+            contents = torch.load(path, map_location=map_location, weights_only=True)
+    except PermissionError:
+        raise ValueError(f"checkpoint {path} cannot be read: permission denied") from None
+    except Exception:  # a damaged file makes the unpickler trip over anything: IndexError, OSError, struct.error
+        # What torch says is not passed on: it advises to load the file with weights_only=False, which may run its code.
+        raise ValueError(
+            f"checkpoint {path} cannot be read: it is damaged, no checkpoint, or holds more than tensors and plain values"
+        ) from None
     if not isinstance(contents, dict):
         raise ValueError(f"checkpoint {path} holds a {type(contents).__name__}, not a dict with a 'generator'")
     missing = [key for key in needs if key not in contents]
