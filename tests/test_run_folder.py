@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import bytes_file, only_line
-from test_train import RECIPE, recipe, run
+from test_train import RECIPE, recipe, run, trainer_of
 
 from utils.checkpoint import latest_pair, load_checkpoint, save_checkpoint
 
@@ -26,6 +26,16 @@ def test_a_checkpoint_that_lacks_something_is_one_line(recipe, tmp_path, capsys,
     assert run(recipe, tmp_path, "run") == 2
     line = only_line(capsys.readouterr().err)
     assert ("discriminator" if key == "optim_d" else f"no {key}") in line and "--exp_name" in line
+
+
+def test_changed_betas_are_those_of_the_recipe(recipe, tmp_path) -> None:
+    """And the moments those of the run."""
+    assert run(recipe, tmp_path, "run", "training_cfg.max_steps=1") == 0
+    trainer = trainer_of(recipe, tmp_path / "run", "training_cfg.adam_b1=0.7", "training_cfg.adam_b2=0.9")
+    assert trainer.resume()
+    for player in (trainer._player, trainer._rival):
+        assert [group["betas"] for group in player.optimizer.param_groups] == [(0.7, 0.9)]
+        assert all(float(state["step"]) == 1 for state in player.optimizer.state.values())
 
 
 def test_an_empty_config_is_one_line(recipe, tmp_path, capsys) -> None:

@@ -77,7 +77,8 @@ class _Player:
         trained = set(own)
         number = {name: i for i, name in enumerate(name for name in weights if name in trained)}
         held = {i: state["state"][number[name]] for i, name in enumerate(own) if number.get(name) in state["state"]}
-        self.optimizer.load_state_dict({**state, "state": held})
+        settings = self.optimizer.state_dict()["param_groups"]  # the recipe's: it may have been changed
+        self.optimizer.load_state_dict({"state": held, "param_groups": settings})
 
 
 class Trainer:
