@@ -10,9 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dataloaders.augment_rir import RIRAugmentor
 from dataloaders.dataloader_av import AVDataset, AVItem
-from dataloaders.degrade import VisualDegradation
 from evaluation.validation import Validation
 from models.enhancer import Enhancer
 from models.generator import LiteAVSEMamba, pack_generator, start_from, third_party_keys
@@ -29,12 +27,7 @@ from utils.util import initialize_seed
 
 
 def make_train_set(cfg: dict) -> AVDataset:
-    data, training = cfg["data_cfg"], cfg["training_cfg"]
-    rooms = None
-    if data["train_rir_json"]:
-        rooms = RIRAugmentor(data["train_rir_json"], prob=training["rir_prob"], target_sr=cfg["stft_cfg"]["sampling_rate"])
-    degradation = VisualDegradation() if training["visual_degradation"] else None
-    return AVDataset(data["train_data_json"], data["train_noise_json"], cfg, "train", degradation, rooms)
+    return AVDataset(cfg["data_cfg"]["train_data_json"], cfg["data_cfg"]["train_noise_json"], cfg, "train")
 
 
 def make_valid_set(cfg: dict) -> AVDataset:

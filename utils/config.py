@@ -51,7 +51,7 @@ class EnvSetting(_Section):
     stdout_interval: PositiveInt = 10
     checkpoint_interval: PositiveInt = 1000
     validation_interval: PositiveInt = 1000
-    summary_interval: PositiveInt = 100
+    summary_interval: PositiveInt = 100  # SEMamba's key, not used: TensorBoard gets what log.jsonl gets (stdout_interval)
     keep_checkpoints: PositiveInt = 3  # newest pairs kept on disk, besides the best
     dist_cfg: DistCfg = DistCfg()
 
@@ -146,7 +146,7 @@ class ModelCfg(_Section):
     input_channel: Literal[2] = 2  # magnitude and phase
     output_channel: Literal[1] = 1
     mamba_version: Literal[1, 2] = 1
-    causal: bool = False  # DESIGN: left padding, channel norm, forward-only time Mamba, running level
+    causal: bool = False  # left padding, channel norm, forward-only time Mamba, running level
     norm: Literal["instance", "channel"] | None = None  # None: channel when causal, else instance
     phase_residual: bool = False  # the phase decoder turns the noisy phase instead of drawing a new one
 
