@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import bytes_file, only_line
+from conftest import all_files, bytes_file, only_line
 from test_train import RECIPE, recipe, run, trainer_of
 
 from utils.checkpoint import latest_pair, load_checkpoint, save_checkpoint
@@ -36,6 +38,32 @@ def test_changed_betas_are_those_of_the_recipe(recipe, tmp_path) -> None:
     for player in (trainer._player, trainer._rival):
         assert [group["betas"] for group in player.optimizer.param_groups] == [(0.7, 0.9)]
         assert all(float(state["step"]) == 1 for state in player.optimizer.state.values())
+
+
+HOLDER = """
+import pathlib, sys
+from utils.run_record import only_run
+with only_run(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_runs_do_not_share_a_folder(recipe, tmp_path, capsys) -> None:
+    """The second is refused and changes nothing; it may go on as soon as the first has ended, killed or not."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path / "run")], cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "held\n"
+        assert run(recipe, tmp_path, "run", "training_cfg.max_steps=1") == 2
+        assert "another run trains in" in only_line(capsys.readouterr().err)
+        assert all_files(tmp_path) == {"run/.lock"}
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert run(recipe, tmp_path, "run", "training_cfg.max_steps=1") == 0
 
 
 def test_an_empty_config_is_one_line(recipe, tmp_path, capsys) -> None:

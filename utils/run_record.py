@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from utils.config import load_config
 from utils.util import atomic_write, git_revision, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
 
 MODEL_SECTIONS = ("stft_cfg", "model_cfg", "visual_cfg", "lite_cfg")
 VERSIONED = ("torch", "numpy", "scipy", "numba", "av", "soundfile", "soxr", "opencv-python-headless", "pesq", "pystoi")
@@ -49,6 +56,23 @@ def record_run(exp_path: Path, cfg: Mapping) -> None:
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None, "packages": versions,
     })
+
+
+@contextmanager
+def only_run(exp_path: Path) -> Iterator[None]:
+    """Inside the `with` block no other process can train in this folder; ValueError when one does already.
+
+    The lock is the system's, so a killed run leaves none. Where the file system has no locks nothing is refused.
+    """
+    exp_path.mkdir(parents=True, exist_ok=True)
+    with open(exp_path / ".lock", "a") as file:
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which the workers of a killed run still hold
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(f"another run trains in {exp_path}; wait for its end, or choose another --exp_name") from None
+        yield
 
 
 class RunLog:
