@@ -13,6 +13,7 @@ from models.batch import add_file_options, introduce, run_jobs
 from models.enhance_files import enhance_file
 from models.enhancer import Enhancer
 from models.jobs import Job, folder_jobs
+from models.pcs400 import SAMPLE_RATE_HZ as PCS_RATE_HZ
 from models.pcs400 import cal_pcs
 from utils import console
 from utils.config import load_config
@@ -36,7 +37,13 @@ def enhance_all(args: argparse.Namespace, group: Group, device: torch.device) ->
     def prepare() -> tuple[list[Job], Enhancer]:
         jobs = folder_jobs(args.input_folder, args.output_folder, use_video=False, suffix="")
         config = load_config(args.config) if args.config else None
-        return jobs, Enhancer.from_checkpoint(args.checkpoint_file, device, config)
+        enhancer = Enhancer.from_checkpoint(args.checkpoint_file, device, config)
+        if args.post_processing_PCS and enhancer.sample_rate != PCS_RATE_HZ:
+            raise ValueError(
+                f"--post_processing_PCS is made for {PCS_RATE_HZ} Hz, {args.checkpoint_file} is for {enhancer.sample_rate} Hz; "
+                "leave it out"
+            )
+        return jobs, enhancer
 
     jobs, enhancer = group.together(prepare)
     introduce(enhancer, args.keep_sample_rate, group)

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import torch
 
-from dataloaders.augment_rir import RIRAugmentor
 from dataloaders.dataloader_av import AVDataset, AVItem
-from dataloaders.degrade import VisualDegradation
 from evaluation.validation import Validation
 from models.enhancer import Enhancer
 from models.generator import LiteAVSEMamba, pack_generator, start_from, third_party_keys
@@ -23,17 +21,13 @@ from models.timing import video_frame_index
 from utils.checkpoint import latest_pair
 from utils.distributed import Group
 from utils.launch import launch, training_parser
+from utils.metrics import PESQ_RATE_HZ
 from utils.training import Losses, Trainer
 from utils.util import initialize_seed
 
 
 def make_train_set(cfg: dict) -> AVDataset:
-    data, training = cfg["data_cfg"], cfg["training_cfg"]
-    rooms = None
-    if data["train_rir_json"]:
-        rooms = RIRAugmentor(data["train_rir_json"], prob=training["rir_prob"], target_sr=cfg["stft_cfg"]["sampling_rate"])
-    degradation = VisualDegradation() if training["visual_degradation"] else None
-    return AVDataset(data["train_data_json"], data["train_noise_json"], cfg, "train", degradation, rooms)
+    return AVDataset(cfg["data_cfg"]["train_data_json"], cfg["data_cfg"]["train_noise_json"], cfg, "train")
 
 
 def make_valid_set(cfg: dict) -> AVDataset:
@@ -58,9 +52,11 @@ def compute_losses(model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.
     )
 
 
-def refuse_adversarial(cfg: dict) -> None:
-    """ValueError for keys of SEMamba's adversarial recipe: better than training as if they were not there."""
+def check_recipe(cfg: dict) -> None:
+    """ValueError for keys that train_lite.py would train past, such as those of SEMamba's adversarial recipe."""
     training = cfg["training_cfg"]
+    if cfg["stft_cfg"]["sampling_rate"] != PESQ_RATE_HZ:
+        raise ValueError(f"the best checkpoint is chosen by PESQ-WB: stft_cfg.sampling_rate must be {PESQ_RATE_HZ}")
     for key in ("use_discriminator", "use_PCS400", "use_pretrainedD"):
         if training[key]:
             raise ValueError(f"training_cfg.{key}: true is not something train_lite.py does (train.py does); set it to false")
@@ -70,7 +66,7 @@ def refuse_adversarial(cfg: dict) -> None:
 
 def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group | None = None) -> Trainer:
     """Model, data and loop of a recipe; `resume` brings it to the newest checkpoint in `exp_path`."""
-    refuse_adversarial(cfg)
+    check_recipe(cfg)
     group = group or Group()
     initialize_seed(cfg["env_setting"]["seed"])
     model = LiteAVSEMamba(cfg).to(device)

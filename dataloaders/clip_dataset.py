@@ -1,7 +1,8 @@
-"""What the datasets share: examples that follow from (seed, epoch, index), and unreadable clips replaced and counted."""
+"""What the datasets share: examples that follow from (seed, epoch, index), and what becomes of unreadable clips."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -22,6 +23,10 @@ _log = logging.getLogger(__name__)
 
 class ListError(ValueError):
     """A list most of whose files cannot be used; the message names it."""
+
+
+class UnreadableClip(ValueError):
+    """A clip of a fixed split that cannot be read; the message names it and says why."""
 
 
 class AVItem(NamedTuple):
@@ -45,8 +50,9 @@ class ClipDataset(Dataset):
 
     entries: one for each clip, as `_item` takes them. source: the list's path, for messages. `fixed`: draws do not
     change with the epoch.
-    A clip that cannot be read is logged once, kept in `failures`, and the next one takes its place; ListError when that
-    happens to most of them.
+    A clip that cannot be read is logged (by each worker that meets it) and kept in `failures`. In training the next one
+    takes its place; in a fixed split, where that one would count twice, UnreadableClip is raised. ListError when most of
+    them cannot be read.
     """
 
     def __init__(self, entries: Sequence, source: str, seed: int, fixed: bool) -> None:
@@ -73,11 +79,17 @@ class ClipDataset(Dataset):
     def __getitem__(self, index: int) -> AVItem:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        epoch = FIXED_EPOCH if self._fixed else int(self._epoch[0])
+        if self._fixed:
+            return self._read(index, index, FIXED_EPOCH)
         for step in range(len(self)):
-            place = (index + step) % len(self)
-            if self.name(place) in self.failures:
-                continue
+            with contextlib.suppress(UnreadableClip):
+                return self._read((index + step) % len(self), index, int(self._epoch[0]))
+        raise ListError(f"{self._list}: no clip can be read")
+
+    def _read(self, place: int, index: int, epoch: int) -> AVItem:
+        """The example that `index` asks for, made of the clip at `place`."""
+        path = self.name(place)
+        if path not in self.failures:
             # A fresh generator per attempt: a failing clip must not shift the draws of the one that replaces it.
             rng = np.random.default_rng([self._seed, epoch, index])
             self._tried.add(place)
@@ -86,8 +98,8 @@ class ClipDataset(Dataset):
             except ListError:
                 raise
             except (ValueError, OSError) as error:
-                self._record(self.name(place), str(error))
-        raise ListError(f"{self._list}: no clip can be read")
+                self._record(path, str(error))
+        raise UnreadableClip(f"{path}: {self.failures[path]}")
 
     def _record(self, path: str, reason: str) -> None:
         self.failures[path] = reason

@@ -52,8 +52,8 @@ class AVDataset(ClipDataset):
     "valid", "test": whole clips (at most valid_max_sec), noise drawn once by (seed, index), SNRs in turn from
     valid_snrs_db; batch size 1. visual_augmentation and rir_augmentor: None means what the recipe says.
 
-    A clip that cannot be read is logged once, kept in `failures`, and the next one takes its place; ListError when
-    that happens to most of them.
+    What happens to clips that cannot be read is said in ClipDataset. A noise that cannot be read is kept in
+    `noise_failures`, and another one drawn; ListError when none is found.
     """
 
     def __init__(
@@ -88,6 +88,7 @@ class AVDataset(ClipDataset):
                 rir_augmentor = RIRAugmentor(rir_json, self._training["rir_prob"], self._rate)
             self._degrade, self._rooms = visual_augmentation, rir_augmentor
         self._durations_sec: dict[str, float] = {}
+        self.noise_failures: dict[str, str] = {}
 
     def name(self, index: int) -> str:
         """Path of the clip at `index`, for reports."""
@@ -157,18 +158,18 @@ class AVDataset(ClipDataset):
         for _ in range(NOISE_DRAWS):
             path = self._noises[int(rng.integers(len(self._noises)))]
             place = float(rng.random())
-            if path in self.failures:
+            if path in self.noise_failures:
                 continue
             try:
                 noise = self._noise_window(path, len(speech), place)
             except (ValueError, OSError) as error:
-                self.failures[path] = str(error)
+                self.noise_failures[path] = str(error)
                 _log.warning("noise %s left out: %s", path, error)
                 continue
             if np.mean(np.square(noise[active] if active.any() else noise)) > AUDIBLE_POWER:
                 break
         if noise is None:
-            last = list(self.failures.values())[-1]
+            last = list(self.noise_failures.values())[-1]
             raise ListError(f"{self._noise_list}: no noise could be read in {NOISE_DRAWS} draws; last failure: {last}")
         return noise, snr_db
 

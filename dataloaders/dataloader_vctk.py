@@ -44,7 +44,7 @@ class VCTKDemandDataset(ClipDataset):
     whole clips are cut to) and keys (what the lists are called in messages). split: windows of segment_size that follow
     from (seed, epoch, index), shorter clips padded with zeros; else whole clips. pcs: the clean sound is contrast
     stretched. n_cache_reuse and device are taken and not needed: items are made on the CPU, each when it is asked for.
-    Clips that cannot be read are replaced and counted, see ClipDataset. ValueError for lists that do not match.
+    What happens to clips that cannot be read is said in ClipDataset. ValueError for lists that do not match.
     """
 
     def __init__(

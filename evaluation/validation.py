@@ -8,12 +8,14 @@ prints the noisy input's scores, the enhanced sound's with the video withheld, a
 from __future__ import annotations
 
 import argparse
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
 
+from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset
 from evaluation.scoring import NOISY
 from evaluation.tables import common_means
@@ -24,34 +26,46 @@ from utils.metrics import METRICS, require_scorers, score_many
 
 ENHANCED = "enhanced"
 
+_log = logging.getLogger(__name__)
+
 
 class Validation:
     """Mean PESQ-WB, STOI, ESTOI and SI-SDR (dB) over a dataset's mixtures, and what was gained over the noisy input.
 
     dataset: items of dataloaders.dataloader_av.AVDataset with split "valid" or "test". The noisy input is scored once.
+    Clips that cannot be read are left out, with a warning each time; ValueError when that leaves none.
     """
 
     def __init__(self, dataset: Dataset, workers: int = 1) -> None:
         require_scorers()
         self.dataset, self.workers = dataset, max(1, workers)
-        self._noisy: list[dict] | None = None
+        self._noisy: dict[int, dict] = {}  # scores, by index
 
     def __call__(self, enhancer: Enhancer, use_video: bool = True) -> dict[str, float]:
-        """{"pesq": mean, "pesq_improvement": mean gain, ..., "n": clips, "n_failed": those some metric could not score}.
+        """{"pesq": mean, "pesq_improvement": mean gain, ..., "n": clips, "n_failed": those some metric could not score,
+        "n_unreadable": those left out}.
 
         Means and gains are over the clips that could be scored before and after.
         """
-        clips = self.score(enhancer, {ENHANCED: use_video})
+        clips, unreadable = self.score(enhancer, {ENHANCED: use_video})
         means = common_means(clips)
         result = means[ENHANCED] | {f"{m}_improvement": means[ENHANCED][m] - means[NOISY][m] for m in METRICS}
         failed = sum(any(_failed(scores) for scores in clip.values()) for clip in clips)
-        return result | {"n": len(clips), "n_failed": failed}
+        return result | {"n": len(clips), "n_failed": failed, "n_unreadable": len(unreadable)}
 
-    def score(self, enhancer: Enhancer, rows: Mapping[str, bool]) -> list[dict[str, dict]]:
-        """Scores of each clip by row: NOISY, and one of the enhanced sound for each of `rows`, {name: whether with video}."""
-        clean, noisy, enhanced = [], [], {row: [] for row in rows}
+    def score(self, enhancer: Enhancer, rows: Mapping[str, bool]) -> tuple[list[dict[str, dict]], list[str]]:
+        """Scores of each clip by row, and why others could not be read.
+
+        A clip's rows are NOISY, and one of the enhanced sound for each of `rows`, {name: whether with video}.
+        """
+        clean, noisy, enhanced, read, unreadable = [], [], {row: [] for row in rows}, [], []
         for index in range(len(self.dataset)):
-            item = self.dataset[index]
+            try:
+                item = self.dataset[index]
+            except UnreadableClip as error:
+                unreadable.append(str(error))
+                continue
+            read.append(index)
             gain = item.gain.numpy()
             clean.append(item.clean_audio.numpy() / gain)
             noisy.append(item.noisy_audio.numpy() / gain)
@@ -60,13 +74,20 @@ class Validation:
                 if use_video and item.video.shape[1]:
                     video, mask = item.video.numpy().transpose(1, 2, 3, 0), item.video_mask.numpy()  # [V, S, S, 3], [V]
                 enhanced[row].append(enhancer.enhance(noisy[-1], enhancer.sample_rate, video=video, video_mask=mask).wav)
-        if self._noisy is None:
-            self._noisy = self._score(clean, noisy)
-        scored = {NOISY: self._noisy} | {row: self._score(clean, wavs) for row, wavs in enhanced.items()}
-        return [dict(zip(scored, clip, strict=True)) for clip in zip(*scored.values(), strict=True)]
+        if unreadable:
+            said = f"{len(unreadable)} of {len(self.dataset)} validation clips cannot be read; first: {unreadable[0]}"
+            if not read:
+                raise ValueError(said)
+            _log.warning("%s; the means are over the others", said)
+        if not self._noisy:
+            self._noisy = dict(zip(read, self._score(clean, noisy, enhancer.sample_rate), strict=True))
+        # What could not be read the first time is not tried again: every clip read has its noisy scores.
+        scored = {NOISY: [self._noisy[index] for index in read]}
+        scored |= {row: self._score(clean, wavs, enhancer.sample_rate) for row, wavs in enhanced.items()}
+        return [dict(zip(scored, clip, strict=True)) for clip in zip(*scored.values(), strict=True)], unreadable
 
-    def _score(self, references: list[np.ndarray], estimates: list[np.ndarray]) -> list[dict]:
-        return score_many(list(zip(references, estimates, strict=True)), self.workers)
+    def _score(self, references: list[np.ndarray], estimates: list[np.ndarray], sample_rate: int) -> list[dict]:
+        return score_many(list(zip(references, estimates, strict=True)), self.workers, sample_rate)
 
 
 def _failed(scores: Mapping) -> bool:
@@ -86,7 +107,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Print the table; EXIT_FAILED when a clip could not be scored."""
+    """Print the table; EXIT_FAILED when a clip could not be read or scored."""
     enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device)
     cfg = complete_config({
         **enhancer.cfg, "env_setting": {**enhancer.cfg["env_setting"], "seed": args.seed},
@@ -94,7 +115,7 @@ def compare(args: argparse.Namespace) -> int:
     })  # fmt: skip
     validation = Validation(AVDataset(args.data_json, args.noise_json, cfg, "test"), args.workers)
     print(enhancer.describe())
-    clips = validation.score(enhancer, {"sound only": False, "sound and video": True})
+    clips, unreadable = validation.score(enhancer, {"sound only": False, "sound and video": True})
     print(f"{len(clips)} clips, SNR {', '.join(f'{snr:g}' for snr in args.snr_db)} dB, seed {args.seed}")
     print(f"{'':18s}{'PESQ-WB':>9s}{'STOI':>9s}{'ESTOI':>9s}{'SI-SDR dB':>11s}{'n_failed':>10s}")
     for name, row in common_means(clips).items():
@@ -103,7 +124,7 @@ def compare(args: argparse.Namespace) -> int:
     left_out = sum(any(map(_failed, clip.values())) for clip in clips)
     if left_out:
         print(f"{left_out} of {len(clips)} clips could not be scored in some row, and are left out of that metric in every row")
-    return EXIT_FAILED if left_out else 0
+    return EXIT_FAILED if left_out or unreadable else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

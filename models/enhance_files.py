@@ -152,7 +152,7 @@ def enhance_file(
         pieces = run.pieces()
         if post_process is not None:
             pieces = iter([np.asarray(post_process(np.concatenate(list(pieces))), np.float32)])
-        with saved_crops(pictures, job.crops, sound, rate, enhancer.video_fps):
+        with saved_crops(pictures, job.crops, sound, rate, enhancer.video_fps, enhancer.face_size):
             given.extend(give_back(pieces, rate, heard, own_rate, attenuation_limit_db))
         notes += [*run.outcome.notes, *write_output(job, given, own_rate)]
         seconds = time.perf_counter() - started

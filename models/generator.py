@@ -159,7 +159,8 @@ class LiteAVSEMamba(SEMamba):
         if lite["use_vce"]:
             self.vce = VCEWithTemporalSmoothing(dim, lite["smooth_kernel"]) if lite["vce_type"] == "smoothed" else VCE(dim)
         if lite["use_fsvg"]:
-            self.fsvg = FSVGWithPrior(channels, n_freq) if lite["fsvg_type"] == "prior" else FSVG(channels)
+            prior = lite["fsvg_type"] == "prior"
+            self.fsvg = FSVGWithPrior(channels, n_freq, stft["sampling_rate"]) if prior else FSVG(channels)
 
     @staticmethod
     def _light(cfg: Mapping) -> bool:
@@ -288,12 +289,8 @@ def load_generator(
     if own is not None and config is not None:
         _refuse_other_model(path, own, complete_config(config))
     cfg = complete_config(own if own is not None else (config or {}), source=f"config of {path}")
-    if own is None and cfg["model_cfg"]["norm"] != "instance":
-        # The affine weights of both norms have one shape: only the record tells them apart.
-        raise ValueError(
-            f"checkpoint {path} carries no configuration, so it is SEMamba's own kind (model_cfg.norm: instance); "
-            f"the given config says norm: {cfg['model_cfg']['norm']}, under which its weights mean something else"
-        )
+    if own is None:
+        _refuse_unless_semambas(path, cfg)
     name = checkpoint.get("architecture", "SEMamba")
     if name not in ARCHITECTURES:
         raise ValueError(f"checkpoint {path} is of architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")
@@ -315,7 +312,9 @@ def start_from(model: SEMamba, cfg: Mapping, path: str | os.PathLike, parts: str
     weights = checkpoint.get("generator")
     if not isinstance(weights, Mapping):
         raise ValueError(f"training_cfg.init_checkpoint {path} holds no generator")
-    if checkpoint.get("config") is not None:
+    if checkpoint.get("config") is None:
+        _refuse_unless_semambas(path, complete_config(cfg))
+    else:
         _refuse_other_model(path, checkpoint["config"], complete_config(cfg), ("stft_cfg", "model_cfg"))
     may_miss = third_party_keys(model)
     taken = dict(weights)
@@ -337,3 +336,18 @@ def _refuse_other_model(
                     f"checkpoint {path} was trained with {section}.{key}: {value}, the given config says "
                     f"{given[section][key]}; use the checkpoint's own configuration, which it carries"
                 )
+
+
+def _refuse_unless_semambas(path: str | os.PathLike, given: Mapping) -> None:
+    """ValueError where weights without a configuration, so of SEMamba's own kind, would mean something else under `given`.
+
+    Neither setting changes a shape: only the record of a checkpoint tells such weights apart.
+    """
+    for key, semambas in (("norm", "instance"), ("phase_residual", False)):
+        value = given["model_cfg"][key]
+        if value != semambas:
+            raise ValueError(
+                f"checkpoint {path} carries no configuration, so it is SEMamba's own kind (model_cfg.{key}: "
+                f"{str(semambas).lower()}); the given config says {key}: {str(value).lower()}, under which its weights mean "
+                "something else"
+            )

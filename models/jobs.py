@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def folder_jobs(
 ) -> list[Job]:
     """Jobs for the recordings that lie in `folder` itself, by name: a sound with the video of the same stem beside it, or
     a video with its own sound (with use_video=False sound files only). Outputs are output/<stem><suffix> and what
-    `output_suffix` says.
+    `output_suffix` says; where several recordings share a stem, <stem>_<extension> takes its place.
 
     FileNotFoundError or ValueError when there is no such folder, nothing in it, or `output` is that folder.
     """
@@ -107,10 +108,28 @@ def folder_jobs(
     if not pairs:
         kinds = "sound or video" if use_video else "sound"
         raise ValueError(f"input folder {folder} holds no {kinds} files itself (subfolders are not searched)")
-    count = Counter(sound.stem for sound, _ in pairs)
-    jobs = []
-    for sound, video in sorted(pairs, key=lambda pair: pair[0].name):
-        # a.wav beside a.flac: the outputs must not overwrite each other
-        name = sound.stem if count[sound.stem] == 1 else f"{sound.stem}_{sound.suffix[1:].lower()}"
-        jobs.append(Job(sound, video, output / f"{name}{suffix}{output_suffix(output_format, video)}"))
-    return jobs
+    pairs.sort(key=lambda pair: pair[0].name)
+    return [
+        Job(sound, video, output / f"{name}{suffix}{output_suffix(output_format, video)}")
+        for (sound, video), name in zip(pairs, _output_names([sound for sound, _ in pairs]), strict=True)
+    ]
+
+
+def _output_names(sounds: Sequence[Path]) -> list[str]:
+    """A name for each output, none twice, nor where case does not count: the stem where it is the only one of its kind,
+    else <stem>_<extension>, with a number after it where that is taken.
+    """
+    count = Counter(sound.stem.casefold() for sound in sounds)
+    taken, names = {stem for stem in count if count[stem] == 1}, []
+    for sound in sounds:
+        if count[sound.stem.casefold()] == 1:
+            names.append(sound.stem)
+            continue
+        name = wanted = f"{sound.stem}_{sound.suffix[1:].lower()}"
+        number = 1
+        while name.casefold() in taken:
+            number += 1
+            name = f"{wanted}_{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names

@@ -16,12 +16,12 @@ from utils.util import atomic_write
 
 @contextlib.contextmanager
 def saved_crops(
-    pictures: Pictures | None, path: Path | None, sound: SpooledSound, sample_rate: int, fps: float
+    pictures: Pictures | None, path: Path | None, sound: SpooledSound, sample_rate: int, fps: float, size: int
 ) -> Iterator[None]:
     """Inside the `with` block, write what `pictures` gives out to `path` (.mp4 or .mkv); at its end, `sound` as well.
 
-    Masked frames are black, as the model sees them. Nothing is written without a path or pictures, or if the block fails.
-    MediaError or OSError when the file cannot be written.
+    Masked frames are black, as the model sees them; a recording without any has a single one, `size` pixels wide and high.
+    Nothing is written without a path or pictures, or if the block fails. MediaError or OSError when the file cannot be written.
     """
     if pictures is None or path is None:
         yield
@@ -38,5 +38,5 @@ def saved_crops(
         pictures.on_crops = add
         yield
         if clip is None:
-            add(np.zeros((1, 96, 96, 3), np.uint8))
+            add(np.zeros((1, size, size, 3), np.uint8))
         clip.finish(sound.pieces())

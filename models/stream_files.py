@@ -67,7 +67,7 @@ def stream_file(
             readout = stream.readout()
             yield stream.flush()
 
-        with saved_crops(pictures, job.crops, sound, rate, enhancer.video_fps):
+        with saved_crops(pictures, job.crops, sound, rate, enhancer.video_fps, enhancer.face_size):
             given.extend(give_back(enhanced(), rate, heard, own_rate, attenuation_limit_db))
         notes += write_output(job, given, own_rate)
     notes.append(

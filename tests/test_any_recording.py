@@ -16,6 +16,9 @@ from conftest import all_files, face_crops, only_line, voice, wav_file
 from videos import RATE, Drawings, sped_up, talking, timed_video
 
 import inference_av
+from models.pictures import Pictures
+from models.saved_crops import saved_crops
+from models.spool import SpooledSound
 from utils import faces
 from utils.detectors import settle_method
 from utils.media import load_audio, load_video_frames, probe_media, write_clip
@@ -69,6 +72,15 @@ def test_the_detector_and_the_faces_are_said(run_av, tmp_path, monkeypatch, caps
     assert ", 2 faces (drawings) -> o.wav" in out
     (note,) = notes(out)
     assert note.startswith("face 2 of 2 from the left, at 0.75,0.50: its mouth moves with the sound")
+
+
+def test_saved_crops_without_a_frame_have_the_models_size(tmp_path) -> None:
+    with SpooledSound() as sound:
+        sound.extend([voice(0.2)])
+        with saved_crops(Pictures([], 5), tmp_path / "c.mp4", sound, 16000, 25.0, 48):
+            pass
+    with av.open(str(tmp_path / "c.mp4")) as container:
+        assert (container.streams.video[0].width, container.streams.video[0].height) == (48, 48)
 
 
 @pytest.mark.parametrize("stream", [(), ("--stream",)])

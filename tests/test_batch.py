@@ -100,6 +100,20 @@ def test_what_failed_before_is_tried_again(run_av, tmp_path) -> None:
     assert [row["status"] for row in rows_of(table)] == ["done", "skipped"]
 
 
+@pytest.mark.parametrize("suffix", ["", "_enhanced"])
+def test_every_recording_has_an_output_of_its_own(tmp_path, suffix: str) -> None:
+    """Also where the name made for one is another's own, and on file systems to which clip and CLIP are one name."""
+    for name in ("clip.wav", "clip.WAV", "CLIP.flac", "x.wav", "x.flac", "x_wav.wav", "alone.ogg"):
+        bytes_file(tmp_path / name, b"sound")
+    jobs = folder_jobs(tmp_path, tmp_path / "out", use_video=False, suffix=suffix)
+    names = [job.output.name for job in jobs]
+    assert len({name.casefold() for name in names}) == len(jobs) == 7
+    assert jobs == folder_jobs(tmp_path, tmp_path / "out", use_video=False, suffix=suffix)
+    given = {job.audio.name: job.output.stem.removesuffix("_enhanced") for job in jobs}
+    assert given["alone.ogg"] == "alone" and given["x_wav.wav"] == "x_wav" and given["x.flac"] == "x_flac"
+    assert given["x.wav"] == "x_wav_2"
+
+
 class Rank:
     """One of two processes as far as run_jobs goes, what the other one has done given."""
 

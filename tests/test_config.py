@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from utils.config import apply_overrides, complete_config, load_config
+from utils.launch import training_parser
 
 # What a recipe of SEMamba holds, key for key; such files must load as they are.
 SEMAMBA_RECIPE = """
@@ -108,6 +109,12 @@ def test_every_recipe_of_the_repository_loads() -> None:
         ({"training_cfg": {"snr_range": [10, -5]}}, ["snr_range", "lowest"]),
         ({"training_cfg": {"segment_size": 300}}, ["segment_size", "300"]),
         ({"stft_cfg": {"win_size": 512}}, ["win_size", "512", "400"]),
+        ({"stft_cfg": {"hop_size": 401}}, ["stft_cfg.hop_size", "401", "win_size 400"]),
+        ({"stft_cfg": {"n_fft": 402}}, ["stft_cfg.n_fft", "402", "multiple of 4"]),
+        ({"training_cfg": {"valid_snrs_db": []}}, ["training_cfg.valid_snrs_db", "at least 1 item"]),
+        ({"training_cfg": {"loss": {"magnitude": 0, "phase": 0, "complex": 0, "consistancy": 0}}},
+         ["training_cfg.loss", "every weight is 0"]),
+        ({"env_setting": {"seed": 2**64}}, ["env_setting.seed", str(2**63)]),
         ({"lite_cfg": {"n_freq_enc": 99}}, ["n_freq_enc", "99", "100"]),
         ({"lite_cfg": {"visual_encoder_type": "resnet"}}, ["visual_encoder_type", "mobilenet"]),
         ({"model_cfg": {"causal": True, "norm": "instance"}}, ["causal", "norm: channel"]),
@@ -150,6 +157,32 @@ def test_overrides_win_and_are_checked(tmp_path: Path) -> None:
     assert cfg["data_cfg"]["train_rir_json"] == "a b.json"
     with pytest.raises(ValueError, match="did you mean batch_size"):
         load_config(path, ["training_cfg.batch_sise=3"])
+
+
+def test_overrides_may_be_given_one_by_one() -> None:
+    parser = training_parser("train_lite.py", "", "recipe.yaml")
+    assert parser.parse_args(["--override", "a.b=1", "--override", "a.c=2", "a.d=3"]).override == ["a.b=1", "a.c=2", "a.d=3"]
+    assert parser.parse_args([]).override == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("training_cfg:\n  batch_size: 2\n  learning_rate: 0.1\n  batch_size: 4\n", "line 4: key batch_size was given in line 2"),
+     ("model_cfg: {d_state: 4}\n\ndata_cfg: {}\nmodel_cfg: {expand: 2}\n", "line 4: key model_cfg was given in line 1")],
+)  # fmt: skip
+def test_a_key_given_twice_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match="recipe.yaml") as error:
+        load_config(write(tmp_path, text))
+    assert said in one_line(error)
+
+
+def test_a_key_given_twice_in_an_override_is_refused_and_merged_ones_are_not(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="key phase") as error:
+        load_config(write(tmp_path, ""), ["training_cfg.loss={phase: 1, phase: 2}"])
+    assert "override 'training_cfg.loss=" in one_line(error)
+    base = "{phase: 0.5, time: 0.2}"
+    cfg = apply_overrides({}, [f"training_cfg.loss={{<<: {base}, phase: 0.7}}"])
+    assert cfg["training_cfg"]["loss"] == {"phase": 0.7, "time": 0.2}
 
 
 @pytest.mark.parametrize("text", ["batch_size=3", "training_cfg.batch_size", "=3", "training_cfg..x=1", "a.b=[1"])

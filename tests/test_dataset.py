@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import face_crops, tiny_config, voice, write_mpg
+from conftest import face_crops, tiny_config, tiny_model, voice, write_mpg
 from torch.utils.data import DataLoader
 
 from dataloaders.augment_rir import RIRAugmentor
+from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset, AVItem, ListError
 from dataloaders.degrade import VisualDegradation
 from dataloaders.mixing import snr_db
+from evaluation.validation import Validation
+from models.enhancer import Enhancer
 from utils.media import load_audio, write_clip
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -269,21 +272,49 @@ def test_rooms_change_input_and_target_of_training_only(corpus: tuple[Path, Path
     assert equal(AVDataset(*corpus, named, "valid")[2], AVDataset(*corpus, config(), "valid")[2])
 
 
-def test_clips_that_cannot_be_read_are_named_once_and_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_clips_that_cannot_be_read_are_named_once_and_replaced_in_training_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for k in range(3):
         timed_clip(tmp_path / f"{k}.mp4", 20 + 4 * k)
     write_mpg(tmp_path / "mute.mpg", face_crops(10, 48), None)
     entries = [{"video": name} for name in ("0.mp4", "gone.mp4", "1.mp4", "mute.mpg", "2.mp4")]
-    data = AVDataset(listed(tmp_path, entries), noises(tmp_path), config(), "valid")
+    data = AVDataset(listed(tmp_path, entries), noises(tmp_path), config(), visual_augmentation=CLEAN)
     with caplog.at_level(logging.WARNING):
-        items = [data[k] for _ in range(2) for k in range(5)]
+        assert len([data[k] for _ in range(2) for k in range(5)]) == 10
     assert len(data.failures) == 2 and "does not exist" in data.failures["gone.mp4"]
     assert caplog.text.count("gone.mp4 left out") == 1 and caplog.text.count("mute.mpg left out") == 1
-    assert torch.equal(items[1].video, items[2].video) and torch.equal(items[3].video, items[4].video)
+    fixed = AVDataset(tmp_path / "clips.json", tmp_path / "noise.json", config(), "valid")
+    for _ in range(2):
+        assert [len(fixed[k].clean_audio) for k in (0, 2, 4)] == [12800, 15360, 17920]
+        for k, words in ((1, "gone.mp4 does not exist"), (3, "mute.mpg")):
+            with pytest.raises(UnreadableClip, match=words):
+                fixed[k]
     entries = [{"video": f"gone{k}.mp4"} for k in range(20)] + [{"video": "0.mp4"}]
     data = AVDataset(listed(tmp_path, entries), tmp_path / "noise.json", config())
     with pytest.raises(ListError, match=r"clips\.json: 9 of 9 .*gone8\.mp4"):
         data[0]
+
+
+def test_noises_that_cannot_be_read_do_not_count_as_clips(tmp_path: Path) -> None:
+    for k in range(2):
+        timed_clip(tmp_path / f"{k}.mp4", 20)
+    noises(tmp_path)
+    broken = [f"gone{k}.wav" for k in range(12)]
+    (tmp_path / "some.json").write_text(json.dumps([*broken, *["noise1.wav"] * 12]))
+    data = AVDataset(listed(tmp_path, [{"video": "0.mp4"}, {"video": "gone.mp4"}]), tmp_path / "some.json", config())
+    for epoch in range(12):
+        data.set_epoch(epoch)
+        data[0]
+    assert len(data.noise_failures) > 2 and not data.failures
+    data[1]  # replaced by the first, with more noises gone than there are clips
+    assert list(data.failures) == ["gone.mp4"]
+
+
+def test_scores_that_are_not_defined_at_a_rate_are_refused(corpus: tuple[Path, Path]) -> None:
+    model, cfg = tiny_model(stft_cfg={"sampling_rate": 8000}, visual_cfg={"face_size": SIZE})
+    with pytest.raises(ValueError, match="PESQ-WB is defined at 16000 Hz, not 8000 Hz"):
+        Validation(AVDataset(*corpus, cfg, "valid"))(Enhancer(model, cfg, "cpu"))
 
 
 def test_silent_clips_and_silent_noise_do_not_make_nan(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.fsvg import FSVG, FSVGWithPrior
+from models.fsvg import FSVG, FSVGWithPrior, speech_band_prior
 from models.vce import VCE, VCEWithTemporalSmoothing
 
 # Confidence
@@ -175,3 +176,8 @@ def test_the_prior_starts_out_favouring_speech_frequencies():
 def test_a_gate_for_other_frequencies_is_refused():
     with pytest.raises(ValueError, match="n_freq_enc"):
         FSVGWithPrior(6, 20)(torch.randn(1, 6, 7, 21), torch.randn(1, 6, 7, 21))
+
+
+def test_the_prior_is_for_the_models_own_sampling_rate() -> None:
+    model, _ = tiny_model(stft_cfg={"sampling_rate": 8000})
+    torch.testing.assert_close(model.fsvg.prior.detach(), speech_band_prior(100, 8000))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from conftest import all_files, broken_inputs, only_line, tiny_config, tiny_model, voice, wav_file
+from conftest import all_files, broken_inputs, only_line, save_tiny_checkpoint, tiny_config, tiny_model, voice, wav_file
 
 import inference
 from utils.checkpoint import save_checkpoint
@@ -68,6 +68,16 @@ def test_contrast_stretching(run_semamba, tmp_path, option: list[str], changes: 
     assert run_semamba("--output_folder", "out", *option) == 0
     plain, out = (soundfile.read(f"{folder}/a.wav")[0] for folder in ("plain", "out"))
     assert len(out) == 7777 and (np.abs(plain - out).max() > 1e-3) == changes
+
+
+def test_contrast_stretching_at_another_rate_is_refused(tmp_path, capsys) -> None:
+    wav_file(tmp_path / "in" / "a.wav")
+    checkpoint = save_tiny_checkpoint(tmp_path / "g.pth", "SEMamba", stft_cfg={"sampling_rate": 8000})
+    command = ["--input_folder", str(tmp_path / "in"), "--output_folder", str(tmp_path / "out"), "--device", "cpu",
+               "--checkpoint_file", str(checkpoint)]  # fmt: skip
+    assert inference.main([*command, "--post_processing_PCS"]) == 2
+    assert "16000 Hz" in only_line(capsys.readouterr().err)
+    assert inference.main(command) == 0
 
 
 def test_audio_only_script_refuses_what_does_not_fit(run_semamba, tmp_path, capsys) -> None:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import only_line, save_tiny_checkpoint, voice, wav_file
+from conftest import only_line, save_tiny_checkpoint, tiny_model, voice, wav_file
 
 import inference
 import train
 import train_lite
 from models.discriminator import MetricDiscriminator
+from models.generator import load_generator
 from models.loss import discriminator_losses
 from utils.checkpoint import latest_pair, load_checkpoint, save_checkpoint
 from utils.config import load_config
@@ -283,3 +284,18 @@ def test_a_semamba_checkpoint_of_another_size_does_not_begin_a_run(recipe, tmp_p
     save_tiny_checkpoint(tmp_path / "wide.pth", "SEMamba", model_cfg={"hid_feature": 16})
     assert run(recipe, tmp_path, "run", f"training_cfg.init_checkpoint={tmp_path / 'wide.pth'}") == 2
     assert "hid_feature" in only_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("override", "said"), [
+    ("model_cfg.norm=channel", "norm: channel"), ("model_cfg.phase_residual=true", "phase_residual: true"),
+])  # fmt: skip
+def test_weights_without_a_configuration_do_not_begin_what_they_do_not_mean(recipe, tmp_path, capsys, override, said) -> None:
+    model, cfg = tiny_model("SEMamba")
+    save_checkpoint(tmp_path / "semamba.pth", {"generator": model.state_dict()})
+    start = f"training_cfg.init_checkpoint={tmp_path / 'semamba.pth'}"
+    assert run(recipe, tmp_path, "run", start, override) == 2
+    assert said in only_line(capsys.readouterr().err)
+    with pytest.raises(ValueError, match=said):
+        load_generator(tmp_path / "semamba.pth", load_config(recipe, [override]))
+    assert load_generator(tmp_path / "semamba.pth", cfg)
+    assert run(recipe, tmp_path, "fits", start, "training_cfg.max_steps=1") == 0

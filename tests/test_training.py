@@ -18,8 +18,9 @@ import yaml
 from conftest import face_crops, only_line, voice
 
 import train_lite
+from evaluation.validation import Validation
 from models.generator import load_generator
-from utils.checkpoint import latest_pair, load_checkpoint
+from utils.checkpoint import latest_pair, load_checkpoint, prune_pairs
 from utils.config import load_config
 from utils.media import write_clip
 from utils.training import Trainer, epoch_order
@@ -251,6 +252,87 @@ def test_validation_keeps_the_best_and_the_checkpoint_enhances(recipe, tmp_path)
     assert load_checkpoint(tmp_path / "run" / "do_00000002.pth")["best"] == {"pesq": scores["pesq"], "step": 2}
 
 
+def test_a_validation_clip_that_cannot_be_read_counts_for_nobody(recipe, tmp_path, caplog):
+    """The means are those of the clips that are there; how many are missing is in the log, and said each time."""
+    clips = json.loads((recipe.parent / "clips.json").read_text())
+    means = []
+    for name, listed in (("all", clips[:2]), ("some", [*clips[:2], {"video": "gone.mp4"}])):
+        write_json(tmp_path / f"{name}.json", listed)
+        lists = (f"data_cfg.valid_data_json={tmp_path / name}.json", "training_cfg.valid_clips=null")
+        assert _train(recipe, tmp_path, name, *VALIDATE, *lists) == 0
+        lines = _log(tmp_path / name, "validation")
+        assert [line["n_unreadable"] for line in lines] == [len(listed) - 2] * 2
+        means.append([{key: value for key, value in line.items() if key != "n_unreadable"} for line in lines])
+    assert means[0] == means[1] and caplog.text.count("1 of 3 validation clips cannot be read; first: gone.mp4") == 2
+
+
+VALIDATE = ("env_setting.validation_interval=2", "training_cfg.max_steps=4")
+
+
+def test_a_validation_that_fails_costs_no_step(recipe, tmp_path, monkeypatch):
+    """The steps before it are saved; once it can be done it is, with the same scores and lines as if nothing had been."""
+    assert _train(recipe, tmp_path, "whole", *VALIDATE) == 0
+    folder = tmp_path / "run"
+    for _ in range(2):
+        with monkeypatch.context() as patched:
+            patched.setattr(Validation, "__call__", broken_validation)
+            assert _train(recipe, tmp_path, "run", *VALIDATE) == 2
+        assert latest_pair(folder)[2] == 2 and not _log(folder, "validation")
+    assert _train(recipe, tmp_path, "run", *VALIDATE) == 0
+    for kind in ("train", "validation"):
+        assert _log(tmp_path / "whole", kind) == _log(folder, kind)
+    assert len(_log(folder, "validation")) == 2
+    (weights, rest), (own, own_rest) = _final(tmp_path / "whole"), _final(folder)
+    assert all(torch.equal(weights[name], own[name]) for name in weights) and rest["best"] == own_rest["best"]
+
+
+def broken_validation(*arguments: object) -> dict[str, float]:
+    raise ValueError("the validation set is broken")
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_a_stop_does_not_wait_for_a_validation(recipe, tmp_path, last):
+    """It is made up for when the run goes on, be that after its last step."""
+    assert _train(recipe, tmp_path, "whole", *VALIDATE) == 0
+    trainer = _trainer(recipe, tmp_path / "run", *VALIDATE)
+    losses, validate = trainer.compute_losses, trainer.validate
+
+    def stop_in_the_last(batch):
+        if trainer.step == last - 1:
+            trainer._remember_signal(signal.SIGTERM, None)
+        return losses(batch)
+
+    def never_in_the_last():
+        assert trainer.step != last
+        return validate()
+
+    trainer.compute_losses, trainer.validate = stop_in_the_last, never_in_the_last
+    assert trainer.run() == "interrupted"
+    assert _train(recipe, tmp_path, "run", *VALIDATE) == 0
+    assert _log(tmp_path / "whole", "validation") == _log(tmp_path / "run", "validation")
+    assert _final(tmp_path / "whole")[1]["best"] == _final(tmp_path / "run")[1]["best"]
+
+
+def test_a_run_killed_right_after_a_validation_has_its_line_once_and_its_score(recipe, tmp_path, monkeypatch):
+    assert _train(recipe, tmp_path, "whole", *VALIDATE) == 0
+    trainer = _trainer(recipe, tmp_path / "run", *VALIDATE)
+    save, seen = trainer.save, []
+
+    def killed():
+        seen.append(trainer.step)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        save()
+
+    trainer.save = killed
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert seen == [2, 2] and len(_log(tmp_path / "run", "validation")) == 1
+    assert _train(recipe, tmp_path, "run", *VALIDATE) == 0
+    assert _log(tmp_path / "whole", "validation") == _log(tmp_path / "run", "validation")
+    assert _final(tmp_path / "whole")[1]["best"] == _final(tmp_path / "run")[1]["best"]
+
+
 def test_what_made_the_run_is_kept_with_it(recipe, tmp_path):
     assert _train(recipe, tmp_path, "run", "training_cfg.max_steps=1", "training_cfg.learning_rate=0.002") == 0
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -263,6 +345,17 @@ def test_what_made_the_run_is_kept_with_it(recipe, tmp_path):
 def test_old_checkpoints_are_pruned(recipe, tmp_path):
     assert _train(recipe, tmp_path, "run", "env_setting.checkpoint_interval=1", "env_setting.keep_checkpoints=2") == 0
     assert sorted(p.name for p in (tmp_path / "run").glob("g_*.pth")) == ["g_00000004.pth", "g_00000005.pth"]
+
+
+def test_pruning_counts_whole_pairs_and_leaves_other_files(tmp_path):
+    for name in ("g_original", "g_bestmodl", "g_00000001", "do_00000001", "g_00000002", "do_00000002", "do_00000003",
+                 "g_00000004", "do_00000004", "g_00000009"):  # fmt: skip
+        (tmp_path / f"{name}.pth").touch()
+    prune_pairs(tmp_path, 2)
+    assert {path.stem for path in tmp_path.iterdir()} == {
+        "g_original", "g_bestmodl", "g_00000002", "do_00000002", "g_00000004", "do_00000004", "g_00000009",
+    }  # fmt: skip
+    assert latest_pair(tmp_path)[2] == 4
 
 
 def test_epoch_order_is_a_permutation_that_changes():
@@ -280,6 +373,7 @@ def test_epoch_order_is_a_permutation_that_changes():
     ("batch_size=2", "section.key=value"),
     ("training_cfg.use_discriminator=true", "use_discriminator"),
     ("training_cfg.loss.metric=0.05", "loss.metric"),
+    ("stft_cfg.sampling_rate=8000", "stft_cfg.sampling_rate must be 16000"),
 ])  # fmt: skip
 def test_a_users_mistake_is_one_clear_line(recipe, tmp_path, capsys, override, said):
     assert _train(recipe, tmp_path, "run", override) != 0

@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
+from dataloaders.clip_dataset import ListError
+from utils.console import one_line
 from utils.util import (
     atomic_write,
     check_loss_health,
@@ -105,6 +108,12 @@ def test_pick_device() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="--device cpu"):
             pick_device("cuda")
+    else:
+        with pytest.raises(ValueError, match=r"'cuda:77' is not there"):
+            pick_device("cuda:77")
+    for name in ("meta", "vulkan"):  # torch knows them; no model of ours runs there
+        with pytest.raises(ValueError, match=f"'{name}' cannot be used"):
+            pick_device(name)
 
 
 def test_git_revision_is_one_word() -> None:
@@ -143,3 +152,21 @@ def test_written_json_is_indented_text(tmp_path: Path) -> None:
     assert text.endswith("\n")
     assert json.loads(text) == [1, 2]
     assert len(text.splitlines()) == 4
+
+
+class _Broken(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> None:
+        raise ListError("clips.json: 9 of 9 clips tried cannot be read;\nlast: a.wav: ValueError there")
+
+
+def test_an_error_in_a_worker_says_what_it_says_elsewhere() -> None:
+    with pytest.raises(ListError) as alone:
+        next(iter(DataLoader(_Broken(), num_workers=0)))
+    with pytest.raises(ListError) as caught:
+        next(iter(DataLoader(_Broken(), num_workers=1)))
+    assert "Traceback" in str(caught.value)
+    assert one_line(caught.value) == one_line(alone.value)
+    assert one_line(alone.value) == "clips.json: 9 of 9 clips tried cannot be read; last: a.wav: ValueError there"

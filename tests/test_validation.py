@@ -44,7 +44,7 @@ class Adds:
         return "a model"
 
 
-def scores(pairs: list, workers: int = 1) -> list[dict]:
+def scores(pairs: list, workers: int, sample_rate: int) -> list[dict]:
     """What SCORES says about each (reference, estimate)."""
     row = [list(SCORES)[round(estimate[0] - reference[0]) // 10] for reference, estimate in pairs]
     return [dict.fromkeys(METRICS, SCORES[name][round(pair[0][0])]) for name, pair in zip(row, pairs, strict=True)]

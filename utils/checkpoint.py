@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,17 +19,34 @@ def save_checkpoint(path: str | os.PathLike, contents: Mapping) -> None:
         torch.save(dict(contents), temporary)
 
 
-def load_checkpoint(path: str | os.PathLike, map_location: str | torch.device = "cpu") -> dict:
-    """Read a checkpoint with weights_only=True; one clear line when it is missing, damaged or something else."""
+def load_checkpoint(
+    path: str | os.PathLike, map_location: str | torch.device = "cpu", needs: Sequence[str] = ()
+) -> dict:
+    """Read a checkpoint with weights_only=True; one clear line when it is missing, damaged or something else.
+
+    `needs`: keys without which it is of no use.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        contents = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # a damaged file makes the unpickler trip over anything: IndexError, OSError, struct.error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"checkpoint {path} cannot be read (damaged, or not a checkpoint): {reason[:200]}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how the file was made
+            contents = torch.load(path, map_location=map_location, weights_only=True)
+    except PermissionError:
+        raise ValueError(f"checkpoint {path} cannot be read: permission denied") from None
+    except Exception:  # a damaged file makes the unpickler trip over anything: IndexError, OSError, struct.error
+        # What torch says is not passed on: it advises to load the file with weights_only=False, which may run its code.
+        raise ValueError(
+            f"checkpoint {path} cannot be read: it is damaged, no checkpoint, or holds more than tensors and plain values"
+        ) from None
     if not isinstance(contents, dict):
         raise ValueError(f"checkpoint {path} holds a {type(contents).__name__}, not a dict with a 'generator'")
+    missing = [key for key in needs if key not in contents]
+    if missing:
+        raise ValueError(
+            f"checkpoint {path} holds no {missing[0]}: a run cannot go on from it; remove it and its partner (g_ or do_), "
+            "or choose another --exp_name"
+        )
     return contents
 
 
@@ -54,21 +72,23 @@ def load_state(model: torch.nn.Module, state: Mapping, name: str, may_miss: set[
 
 def latest_pair(folder: str | os.PathLike) -> tuple[Path, Path, int] | None:
     """Newest step for which both g_XXXXXXXX.pth and do_XXXXXXXX.pth are in `folder`: (g, do, step), or None."""
-    folder = Path(folder)
-    steps = [
-        int(match.group(1)) for path in folder.glob("g_*.pth")
-        if (match := re.fullmatch(r"g_(\d{8})\.pth", path.name)) and (folder / f"do_{match.group(1)}.pth").is_file()
-    ]
-    if not steps:
+    pairs = _steps(folder, "g") & _steps(folder, "do")
+    if not pairs:
         return None
-    step = max(steps)
-    return folder / f"g_{step:08d}.pth", folder / f"do_{step:08d}.pth", step
+    step = max(pairs)
+    return Path(folder) / f"g_{step:08d}.pth", Path(folder) / f"do_{step:08d}.pth", step
 
 
 def prune_pairs(folder: str | os.PathLike, keep: int) -> None:
-    """Delete all but the newest `keep` g_/do_ pairs."""
-    folder = Path(folder)
-    steps = sorted({path.name[2:10] for path in folder.glob("g_????????.pth")})
-    for step in steps[:-keep]:
-        (folder / f"do_{step}.pth").unlink(missing_ok=True)
-        (folder / f"g_{step}.pth").unlink(missing_ok=True)
+    """Delete all g_/do_ pairs but the newest `keep`, and do_ files without a partner, which are of no use alone."""
+    weights, rest = _steps(folder, "g"), _steps(folder, "do")
+    kept = set(sorted(weights & rest)[-keep:])
+    for step in rest - kept:
+        for kind in ("g", "do"):  # in this order: a g_ file implies its partner
+            (Path(folder) / f"{kind}_{step:08d}.pth").unlink(missing_ok=True)
+
+
+def _steps(folder: str | os.PathLike, kind: str) -> set[int]:
+    """Steps of the checkpoints g_XXXXXXXX.pth or do_XXXXXXXX.pth in `folder`; g_original.pth is none of them."""
+    names = (re.fullmatch(rf"{kind}_(\d{{8}})\.pth", path.name) for path in Path(folder).glob(f"{kind}_*.pth"))
+    return {int(match.group(1)) for match in names if match}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -47,11 +47,11 @@ class DistCfg(_Section):
 class EnvSetting(_Section):
     num_gpus: NonNegativeInt = 1  # SEMamba's key; a machine without CUDA trains on its CPU and says so
     num_workers: NonNegativeInt = 2
-    seed: NonNegativeInt = 1234
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234  # torch takes no larger one
     stdout_interval: PositiveInt = 10
     checkpoint_interval: PositiveInt = 1000
     validation_interval: PositiveInt = 1000
-    summary_interval: PositiveInt = 100
+    summary_interval: PositiveInt = 100  # SEMamba's key, not used: TensorBoard gets what log.jsonl gets (stdout_interval)
     keep_checkpoints: PositiveInt = 3  # newest pairs kept on disk, besides the best
     dist_cfg: DistCfg = DistCfg()
 
@@ -82,6 +82,12 @@ class LossCfg(_Section):
     si_sdr: NonNegativeFloat = 0.0
     confidence: NonNegativeFloat = 0.0  # BCE of alpha against the per-frame corruption label
 
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> LossCfg:
+        if not any(self.model_dump().values()):
+            raise ValueError("every weight is 0, so there is nothing to learn; SEMamba's recipe has magnitude: 0.9")
+        return self
+
 
 class TrainingCfg(_Section):
     init_checkpoint: str | None = None  # weights that a new run starts from
@@ -105,7 +111,7 @@ class TrainingCfg(_Section):
     crop_jitter: bool = True  # face crops moved, scaled, turned, mirrored and lit at random in training
     video_dropout: Probability = 0.0
     valid_clips: PositiveInt | None = None  # None: all of them
-    valid_snrs_db: list[float] = [0.0]
+    valid_snrs_db: Annotated[list[float], Field(min_length=1)] = [0.0]
     valid_max_sec: PositiveFloat = 10.0
     nan_patience: PositiveInt = 10  # bad batches in a row before the last checkpoint is reloaded
     loss: LossCfg = LossCfg()
@@ -140,7 +146,7 @@ class ModelCfg(_Section):
     input_channel: Literal[2] = 2  # magnitude and phase
     output_channel: Literal[1] = 1
     mamba_version: Literal[1, 2] = 1
-    causal: bool = False  # DESIGN: left padding, channel norm, forward-only time Mamba, running level
+    causal: bool = False  # left padding, channel norm, forward-only time Mamba, running level
     norm: Literal["instance", "channel"] | None = None  # None: channel when causal, else instance
     phase_residual: bool = False  # the phase decoder turns the noisy phase instead of drawing a new one
 
@@ -190,6 +196,10 @@ class Config(_Section):
         stft = self.stft_cfg
         if stft.win_size > stft.n_fft:
             raise ValueError(f"stft_cfg.win_size {stft.win_size} must not exceed n_fft {stft.n_fft}")
+        if stft.hop_size >= stft.win_size:
+            raise ValueError(f"stft_cfg.hop_size {stft.hop_size} must be below win_size {stft.win_size}: windows overlap")
+        if stft.n_fft // 2 % 2:
+            raise ValueError(f"stft_cfg.n_fft {stft.n_fft} gives bins that cannot be halved; choose a multiple of 4")
         bins = (stft.n_fft // 2 + 1 - 3) // 2 + 1
         if self.lite_cfg.n_freq_enc != bins:
             raise ValueError(
@@ -234,6 +244,34 @@ def complete_config(mapping: Mapping, source: str = "config") -> dict:
         raise ValueError("\n".join(_sentence(item, source) for item in error.errors())) from None
 
 
+class _RepeatedKey(ValueError):
+    pass
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice, of which YAML's own readers silently take the last."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            line = key.start_mark.line + 1
+            if key.value in lines:
+                raise _RepeatedKey(f"line {line}: key {key.value} was given in line {lines[key.value]} before; keep one")
+            lines[key.value] = line
+        return node
+
+
+def _read_yaml(stream: str | TextIO, source: str) -> Any:
+    try:
+        return yaml.load(stream, _RecipeLoader)
+    except _RepeatedKey as error:
+        raise ValueError(f"{source}: {error}") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that is none
+        problem = str(error).replace("\n", " ")
+        raise ValueError(f"{source} is not YAML: {problem}") from None
+
+
 def apply_overrides(mapping: dict, overrides: Sequence[str]) -> dict:
     """Return `mapping` with each "section.key=value" set; the value is read as YAML."""
     for text in overrides:
@@ -246,10 +284,7 @@ def apply_overrides(mapping: dict, overrides: Sequence[str]) -> dict:
             child = node.get(key)
             node[key] = dict(child) if isinstance(child, Mapping) else {}
             node = node[key]
-        try:
-            node[keys[-1]] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise ValueError(f"override {text!r}: the value is not YAML") from None
+        node[keys[-1]] = _read_yaml(value, f"override {text!r}")
     return mapping
 
 
@@ -257,14 +292,11 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> dict:
     """Read a recipe, apply overrides, check it, fill in defaults."""
     try:
         with open(path, encoding="utf-8") as file:
-            mapping = yaml.safe_load(file)
+            mapping = _read_yaml(file, f"config {path}")
     except FileNotFoundError:
         raise FileNotFoundError(f"config {path} does not exist; recipes are in recipes/") from None
     except IsADirectoryError:
         raise ValueError(f"config {path} is a folder; give one .yaml file of it") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = str(error).replace("\n", " ")
-        raise ValueError(f"config {path} is not YAML: {problem}") from None
     if mapping is None:
         mapping = {}
     if not isinstance(mapping, dict):

@@ -32,7 +32,10 @@ def flag(text: str) -> bool:
 
 def one_line(error: BaseException) -> str:
     """The error's message, or its kind where it has none, without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
+    text, kind = str(error), type(error).__name__
+    if text.startswith(f"Caught {kind} in DataLoader worker"):
+        text = text.rpartition(f"{kind}: ")[2]  # torch puts the worker's whole traceback before what was said
+    return " ".join(text.split()) or kind
 
 
 def run(program: str, body: Callable[[], int]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ import torch.multiprocessing as mp
 from utils.config import load_config
 from utils.console import EXIT_INTERRUPTED, EXIT_USAGE, Parser, run
 from utils.distributed import Group, process_group, rank_device, started_by_torchrun
-from utils.run_record import record_run
+from utils.run_record import only_run, record_run
 from utils.training import Trainer
 from utils.util import pick_device
 
@@ -27,7 +28,8 @@ def training_parser(program: str, description: str, config: str) -> Parser:
     parser.add_argument("--config", default=config, help="recipe (YAML)")
     parser.add_argument("--exp_folder", default="exp", help="where runs are kept")
     parser.add_argument("--exp_name", default=None, help="name of this run; default: the recipe's file name")
-    parser.add_argument("--override", nargs="*", default=[], metavar="section.key=value", help="change keys of the recipe")
+    parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="section.key=value",
+                        help="change keys of the recipe")
     parser.add_argument("--device", default="auto", help="auto (env_setting.num_gpus says how many GPUs), cpu, cuda or cuda:N")
     return parser
 
@@ -93,13 +95,19 @@ def train_in(args: argparse.Namespace, cfg: dict, build: Build, device: torch.de
     """Train in `exp_folder/exp_name` what `build` makes of a recipe, as one of a group; the exit code."""
     exp_path = Path(args.exp_folder) / (args.exp_name or Path(args.config).stem)
 
-    def prepare() -> Trainer:
-        trainer = build(cfg, exp_path, device, group)
-        if group.is_main:
-            record_run(exp_path, cfg)
-        return trainer
+    with ExitStack() as held:
 
-    trainer = group.together(prepare)
+        def prepare() -> Trainer:
+            trainer = build(cfg, exp_path, device, group)
+            if group.is_main:
+                held.enter_context(only_run(exp_path))
+                record_run(exp_path, cfg)
+            return trainer
+
+        return _train(group.together(prepare), exp_path, device, group)
+
+
+def _train(trainer: Trainer, exp_path: Path, device: torch.device, group: Group) -> int:
     resumed = trainer.resume()
     every, trained = (sum(p.numel() for p in some) for some in (trainer.generator.parameters(), trainer.parameters))
     shared = f", one of {group.size} processes" if group.size > 1 else ""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,13 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
+from utils.config import load_config
 from utils.util import atomic_write, git_revision, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows has none
+    fcntl = None
 
 MODEL_SECTIONS = ("stft_cfg", "model_cfg", "visual_cfg", "lite_cfg")
 VERSIONED = ("torch", "numpy", "scipy", "numba", "av", "soundfile", "soxr", "opencv-python-headless", "pesq", "pystoi")
@@ -24,10 +32,12 @@ def record_run(exp_path: Path, cfg: Mapping) -> None:
     exp_path.mkdir(parents=True, exist_ok=True)
     config_file = exp_path / "config.yaml"
     if config_file.is_file():
-        earlier = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        if not config_file.read_bytes().strip():
+            raise ValueError(f"{config_file} is empty, so what run is there is not known; choose another --exp_name")
+        earlier = load_config(config_file)  # SEMamba's own scripts keep theirs there too, with the keys it has
         for section in MODEL_SECTIONS:
             for key, value in cfg[section].items():
-                before = earlier.get(section, {}).get(key)
+                before = earlier[section][key]
                 if before != value:
                     raise ValueError(
                         f"{exp_path} holds a run with {section}.{key}: {before}, this one has {value}; "
@@ -48,16 +58,37 @@ def record_run(exp_path: Path, cfg: Mapping) -> None:
     })
 
 
-class RunLog:
-    """One JSON line per entry in log.jsonl, and the same numbers in TensorBoard; nothing at all unless `active`."""
+@contextmanager
+def only_run(exp_path: Path) -> Iterator[None]:
+    """Inside the `with` block no other process can train in this folder; ValueError when one does already.
 
-    def __init__(self, exp_path: Path, resume_step: int, active: bool = True) -> None:
+    The lock is the system's, so a killed run leaves none. Where the file system has no locks nothing is refused.
+    """
+    exp_path.mkdir(parents=True, exist_ok=True)
+    with open(exp_path / ".lock", "a") as file:
+        try:
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which the workers of a killed run still hold
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ValueError(f"another run trains in {exp_path}; wait for its end, or choose another --exp_name") from None
+        yield
+
+
+class RunLog:
+    """One JSON line per entry in log.jsonl, and the same numbers in TensorBoard; nothing at all unless `active`.
+
+    `again`: the kind of entry that will be written anew for resume_step.
+    """
+
+    def __init__(self, exp_path: Path, resume_step: int, again: str | None = None, active: bool = True) -> None:
         self.path, self._board = exp_path / "log.jsonl", None
         if not active:
             return
         if self.path.is_file():
             # Lines past the checkpoint will be written again; a torn last line is what a killed run leaves.
-            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= resume_step]
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if (place := _place_of(line))[0] <= resume_step and place != (resume_step, again)]
             with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._board = SummaryWriter(str(exp_path / "logs"), purge_step=resume_step + 1)
@@ -76,8 +107,10 @@ class RunLog:
             self._board.close()
 
 
-def _step_of(line: str) -> float:
+def _place_of(line: str) -> tuple[float, str | None]:
+    """Step and kind of an entry."""
     try:
-        return json.loads(line)["step"]
+        entry = json.loads(line)
+        return entry["step"], entry["kind"]
     except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")
+        return float("inf"), None

@@ -77,7 +77,8 @@ class _Player:
         trained = set(own)
         number = {name: i for i, name in enumerate(name for name in weights if name in trained)}
         held = {i: state["state"][number[name]] for i, name in enumerate(own) if number.get(name) in state["state"]}
-        self.optimizer.load_state_dict({**state, "state": held})
+        settings = self.optimizer.state_dict()["param_groups"]  # the recipe's: it may have been changed
+        self.optimizer.load_state_dict({"state": held, "param_groups": settings})
 
 
 class Trainer:
@@ -112,6 +113,7 @@ class Trainer:
         self.parameters, self.optimizer = self._player.parameters, self._player.optimizer
         self.average = [p.detach().clone() for p in self.parameters] if self.training["ema_decay"] else []
         self.step = self.epoch = self.position = 0  # position: batches done in this epoch
+        self.validation_due = False  # of this step; saved, so that a run that was stopped before it goes on with it
         self.best = {"pesq": float("-inf"), "step": -1}
         self.bad_batches = self.bad_in_row = self.reloads = 0
         self._stop_signal: int | None = None
@@ -130,7 +132,7 @@ class Trainer:
             rest = {
                 "optim_g": self.optimizer.state_dict(), "steps": self.step, "epoch": self.epoch, "position": self.position,
                 "best": dict(self.best), "bad_batches": self.bad_batches, "bad_in_row": self.bad_in_row, "rng": rng,
-                "average": self.average,
+                "average": self.average, "validation_due": self.validation_due,
             }
             if self._rival is not None:
                 rest["discriminator"] = {key: value.detach().cpu() for key, value in self._rival.module.state_dict().items()}
@@ -144,7 +146,8 @@ class Trainer:
         pair = latest_pair(self.exp_path)
         if pair is None:
             return None
-        return load_checkpoint(pair[0])["generator"], load_checkpoint(pair[1]), str(pair[0])
+        weights = load_checkpoint(pair[0], needs=("generator",))["generator"]
+        return weights, load_checkpoint(pair[1], needs=("optim_g", "steps", "epoch")), str(pair[0])
 
     def _load_pair(self) -> dict | None:
         """Weights and optimisers of the newest pair into the modules; the rest of what it holds, or None without one."""
@@ -155,7 +158,7 @@ class Trainer:
         load_state(self.generator, weights, name, self.may_miss)
         self._player.load_optimizer(state["optim_g"], weights)
         if self._rival is not None:
-            if "discriminator" not in state:
+            if "discriminator" not in state or "optim_d" not in state:
                 raise ValueError(f"{name} was trained without a discriminator; choose another --exp_name")
             load_state(self._rival.module, state["discriminator"], name.replace("g_", "do_"))
             self._rival.load_optimizer(state["optim_d"], state["discriminator"])
@@ -176,7 +179,7 @@ class Trainer:
             self.average = [p.detach().clone() for p in self.parameters] if self.average else []
             return False
         self.step, self.epoch, self.position = state["steps"], state["epoch"], state.get("position", 0)
-        self.best = state.get("best", self.best)
+        self.best, self.validation_due = state.get("best", self.best), state.get("validation_due", False)
         self.bad_batches, self.bad_in_row = state.get("bad_batches", 0), state.get("bad_in_row", 0)
         if self.adversary is not None:
             self.adversary.report |= state.get("report", {})
@@ -291,9 +294,16 @@ class Trainer:
         limit = self.training["max_steps"]
         return self.epoch >= self.training["training_epochs"] or (limit is not None and self.step >= limit)
 
+    def _validate_if_due(self, log: RunLog) -> None:
+        """Validate, then save once more, now with the best score. Who asked for a stop is not made to wait for it."""
+        if not self.validation_due or self._stopping():
+            return
+        if self.group.is_main:  # the others wait for it where saving brings them together
+            self._validate(log)
+        self.validation_due = False
+        self.save()
+
     def _validate(self, log: RunLog) -> None:
-        if not self.group.is_main:
-            return  # the others wait for it where the next step brings them together
         self.generator.eval()
         with self.averaged_weights():
             scores = self.validate()
@@ -311,7 +321,7 @@ class Trainer:
     def run(self) -> str:
         """Train; returns "finished" or "interrupted". Interrupted runs have a checkpoint of their last whole step."""
         previous = {s: signal.signal(s, self._remember_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-        log = RunLog(self.exp_path, self.step, active=self.group.is_main)
+        log = RunLog(self.exp_path, self.step, "validation" if self.validation_due else None, active=self.group.is_main)
         self.generator.train()
         if self.adversary is not None:
             self.adversary.module.train()
@@ -323,6 +333,7 @@ class Trainer:
         quiet = not self.group.is_main
         try:
             with tqdm(total=wanted, initial=self.step, unit="step", dynamic_ncols=True, disable=quiet) as bar:
+                self._validate_if_due(log)
                 while not self.done and not self._stopping():
                     self._run_epoch(bar, log)
             self.save()
@@ -332,7 +343,7 @@ class Trainer:
                 self.adversary.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return "finished" if self.done else "interrupted"
+        return "finished" if self.done and not self.validation_due else "interrupted"
 
     def _run_epoch(self, bar: tqdm, log: RunLog) -> None:
         started = time.perf_counter()
@@ -348,10 +359,10 @@ class Trainer:
                 values["step_sec"] = time.perf_counter() - started
                 if self._every("stdout_interval"):
                     self._log_step(values, bar, log)
-            if self._every("validation_interval"):
-                self._validate(log)
-            if self._every("checkpoint_interval"):
-                self.save()
+            self.validation_due = self._every("validation_interval")
+            if self.validation_due or self._every("checkpoint_interval"):
+                self.save()  # before the validation: what fails or stops there costs no step
+            self._validate_if_due(log)
             if self.done or self._stopping():
                 return
             started = time.perf_counter()

@@ -77,6 +77,13 @@ def pick_device(name: str = "auto") -> torch.device:
         raise ValueError(f"device {name!r} is not known; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r}: this torch ({torch.__version__}) sees no CUDA device; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not there: this machine's last one is cuda:{torch.cuda.device_count() - 1}")
+    if device.type not in ("cpu", "cuda"):
+        try:
+            torch.zeros(1, device=device).cpu()
+        except (RuntimeError, AssertionError, TypeError, ImportError):  # each backend has its own way to say so
+            raise ValueError(f"device {name!r} cannot be used on this machine; use auto, cpu, cuda or cuda:N") from None
     return device
 
 
