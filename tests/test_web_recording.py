@@ -48,6 +48,12 @@ def test_a_type_is_known_by_content_not_by_name(enhancer: Enhancer, tmp_path: Pa
     assert len(read_recording(enhancer, Wish(video=renamed), Limits()).noisy) == 6400
 
 
+def test_a_list_of_the_servers_files_is_not_followed(enhancer: Enhancer, tmp_path: Path) -> None:
+    wav_file(tmp_path / "secret.wav")
+    listed = bytes_file(tmp_path / "list.mp4", b"ffconcat version 1.0\nfile secret.wav\n")
+    assert "neither sound nor video" in refusal(enhancer, Wish(video=listed))
+
+
 def test_silence_is_told(enhancer: Enhancer, tmp_path: Path) -> None:
     quiet = wav_file(tmp_path / "quiet.wav", np.zeros(8000))
     assert "quiet.wav is silent" in refusal(enhancer, Wish(audio=quiet))
