@@ -133,10 +133,11 @@ def _sound_start_sec(path: str, mtime_ns: int, size: int) -> float | None:
     return None
 
 
-def probe_media(path: str | os.PathLike, full: bool = False) -> MediaInfo:
+def probe_media(path: str | os.PathLike, full: bool = False, most_pixels: int | None = None) -> MediaInfo:
     """Header facts plus proof that the first frame of each stream decodes (`full`: that everything does).
 
-    A stream whose first frame does not decode counts as absent. MediaError when the file cannot be opened.
+    A stream whose first frame does not decode counts as absent, and so does a picture of more than `most_pixels`, which is
+    not decoded. MediaError when the file cannot be opened.
     """
     found: dict[str, bool] = {}
     damaged = 0
@@ -149,6 +150,8 @@ def probe_media(path: str | os.PathLike, full: bool = False) -> MediaInfo:
             stream = pick(container)
             found[kind] = False
             if stream is None or stream.codec_context is None:
+                continue
+            if kind == "video" and most_pixels is not None and shape[0] * shape[1] > most_pixels:
                 continue
             decoder = Decoder(container, stream)
             for _ in decoder:
