@@ -63,10 +63,14 @@ class Page:
     """The page's state on the server: one model for all visitors, and who is waiting for what.
 
     samples: a folder below the system's folder for temporary files that stays while the page is served, with the examples.
+    folder: where recordings at work lie, below the same; None: right there.
     """
 
-    def __init__(self, enhancer: Enhancer, limits: Limits, samples: Path, live_visitors: int = 2) -> None:
+    def __init__(
+        self, enhancer: Enhancer, limits: Limits, samples: Path, live_visitors: int = 2, folder: Path | None = None
+    ) -> None:
         self.enhancer, self.limits, self.room = enhancer, limits, LiveRoom(enhancer, live_visitors)
+        self.folder = folder
         self.samples = {name: samples / f"{name}.mp4" for name in EXAMPLES if (samples / f"{name}.mp4").is_file()}
         self.pool = ScoringPool(1)  # PESQ is C code that keeps Python's lock: in here, live streams would stumble over it
         quiet = np.zeros(8000)
@@ -111,7 +115,7 @@ class Page:
                 face=FACES.get(face), limit_db=None if limit_db >= NO_LIMIT_DB else float(limit_db),
             )  # fmt: skip
             # Gradio copies what is shown into its own cache before it asks for more; then ours can go.
-            with tempfile.TemporaryDirectory(prefix="liteavse_") as folder:
+            with tempfile.TemporaryDirectory(prefix="liteavse_", dir=self.folder) as folder:
                 for shown in answer(self.enhancer, wish, self.limits, Path(folder), self.pool, tell):
                     yield outputs(shown)
         except Complaint as error:

@@ -89,6 +89,11 @@ def test_a_refusal_is_a_sentence_on_the_page(page: Page, tmp_path: Path) -> None
         assert step[1]["visible"] is False
 
 
+def test_files_at_work_lie_in_the_pages_folder(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "folder", tmp_path)
+    assert tmp_path in Path(shown(page, audio=wav_file(tmp_path / "a.wav"))[0][2]).parents
+
+
 def test_names_of_files_are_not_taken_for_markup(page: Page, tmp_path: Path) -> None:
     (step,) = shown(page, audio=wav_file(tmp_path / "<img src=x>.wav", np.zeros(1000)))
     assert "<img" not in step[0] and "&lt;img" in step[0]
