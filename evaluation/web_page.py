@@ -286,16 +286,25 @@ def _show() -> list:
     return [told, results, before, after, facts, figure, crops, scores, wav, mp4]
 
 
+def _theme() -> gr.themes.Base:
+    """Soft, with text dark enough to be read: a contrast of 4.5 and more (WCAG AA)."""
+    theme = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return theme.set(
+        body_text_color_subdued="*neutral_600", block_label_text_color="*primary_800", block_title_text_color="*primary_800",
+        button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_800",
+    )  # fmt: skip
+
+
 def serve_page(page: Page, host: str, port: int) -> None:
     """Build the page and serve it until the program is interrupted."""
     blocks = build_page(page)
     blocks.queue(max_size=16)
-    system = ["system-ui", "sans-serif"]
     blocks.launch(
         server_name=host, server_port=port, share=False, ssr_mode=False,
         show_error=False, pwa=False, run_history=False, mcp_server=False, footer_links=[], enable_monitoring=False,
         max_file_size=page.limits.largest_mb * 10**6, state_session_capacity=200,
         app_kwargs={"routes": [WebSocketRoute("/live", page.room.serve)]},
-        theme=gr.themes.Soft(primary_hue="teal", font=system, font_mono=["ui-monospace", "monospace"]),
+        theme=_theme(),
         css_paths=HERE / "web_page.css",
     )  # fmt: skip
