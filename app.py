@@ -69,7 +69,7 @@ def serve(args: argparse.Namespace) -> int:
 
         if (ROOT / "samples").is_dir():
             shutil.copytree(ROOT / "samples", samples)  # gradio shows no file that lies just anywhere
-        page = Page(enhancer, Limits(args.longest_sec, args.largest_mb), samples, args.live_visitors)
+        page = Page(enhancer, Limits(args.longest_sec, args.largest_mb), samples, args.live_visitors, Path(folder))
         try:
             serve_page(page, args.host, args.port)
         finally:

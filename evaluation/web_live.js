@@ -92,6 +92,7 @@ function draw() {
       pen.beginPath();
       pen.strokeStyle = colour;
       pen.lineWidth = 1.5 * devicePixelRatio;
+      pen.setLineDash(line === "before" ? [4 * devicePixelRatio, 3 * devicePixelRatio] : []);
       history[line].forEach((value, i) =>
         pen.lineTo(i / (KEPT[line] - 1) * canvas.width, canvas.height * (1 - (value - low) / (high - low) * 0.94 - 0.03)));
       pen.stroke();

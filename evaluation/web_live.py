@@ -26,7 +26,7 @@ HEADER = struct.Struct("<B7xd")  # kind, seconds on the visitor's clock; then th
 LARGEST_MESSAGE = 1 << 18  # bytes
 MOST_WAITING_SEC = 1.0  # of sound that has come and is not enhanced; what is older is left out
 MOST_WAITING = 100  # messages of a kind, however short
-SILENT_SEC = 20.0  # without any message a visitor is taken to be gone
+SILENT_SEC = 20.0  # without sound or picture a visitor is taken to be gone
 READOUT_SEC = 0.1
 
 _log = logging.getLogger(__name__)
@@ -107,10 +107,13 @@ class LiveRoom:
             await socket.close()
 
     async def _stream(self, socket: WebSocket) -> None:
-        hello = _parsed(await asyncio.wait_for(socket.receive_text(), SILENT_SEC))
+        packet = await asyncio.wait_for(socket.receive(), SILENT_SEC)
+        if packet["type"] == "websocket.disconnect":
+            return
+        hello = _parsed(packet.get("text") or "")
         try:
             rate_hz = int(hello["rate"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise Complaint("the page did not say at which rate its sound comes.") from None
         session = await asyncio.to_thread(LiveSession, self._enhancer, rate_hz)
         await socket.send_json({"ready": self._enhancer.sample_rate})
@@ -124,11 +127,12 @@ class LiveRoom:
                 await receiver
 
     async def _receive(self, socket: WebSocket, inbox: Inbox, session: LiveSession) -> None:
-        """Fill the inbox until the visitor goes."""
+        """Fill the inbox until the visitor goes, or sends neither sound nor picture for too long."""
         complaint = None
+        gone = time.monotonic() + SILENT_SEC
         try:
             while True:
-                packet = await asyncio.wait_for(socket.receive(), SILENT_SEC)
+                packet = await asyncio.wait_for(socket.receive(), gone - time.monotonic())
                 if packet["type"] == "websocket.disconnect":
                     break
                 if packet.get("text"):
@@ -137,6 +141,7 @@ class LiveRoom:
                         session.picture_mode = mode
                     continue
                 inbox.put(_message(packet.get("bytes") or b""))
+                gone = time.monotonic() + SILENT_SEC
         except Complaint as error:
             complaint = error
         except (asyncio.TimeoutError, RuntimeError):
@@ -148,13 +153,14 @@ class LiveRoom:
         end = time.monotonic() + self.longest_sec
         told = 0.0
         while True:
-            await inbox.arrived.wait()
+            try:
+                await asyncio.wait_for(inbox.arrived.wait(), end - time.monotonic())
+            except asyncio.TimeoutError:
+                raise Complaint(f"{self.longest_sec / 60:g} minutes are over. Start begins another stream.") from None
             if inbox.closed:
                 if inbox.complaint is not None:
                     raise inbox.complaint
                 return
-            if time.monotonic() > end:
-                raise Complaint(f"{self.longest_sec / 60:g} minutes are over. Start begins another stream.")
             for kind, at_sec, content in await asyncio.to_thread(session.work, inbox.take()):
                 await socket.send_bytes(HEADER.pack(kind, at_sec) + content)
             if time.monotonic() - told > READOUT_SEC:
@@ -165,7 +171,7 @@ class LiveRoom:
 def _parsed(text: str) -> dict:
     try:
         value = json.loads(text[:1000])
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise Complaint("the page sent something that is no message.")

@@ -63,10 +63,14 @@ class Page:
     """The page's state on the server: one model for all visitors, and who is waiting for what.
 
     samples: a folder below the system's folder for temporary files that stays while the page is served, with the examples.
+    folder: where recordings at work lie, below the same; None: right there.
     """
 
-    def __init__(self, enhancer: Enhancer, limits: Limits, samples: Path, live_visitors: int = 2) -> None:
+    def __init__(
+        self, enhancer: Enhancer, limits: Limits, samples: Path, live_visitors: int = 2, folder: Path | None = None
+    ) -> None:
         self.enhancer, self.limits, self.room = enhancer, limits, LiveRoom(enhancer, live_visitors)
+        self.folder = folder
         self.samples = {name: samples / f"{name}.mp4" for name in EXAMPLES if (samples / f"{name}.mp4").is_file()}
         self.pool = ScoringPool(1)  # PESQ is C code that keeps Python's lock: in here, live streams would stumble over it
         quiet = np.zeros(8000)
@@ -111,7 +115,7 @@ class Page:
                 face=FACES.get(face), limit_db=None if limit_db >= NO_LIMIT_DB else float(limit_db),
             )  # fmt: skip
             # Gradio copies what is shown into its own cache before it asks for more; then ours can go.
-            with tempfile.TemporaryDirectory(prefix="liteavse_") as folder:
+            with tempfile.TemporaryDirectory(prefix="liteavse_", dir=self.folder) as folder:
                 for shown in answer(self.enhancer, wish, self.limits, Path(folder), self.pool, tell):
                     yield outputs(shown)
         except Complaint as error:
@@ -282,16 +286,25 @@ def _show() -> list:
     return [told, results, before, after, facts, figure, crops, scores, wav, mp4]
 
 
+def _theme() -> gr.themes.Base:
+    """Soft, with text dark enough to be read: a contrast of 4.5 and more (WCAG AA)."""
+    theme = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return theme.set(
+        body_text_color_subdued="*neutral_600", block_label_text_color="*primary_800", block_title_text_color="*primary_800",
+        button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_800",
+    )  # fmt: skip
+
+
 def serve_page(page: Page, host: str, port: int) -> None:
     """Build the page and serve it until the program is interrupted."""
     blocks = build_page(page)
     blocks.queue(max_size=16)
-    system = ["system-ui", "sans-serif"]
     blocks.launch(
         server_name=host, server_port=port, share=False, ssr_mode=False,
         show_error=False, pwa=False, run_history=False, mcp_server=False, footer_links=[], enable_monitoring=False,
         max_file_size=page.limits.largest_mb * 10**6, state_session_capacity=200,
         app_kwargs={"routes": [WebSocketRoute("/live", page.room.serve)]},
-        theme=gr.themes.Soft(primary_hue="teal", font=system, font_mono=["ui-monospace", "monospace"]),
+        theme=_theme(),
         css_paths=HERE / "web_page.css",
     )  # fmt: skip

@@ -23,6 +23,7 @@ AS_IT_IS, OFF = "as it is", "off"
 # How the picture can be spoilt; each is applied to the whole clip.
 CORRUPTIONS = ("blur", "noise", "black", "dim", "patch", "freeze", "drop")
 SILENCE = 1e-4  # of full scale: nothing in the sound is louder
+MOST_PIXELS = 4096 * 4096  # of a picture: a small file can unpack to gigabytes
 TYPES_TO_GIVE = "give a video (mp4, mov, mkv, webm, mpg, avi) or a sound (wav, flac, mp3, ogg, m4a)"
 
 
@@ -81,9 +82,11 @@ def check_file(path: Path, limits: Limits, wanted: str) -> MediaInfo:
     if size_mb > limits.largest_mb:
         raise Complaint(f"{path.name} has {size_mb:.0f} MB; up to {limits.largest_mb} MB are taken here.")
     try:
-        info = probe_media(path)
+        info = probe_media(path, most_pixels=MOST_PIXELS)
     except (MediaError, OSError) as error:
         raise Complaint(f"{path.name} is neither sound nor video that can be read; {TYPES_TO_GIVE}.") from error
+    if info.width * info.height > MOST_PIXELS:
+        raise Complaint(f"{path.name} has a picture of {info.width} x {info.height} pixels; up to 4096 x 4096 are taken here.")
     if info.duration_sec is not None and info.duration_sec > limits.longest_sec:
         raise too_long(path, limits, info.duration_sec)
     if wanted == "audio" and not info.has_audio:

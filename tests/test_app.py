@@ -14,7 +14,7 @@ from web import ROOT
 pytest.importorskip("gradio", reason="the web page's packages are missing: pip install -r requirements-app.txt")
 
 import app
-from evaluation.web_page import EXAMPLES, PICTURES, Page
+from evaluation.web_page import EXAMPLES, PICTURES, Page, _theme
 from evaluation.web_recording import Limits
 from models.enhancer import Enhancer
 
@@ -89,6 +89,11 @@ def test_a_refusal_is_a_sentence_on_the_page(page: Page, tmp_path: Path) -> None
         assert step[1]["visible"] is False
 
 
+def test_files_at_work_lie_in_the_pages_folder(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "folder", tmp_path)
+    assert tmp_path in Path(shown(page, audio=wav_file(tmp_path / "a.wav"))[0][2]).parents
+
+
 def test_names_of_files_are_not_taken_for_markup(page: Page, tmp_path: Path) -> None:
     (step,) = shown(page, audio=wav_file(tmp_path / "<img src=x>.wav", np.zeros(1000)))
     assert "<img" not in step[0] and "&lt;img" in step[0]
@@ -129,3 +134,27 @@ def test_a_recording_makes_room_for_who_streams_live(page: Page, tmp_path: Path,
 
 def test_every_kind_of_picture_has_a_label() -> None:
     assert len(PICTURES) == len(set(PICTURES.values()))
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG's contrast of two colours "#rrggbb"."""
+    lights = []
+    for colour in (first, second):
+        shares = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(lights) / min(lights)
+
+
+def test_text_can_be_read() -> None:
+    theme = _theme()
+
+    def colour(name: str) -> str:
+        value = getattr(theme, name)
+        return getattr(theme, value[1:]) if value.startswith("*") else value
+
+    assert contrast(colour("body_text_color_subdued"), "#ffffff") > 4.5
+    for name in ("block_label_text_color", "block_title_text_color"):
+        assert contrast(colour(name), theme.primary_100) > 4.5, name
+    for name in ("button_primary_background_fill", "button_primary_background_fill_hover"):
+        assert contrast(colour(name), "#ffffff") > 4.5 and contrast(colour(f"{name}_dark"), "#ffffff") > 4.5, name

@@ -220,6 +220,9 @@ def test_pages_of_others_are_not_served(client: TestClient) -> None:
     [
         (["no json"], "no message"),
         (['{"rate": "high"}'], "at which rate"),
+        (['{"rate": Infinity}'], "at which rate"),
+        ([b"binary"], "no message"),
+        (["[" * 1000], "no message"),
         (['{"rate": 5}'], "cannot be streamed"),
         (['{"rate": 48000}', b"short"], "a message of 5 bytes"),
         (['{"rate": 48000}', bytes(LARGEST_MESSAGE + 1)], "a message of"),
@@ -228,7 +231,7 @@ def test_pages_of_others_are_not_served(client: TestClient) -> None:
     ],
 )
 def test_nonsense_ends_one_stream_with_a_sentence(
-    client: TestClient, room: LiveRoom, messages: list[str | bytes], told: str
+    client: TestClient, room: LiveRoom, messages: list[str | bytes], told: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with client.websocket_connect("/live") as socket:
         for message in messages:
@@ -237,7 +240,7 @@ def test_nonsense_ends_one_stream_with_a_sentence(
         while "stop" not in packet:
             packet = socket.receive_json()
         assert told in packet["stop"] and "/" not in packet["stop"]
-    assert emptied(room)
+    assert emptied(room) and "Traceback" not in caplog.text
 
 
 def test_a_stream_ends_when_its_time_is_over(client: TestClient, room: LiveRoom) -> None:
@@ -246,3 +249,27 @@ def test_a_stream_ends_when_its_time_is_over(client: TestClient, room: LiveRoom)
         begin(socket)
         socket.send_bytes(HEADER.pack(SOUND, 0.0) + pcm(voice(0.04, 48000)))
         assert "minutes are over" in socket.receive_json()["stop"]
+
+
+def chatter(socket, seconds: float) -> dict:
+    """Send text alone, again and again -> what the server says in the end."""
+    for _ in range(round(seconds / 0.05)):
+        socket.send_text(json.dumps({"picture": "off"}))
+        time.sleep(0.05)
+    return socket.receive()
+
+
+def test_time_is_over_also_for_who_sends_neither_sound_nor_picture(client: TestClient, room: LiveRoom) -> None:
+    room.longest_sec = 0.6
+    with client.websocket_connect("/live") as socket:
+        begin(socket)
+        assert "minutes are over" in json.loads(chatter(socket, 1.0)["text"])["stop"]
+    assert emptied(room)
+
+
+def test_text_is_no_sign_of_life(client: TestClient, room: LiveRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.web_live.SILENT_SEC", 0.5)
+    with client.websocket_connect("/live") as socket:
+        begin(socket)
+        assert chatter(socket, 1.0)["type"] == "websocket.close"
+    assert emptied(room)

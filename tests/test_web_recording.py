@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from av import VideoFrame
 from conftest import broken_inputs, bytes_file, face_crops, voice, wav_file, write_mpg
 
 from dataloaders.mixing import snr_db
 from evaluation.web_enhance import answer, loudness_gain_db
 from evaluation.web_recording import CORRUPTIONS, OFF, Complaint, Limits, Wish, read_recording, sample_noise
 from models.enhancer import Enhancer
+from utils.decode import Decoder
 from utils.media import grid_frames, load_audio, probe_media, write_clip
 from utils.metrics import ScoringPool
 
@@ -48,6 +50,12 @@ def test_a_type_is_known_by_content_not_by_name(enhancer: Enhancer, tmp_path: Pa
     assert len(read_recording(enhancer, Wish(video=renamed), Limits()).noisy) == 6400
 
 
+def test_a_list_of_the_servers_files_is_not_followed(enhancer: Enhancer, tmp_path: Path) -> None:
+    wav_file(tmp_path / "secret.wav")
+    listed = bytes_file(tmp_path / "list.mp4", b"ffconcat version 1.0\nfile secret.wav\n")
+    assert "neither sound nor video" in refusal(enhancer, Wish(video=listed))
+
+
 def test_silence_is_told(enhancer: Enhancer, tmp_path: Path) -> None:
     quiet = wav_file(tmp_path / "quiet.wav", np.zeros(8000))
     assert "quiet.wav is silent" in refusal(enhancer, Wish(audio=quiet))
@@ -59,8 +67,21 @@ def test_too_long_is_told_by_header_and_where_the_header_lies(
     long = wav_file(tmp_path / "long.wav", voice(3.0))
     assert "long.wav lasts 3 seconds; up to 2 seconds" in refusal(enhancer, Wish(audio=long), Limits(longest_sec=2.0))
     honest = probe_media(long)
-    monkeypatch.setattr("evaluation.web_recording.probe_media", lambda path: type(honest)(None, True, False))
+    monkeypatch.setattr("evaluation.web_recording.probe_media", lambda path, **_: type(honest)(None, True, False))
     assert "too long" in refusal(enhancer, Wish(audio=long), Limits(longest_sec=2.0))
+
+
+def test_a_picture_too_large_is_told_before_it_is_decoded(
+    enhancer: Enhancer, talking_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.web_recording.MOST_PIXELS", 95 * 96)
+    decoded = []
+    original = Decoder.__iter__
+    monkeypatch.setattr(
+        Decoder, "__iter__", lambda self: (decoded.append(type(frame)) or frame for frame in original(self))
+    )
+    assert "96 x 96 pixels" in refusal(enhancer, Wish(video=talking_clip))
+    assert VideoFrame not in decoded
 
 
 def test_too_large_is_told(enhancer: Enhancer, tmp_path: Path) -> None:

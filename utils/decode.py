@@ -15,6 +15,13 @@ GAP_SEC = 0.02  # sound missing for longer than this is filled with zeros, so th
 OVERLAP_SEC = 1.0  # sound that begins before the last ended, by up to this, is cut; clocks set back further are not believed
 PREROLL_SEC = 1.0  # decoded before a seek target: decoders settle, key frames are rarely exact
 MOST_DEMUX_ERRORS = 64
+# What is opened, by FFmpeg's names: formats that hold their content themselves. FFmpeg knows others (playlists, lists of files
+# to join, numbered pictures) that name further files and addresses, and would open those for whoever wrote the list.
+FORMATS = (
+    "mov", "matroska", "avi", "mpeg", "mpegts", "mpegvideo", "h264", "hevc", "m4v", "asf", "flv", "mxf", "nut", "dv", "ivf",
+    "wav", "w64", "flac", "mp3", "ogg", "aac", "loas", "ac3", "eac3", "dts", "aiff", "caf", "au", "amr", "ape", "wv", "tta",
+)  # fmt: skip
+SELF_CONTAINED = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 
 # From PyAV 17 on a conversion spreads over every core unless told not to; each loader worker has one to use.
 ONE_THREAD = {"threads": 1} if tuple(map(int, av.__version__.split(".")[:2])) >= (17, 0) else {}
@@ -44,7 +51,7 @@ def _reason(error: Exception) -> str:
 
 
 def open_media(path: str | os.PathLike, options: dict[str, str] | None = None) -> av.container.InputContainer:
-    """Open a file with FFmpeg's `options`; FileNotFoundError, or MediaError in one line that names it."""
+    """Open a file of FORMATS with FFmpeg's `options`; FileNotFoundError, or MediaError in one line that names it."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} does not exist")
     if os.path.isdir(path):
@@ -52,7 +59,9 @@ def open_media(path: str | os.PathLike, options: dict[str, str] | None = None) -
     if os.path.getsize(path) == 0:
         raise MediaError(f"{path} is an empty file (0 bytes)")
     try:
-        return av.open(os.fspath(path), options=options, metadata_errors="ignore")
+        return av.open(os.fspath(path), options={**(options or {}), **SELF_CONTAINED}, metadata_errors="ignore")
+    except av.ArgumentError:  # what FFmpeg says of a format that it may not open
+        raise MediaError(f"{path} cannot be opened as sound or video: damaged, or a format that is not read here") from None
     except (av.FFmpegError, OSError, ValueError) as error:
         raise MediaError(f"{path} cannot be opened as sound or video: {_reason(error)}") from None
 
@@ -124,10 +133,11 @@ def _sound_start_sec(path: str, mtime_ns: int, size: int) -> float | None:
     return None
 
 
-def probe_media(path: str | os.PathLike, full: bool = False) -> MediaInfo:
+def probe_media(path: str | os.PathLike, full: bool = False, most_pixels: int | None = None) -> MediaInfo:
     """Header facts plus proof that the first frame of each stream decodes (`full`: that everything does).
 
-    A stream whose first frame does not decode counts as absent. MediaError when the file cannot be opened.
+    A stream whose first frame does not decode counts as absent, and so does a picture of more than `most_pixels`, which is
+    not decoded. MediaError when the file cannot be opened.
     """
     found: dict[str, bool] = {}
     damaged = 0
@@ -140,6 +150,8 @@ def probe_media(path: str | os.PathLike, full: bool = False) -> MediaInfo:
             stream = pick(container)
             found[kind] = False
             if stream is None or stream.codec_context is None:
+                continue
+            if kind == "video" and most_pixels is not None and shape[0] * shape[1] > most_pixels:
                 continue
             decoder = Decoder(container, stream)
             for _ in decoder:

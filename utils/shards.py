@@ -169,7 +169,7 @@ def decode_crops(mp4: bytes, first: int, count: int, n_frames: int, fps: float, 
     found = np.zeros(count, bool)
     to_rgb = av.video.reformatter.VideoReformatter()
     try:
-        with av.open(io.BytesIO(mp4)) as container:
+        with av.open(io.BytesIO(mp4), format="mp4") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             if begin > 0:
