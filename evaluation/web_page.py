@@ -14,12 +14,14 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 from PIL import Image
+from starlette.middleware import Middleware
 from starlette.routing import WebSocketRoute
 
 from evaluation.demo import COLUMNS
 from evaluation.web_enhance import Answer, answer
 from evaluation.web_live import LiveRoom
 from evaluation.web_recording import AS_IT_IS, CORRUPTIONS, OFF, Complaint, Limits, Wish, sample_noise, spoken
+from evaluation.web_uploads import UploadLimit
 from models.enhancer import Enhancer
 from utils.media import grid_frames
 from utils.metrics import ScoringPool
@@ -264,7 +266,7 @@ def _ask(page: Page) -> tuple[list, list, gr.Button]:
 def _show() -> list:
     """The right side, in the order of `outputs`."""
     empty = "What comes out will be here: both sounds to compare, their spectrograms, and what the model saw."
-    told = gr.HTML(sentence(empty, "empty"), elem_id="told")
+    told = gr.HTML(sentence(empty, "empty"), elem_id="told", js_on_load='element.setAttribute("aria-live", "polite")')
     with gr.Column(visible=False, elem_id="results") as results:
         plain = {"interactive": False, "waveform_options": gr.WaveformOptions(show_recording_waveform=False), "buttons": []}
         with gr.Row():
@@ -304,7 +306,10 @@ def serve_page(page: Page, host: str, port: int) -> None:
         server_name=host, server_port=port, share=False, ssr_mode=False,
         show_error=False, pwa=False, run_history=False, mcp_server=False, footer_links=[], enable_monitoring=False,
         max_file_size=page.limits.largest_mb * 10**6, state_session_capacity=200,
-        app_kwargs={"routes": [WebSocketRoute("/live", page.room.serve)]},
+        app_kwargs={
+            "routes": [WebSocketRoute("/live", page.room.serve)],
+            "middleware": [Middleware(UploadLimit, folder=blocks.GRADIO_CACHE, largest_mb=page.limits.largest_mb)],
+        },
         theme=_theme(),
         css_paths=HERE / "web_page.css",
     )  # fmt: skip

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
 import urllib.request
 from pathlib import Path
 
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.testclient import TestClient
 from web import ROOT, Server, status_of
+
+from evaluation.web_uploads import UploadLimit
 
 
 def upload(server: Server, name: str, content: bytes) -> str:
@@ -45,6 +52,32 @@ def test_what_it_serves_names_no_path_and_no_other_host(server: Server) -> None:
     with urllib.request.urlopen(server.url, timeout=10) as answer:
         page = answer.read().decode()
     assert "fonts.googleapis.com" not in page and '"is_space": true' not in page
+
+
+def test_what_is_uploaded_is_bounded_in_all(tmp_path: Path) -> None:
+    taken = []
+
+    async def page(scope, receive, send) -> None:
+        taken.append((tmp_path / f"{len(taken)}.wav").write_bytes(await Request(scope, receive).body()))
+        await Response()(scope, receive, send)
+
+    client = TestClient(UploadLimit(page, tmp_path, 1))
+    assert client.post("/gradio_api/upload", content=bytes(2 * 10**6)).status_code == 413
+    assert client.post("/gradio_api/upload", content=iter([b"1"])).status_code == 411
+    answers = [client.post("/gradio_api/upload", content=bytes(10**6)).status_code for _ in range(24)]
+    assert answers == [200] * 21 + [507] * 3 and len(taken) == 21
+    assert client.post("/gradio_api/run", content=bytes(10)).status_code == 200
+    for path in list(tmp_path.iterdir())[:2]:
+        os.utime(path, (0, 0))  # left by an upload that was broken off long ago
+    assert client.post("/gradio_api/upload", content=bytes(10**6)).status_code == 200
+
+
+def test_the_server_bounds_uploads(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.request("POST", "/gradio_api/upload", headers={"Content-Length": str(210 * 10**6)})
+    answer = connection.getresponse()
+    assert answer.status == 413 and "larger" in json.loads(answer.read())["detail"]
+    connection.close()
 
 
 def test_it_ends_when_told_to_and_leaves_no_files(causal_checkpoint: Path, tmp_path: Path) -> None:
