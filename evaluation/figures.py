@@ -70,7 +70,7 @@ def _curves(axis, grid: Grid, kind: str, metric: str) -> None:
                       label=ROW_LABELS[row])  # fmt: skip
     axis.grid(alpha=0.3)
     axis.set_xticks(snrs)
-    axis.tick_params(axis="x", labelsize=7)
+    axis.tick_params(axis="x", labelsize=6)
 
 
 def visual_figure(summary: Sequence[Mapping], path: Path) -> None:
@@ -98,7 +98,7 @@ def visual_figure(summary: Sequence[Mapping], path: Path) -> None:
         axes[0].set_ylim(-0.7, len(conditions) - 0.3)
         for axis in axes:
             axis.grid(alpha=0.3)
-            axis.locator_params(axis="x", nbins=4)
+            axis.locator_params(axis="x", nbins=3, min_n_ticks=2)  # labels like -0.025 must not run together
         handles, labels = axes[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False)
         figure.supxlabel("audio-visual minus audio-only; triangles: 95 % interval below 0", fontsize=8)
