@@ -74,6 +74,7 @@ class ClipDataset(Dataset):
         raise NotImplementedError
 
     def _item(self, entry: Any, index: int, rng: np.random.Generator) -> AVItem:
+        """The example made of an entry; ValueError or OSError when it cannot be read."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> AVItem:

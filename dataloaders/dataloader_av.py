@@ -198,11 +198,10 @@ class AVDataset(ClipDataset):
         if clip.has_picture and not dropped:
             frames, mask = clip.frames(sound.first_frame, count)
             mask &= np.arange(count) / self._fps < sound.n_real / self._rate  # padding of the sound has no picture
+            if self._jitter is not None:
+                frames = self._jitter(frames, rng)
             frames[~mask] = 0
         corruption = np.zeros(count, np.float32)
-        if self._jitter is not None and mask.any():
-            frames = self._jitter(frames, rng)
-            frames[~mask] = 0
         if self._degrade is not None and mask.any():
             frames, corruption = self._degrade(frames, rng)
             frames[~mask] = 0

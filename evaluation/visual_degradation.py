@@ -146,11 +146,15 @@ def _share(value: float, digits: int) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
+def _interval_over(summary: Sequence[Mapping]) -> str:
+    """How the intervals were made, and over how many clips."""
+    clips = max(entry["n_clips"] for entry in summary)
+    return f"{interval_method(clips)} over {clips} clips"
+
+
 def text_table(summary: Sequence[Mapping], conditions: Sequence[str]) -> str:
     """Differences by condition, with mean alpha and its AUC."""
-    clips = max(entry["n_clips"] for entry in summary)
-    over = f"{interval_method(clips)} over {clips} clips"
-    lines = [f"audio-visual minus audio-only; * the 95 % interval ({over}) lies below 0, + above"]
+    lines = [f"audio-visual minus audio-only; * the 95 % interval ({_interval_over(summary)}) lies below 0, + above"]
     head = "".join(f"{LABELS[metric].split(' in ')[0]:>10}" for metric in METRICS)
     lines.append(f"{'video':<14}{head}{'alpha':>8}{'AUC':>7}{'n':>6}")
     for name in conditions:
@@ -172,9 +176,7 @@ def text_table(summary: Sequence[Mapping], conditions: Sequence[str]) -> str:
 def latex_table(summary: Sequence[Mapping], conditions: Sequence[str], note: str) -> str:
     """Differences with their intervals by condition; needs booktabs."""
     head = " & ".join(rf"$\Delta$ {LABELS[metric].split(' in ')[0]}" for metric in METRICS)
-    clips = max(entry["n_clips"] for entry in summary)
-    over = f"{interval_method(clips)} over {clips} clips"
-    caption = f"Audio-visual minus audio-only with a degraded video, 95 % intervals by {over}. {note}."
+    caption = f"Audio-visual minus audio-only with a degraded video, 95 % intervals by {_interval_over(summary)}. {note}."
     lines = [
         r"\begin{table*}[t]", r"\centering", r"\footnotesize", rf"\caption{{{latex_escape(caption)}}}",
         r"\label{tab:visual}", r"\begin{tabular}{lrrrrrr}", r"\toprule",

@@ -91,7 +91,7 @@ class LiveRoom:
             await self._stop(socket, f"Stopped: {error}")
         except (WebSocketDisconnect, asyncio.TimeoutError, ConnectionError):
             pass
-        except Exception:
+        except Exception:  # whatever it was, it ends one stream and not the server; the log has the traceback
             _log.exception("a live stream failed")
             await self._stop(socket, "Stopped: the stream failed on the server. Start begins another one.")
         finally:

@@ -125,7 +125,7 @@ class Page:
             yield refusal(str(error))
         except LeftError:
             _log.info("a visitor left while being served")
-        except Exception:
+        except Exception:  # whatever it was, it ends one visitor's wait and not the server; the log has the traceback
             _log.exception("enhancing failed")
             yield refusal("Something failed on the server, and its log says what. Other recordings may well work.")
         finally:

@@ -146,14 +146,14 @@ class VideoSide:
             video = torch.stack([self._clip(due[row]) for row in rows])  # [b, 3, v, S, S]
             states = [self.queues[row].state or self.encoder.init_state(1) for row in rows]
             joined = states[0] if len(rows) == 1 else [torch.cat(parts) for parts in zip(*states, strict=True)]
-            seen = torch.tensor([[picture is not None for picture in due[row]] for row in rows], device=self.device)
-            features, after = self.encoder.encode_frames(video, joined, seen)  # [b, D, v]
+            faces = [[picture is not None for picture in due[row]] for row in rows]
+            features, after = self.encoder.encode_frames(video, joined, torch.tensor(faces, device=self.device))  # [b, D, v]
             for position, row in enumerate(rows):
                 queue, (table, seen) = self.queues[row], tables[row]
                 new = features[position].t()  # [v, D]
                 tables[row] = (
                     new if table is None else torch.cat((table, new)),
-                    ([] if table is None else seen) + [picture is not None for picture in due[row]],
+                    ([] if table is None else seen) + faces[position],
                 )
                 queue.state = [part[position : position + 1] for part in after]
                 queue.feature, queue.seen = new[-1].clone(), tables[row][1][-1]
