@@ -122,8 +122,9 @@ def write_shards(entries: Sequence[dict], args: argparse.Namespace, settings: Cr
             f"--output_dir: {output_dir} holds {stale[0]}, which this list and --clips_per_shard {size} do not make; "
             "remove the old shards, or choose another folder"
         )
-    for path in output_dir.glob(f".{name}-*"):
-        path.unlink()  # what a killed run was writing
+    for pattern in (f".{name}-*", f".{name}_skipped.*"):  # what a killed run was writing
+        for path in output_dir.glob(pattern):
+            path.unlink()
     kept = [finished(target, digest_of(part, settings)) for part, _, target, _ in tasks]
     todo = [task for task, report in zip(tasks, kept, strict=True) if report is None]
     reports = [report for report in kept if report is not None]
