@@ -15,7 +15,7 @@ from evaluation.validation import Validation
 from models.enhancer import Enhancer
 from models.generator import LiteAVSEMamba, pack_generator, start_from, third_party_keys
 from models.loss import generator_losses
-from models.scan import describe_backend
+from models.ops.scan import describe_backend
 from models.stfts import mag_phase_istft, stft_options
 from models.timing import video_frame_index
 from utils.checkpoint import latest_pair

@@ -14,7 +14,7 @@ from models.enhancer import Enhancer
 from models.generator import ARCHITECTURES, SEMamba
 from models.loss import generator_losses
 from models.mamba_block import CausalTFMambaBlock, TFMambaBlock
-from models.scan import available_backends, selective_scan
+from models.ops.scan import available_backends, selective_scan
 from models.stfts import mag_phase_istft
 from utils.config import complete_config, load_config
 

@@ -29,7 +29,7 @@ from evaluation.scoring import write_csv
 from evaluation.tables import latex_escape, write_text
 from models.enhancer import Enhancer
 from models.generator import ARCHITECTURES, SEMamba
-from models.scan import describe_backend, resolve_backend
+from models.ops.scan import describe_backend, resolve_backend
 from models.timing import video_frame_index
 from utils.config import load_config
 from utils.console import Parser, run

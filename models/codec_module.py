@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.causal import TimeConv2d
-from models.depthwise import compiled_for, dense_layer, depthwise_rows, pack_layer
 from models.lsigmoid import LearnableSigmoid2D
-from models.packing import Packed
+from models.ops.dense_layer import compiled_for, dense_layer, depthwise_rows, pack_layer
+from models.ops.packed_weights import Packed
 
 
 class ChannelNorm(nn.Module):

@@ -19,9 +19,9 @@ import torch
 from models.attenuation import mix_back, noisy_share
 from models.generator import SEMamba, load_generator
 from models.level import level_gain
+from models.ops.scan import describe_backend
 from models.overlap import enhance_overlapped
 from models.pictures import Pictures, check_crops, check_mask
-from models.scan import describe_backend
 from models.stfts import mag_phase_istft, mag_phase_stft
 from models.stream_core import PIECE_FRAMES, StreamBatch
 from utils.faces import FaceOptions, FaceReport

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.scan import causal_conv1d, selective_scan
+from models.ops.scan import causal_conv1d, selective_scan
 
 State = tuple[torch.Tensor, torch.Tensor]  # (the last d_conv - 1 inputs of the convolution, the state space's state)
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models import mixer
 from models.mamba import Mamba, Mamba2
-from models.packing import Packed
+from models.ops import mamba_layer as mixer
+from models.ops.packed_weights import Packed
 
 MIXERS = {1: Mamba, 2: Mamba2}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.codec_module import LiteDenseBlock
-from models.depthwise import compiled_for, dense_forward, depthwise_forward, depthwise_rows, pack_layer
+from models.ops.dense_layer import compiled_for, dense_forward, depthwise_forward, depthwise_rows, pack_layer
 from utils.config import complete_config
 
 

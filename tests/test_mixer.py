@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import mixer
 from models.mamba_block import ResidualMixer
+from models.ops import mamba_layer as mixer
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models import scan, scan_mamba_ssm
-from models.scan import available_backends, causal_conv1d, describe_backend, resolve_backend, selective_scan
+from models.ops import scan
+from models.ops import scan_cuda as scan_mamba_ssm
+from models.ops.scan import available_backends, causal_conv1d, describe_backend, resolve_backend, selective_scan
 
 CPU_BACKENDS = ["reference", "numba"]
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
@@ -289,7 +290,7 @@ def test_without_numba_the_slow_path_works_and_says_so():
 import sys
 sys.modules["numba"] = None  # what an import of a missing package finds
 import torch
-from models.scan import describe_backend, selective_scan
+from models.ops.scan import describe_backend, selective_scan
 x = torch.ones(1, 3, 4)
 y, _ = selective_scan(x, x, -torch.ones(4, 2), x[..., :2], x[..., :2])
 assert torch.isfinite(y).all()

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from test_scan import assert_close, conv_inputs, scan_by_hand, scan_inputs, single
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import kernel_threads, scan_ops
-from models.scan import causal_conv1d, selective_scan
+from models.ops import scan_cpu as scan_ops
+from models.ops.kernels import threads as kernel_threads
+from models.ops.scan import causal_conv1d, selective_scan
 
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
 

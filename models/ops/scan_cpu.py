@@ -1,6 +1,6 @@
 """The compiled CPU kernels as torch operators: autograd, torch.compile and the flop counter see them.
 
-Operators take float32, states as [B, N, D] and A as [N, D] (channels innermost); models/scan.py turns the public layout
+Operators take float32, states as [B, N, D] and A as [N, D] (channels innermost); models/ops/scan.py turns the public layout
 into views of these. An empty tensor stands for an output that was not asked for: operators cannot return None.
 """
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from models import conv_numba, scan_numba
-from models.kernel_threads import launch, threads
-from models.lanes import LANES, compiled
+from models.ops.kernels import conv as conv_numba
+from models.ops.kernels import scan as scan_numba
+from models.ops.kernels.simd import LANES, compiled
+from models.ops.kernels.threads import launch, threads
 
 # Sums over the batch are kept in this many parts, whatever the number of threads: same bits on any machine.
 _GROUPS = 16

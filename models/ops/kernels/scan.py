@@ -1,7 +1,7 @@
 """Compiled CPU kernels (float32) of the selective scan, forward and backward.
 
 A kernel takes task after task off a shared counter until none is left, so any number of threads may run it at once
-(models/scan_ops.py does). A task owns LANES neighbouring channels of a sequence: what a step needs then stays in vector
+(models/ops/scan_cpu.py does). A task owns LANES neighbouring channels of a sequence: what a step needs then stays in vector
 registers, and a batch of one is several tasks. Sums over the batch go to a slot per task and are added up afterwards in
 a fixed order, so results depend neither on the number of threads nor on luck.
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from numba import carray, njit
 
-from models.lanes import (
+from models.ops.kernels.simd import (
     LANES,
     LOG2E,
     ROW,

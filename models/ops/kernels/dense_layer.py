@@ -2,15 +2,16 @@
 norm over channels, PReLU.
 
 A frame of the depthwise result, all sources side by side, stays in the second cache; four bins of it at a time go through
-the pointwise product and the norm in registers. See models/depthwise_numba.py for how rows are read.
+the pointwise product and the norm in registers. See models/ops/kernels/depthwise.py for how rows are read.
 """
 
 from __future__ import annotations
 
 from numba import carray, njit
 
-from models.depthwise_numba import SEGMENT, TABLE, convolve_row, pad_ends, row_of, scatter, tile_weights
-from models.lanes import (
+from models.ops.kernels.depthwise import SEGMENT, TABLE, convolve_row, pad_ends, row_of, scatter, tile_weights
+from models.ops.kernels.mamba_layer import products
+from models.ops.kernels.simd import (
     LANES,
     ROW,
     broadcast,
@@ -26,7 +27,6 @@ from models.lanes import (
     take,
     total,
 )  # fmt: skip
-from models.mixer_numba import products
 
 BINS = 4  # that share each weight loaded
 

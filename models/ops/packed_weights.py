@@ -11,7 +11,7 @@ from torch import Tensor
 
 def padded(x: Tensor) -> Tensor:
     """Last axis to a multiple of LANES with zeros."""
-    from models.lanes import LANES
+    from models.ops.kernels.simd import LANES
 
     return F.pad(x, (0, -x.shape[-1] % LANES)).contiguous()
 

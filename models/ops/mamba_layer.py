@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from models.packing import padded
-from models.scan import resolve_backend
+from models.ops.packed_weights import padded
+from models.ops.scan import resolve_backend
 
 PACKED = ("w_in", "w_conv", "b_conv", "w_x", "w_dt", "b_dt", "a", "skip", "w_out")
 
@@ -24,8 +24,8 @@ def usable(x: Tensor) -> bool:
 
 @functools.cache
 def _kernel():
-    from models.lanes import compiled
-    from models.mixer_numba import MIXER, mixer_forward
+    from models.ops.kernels.mamba_layer import MIXER, mixer_forward
+    from models.ops.kernels.simd import compiled
 
     return compiled(mixer_forward, MIXER), MIXER.names
 
@@ -35,7 +35,7 @@ def pack_weights(
     A_log: Tensor, D: Tensor, out_proj: Tensor,
 ) -> list[Tensor]:  # fmt: skip
     """A layer's weights (names and shapes of mamba-ssm; norm: RMSNorm's scale) as `mixer_forward` wants them."""
-    from models.lanes import LOG2E
+    from models.ops.kernels.simd import LOG2E
 
     into, gate = (in_proj * norm).chunk(2)  # [D, C] each: what scales the input may as well scale the weights
     return [
@@ -58,9 +58,9 @@ def mixer_forward(
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """x [B, L, C] -> x + mixer(norm(x)), last inputs of the convolution [B, K-1, D], last state [B, N, D]; like conv0, h0."""
-    from models.kernel_threads import launch, threads
-    from models.lanes import LANES
-    from models.mixer_numba import mixer_work_rows
+    from models.ops.kernels.mamba_layer import mixer_work_rows
+    from models.ops.kernels.simd import LANES
+    from models.ops.kernels.threads import launch, threads
 
     threads.settle()
     x = x if x.stride(-1) == 1 else x.contiguous()
@@ -90,7 +90,7 @@ def _outputs(x: Tensor, K: int, D: int, N: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _multiply_adds(C: int, D: int, N: int, K: int, rank: int) -> int:
-    """Per step: the four projections, the convolution, and three a state update, as in models/scan_ops.py."""
+    """Per step: the four projections, the convolution, and three a state update, as in models/ops/scan_cpu.py."""
     return C * 2 * D + D * (rank + 2 * N) + rank * D + D * C + D * K + 3 * D * N
 
 

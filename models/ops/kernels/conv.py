@@ -1,4 +1,4 @@
-"""Compiled CPU kernels (float32) of silu(causal depthwise convolution); built like those in models/scan_numba.py.
+"""Compiled CPU kernels (float32) of silu(causal depthwise convolution); built like those in models/ops/kernels/scan.py.
 
 A thread slides a window of inputs over the sequence, CHUNK steps at a time, so that the K-1 inputs before the first
 step may come from the state and need no padded copy of the sequence.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba import carray, njit
 
-from models.lanes import (
+from models.ops.kernels.simd import (
     LANES,
     ROW,
     broadcast,

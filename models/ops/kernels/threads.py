@@ -1,4 +1,4 @@
-"""Runs compiled kernels (models/lanes.py) on torch's own threads.
+"""Runs compiled kernels (models/ops/kernels/simd.py) on torch's own threads.
 
 Numba's thread pools work beside torch's: with two pools on two cores each pool's idle threads spin on the core that the
 other one needs, and a matrix product followed by a kernel runs several times slower than either alone. So numba's

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from numba import carray, njit
 
-from models.lanes import (
+from models.ops.kernels.simd import (
     LANES,
     ROW,
     broadcast,

@@ -4,15 +4,15 @@ The steps of models/mamba.py one by one move a few megabytes in and out of memor
 frames of a streaming call the operators' own cost is most of the time. Here a thread takes a sequence through all of
 them, STEPS steps at a time: what lies between them stays in its first two caches, and the weights in the second.
 
-Weights come packed (models/mixer.py): rows of the dimension that is summed over, columns padded with zeros to a multiple
-of LANES. Steps i are in reading order: t = i, or L-1-i when reverse.
+Weights come packed (models/ops/mamba_layer.py): rows of the dimension that is summed over, columns padded with zeros to
+a multiple of LANES. Steps i are in reading order: t = i, or L-1-i when reverse.
 """
 
 from __future__ import annotations
 
 from numba import carray, njit
 
-from models.lanes import (
+from models.ops.kernels.simd import (
     LANES,
     ROW,
     broadcast,

@@ -28,7 +28,7 @@ def _why_not(name: str) -> str:
         except ImportError as error:
             return f"numba cannot be imported ({error}); pip install numba"
     if name == "mamba_ssm":
-        from models.scan_mamba_ssm import missing_half
+        from models.ops.scan_cuda import missing_half
 
         return missing_half() or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
     return ""
@@ -205,7 +205,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def _numba_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse):
-    from models.scan_ops import scan_forward
+    from models.ops.scan_cpu import scan_forward
 
     # The kernels' state is [B, N, D]. Both ways are views, so a state that goes round a stream is never copied.
     h0 = None if initial_state is None else initial_state.transpose(1, 2)
@@ -215,19 +215,19 @@ def _numba_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, re
 
 
 def _numba_conv(x, weight, bias, initial_state, reverse):
-    from models.scan_ops import conv_forward
+    from models.ops.scan_cpu import conv_forward
 
     return conv_forward(x, weight.t(), bias, initial_state, reverse)
 
 
 def _mamba_ssm_scan(*args):
-    from models.scan_mamba_ssm import scan
+    from models.ops.scan_cuda import scan
 
     return scan(*args)
 
 
 def _mamba_ssm_conv(x, weight, bias, initial_state, reverse):
-    from models.scan_mamba_ssm import WIDTHS, convolve
+    from models.ops.scan_cuda import WIDTHS, convolve
 
     if weight.shape[1] not in WIDTHS:  # the CUDA kernel has no others
         return _reference_conv(x, weight, bias, initial_state, reverse)

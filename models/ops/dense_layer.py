@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from models.packing import padded
-from models.scan import resolve_backend
+from models.ops.packed_weights import padded
+from models.ops.scan import resolve_backend
 
-PIECE = 16  # of models/depthwise_numba.py, which is imported only where it is used
+PIECE = 16  # of models/ops/kernels/depthwise.py, which is imported only where it is used
 _GROUPS = 16  # parts in which the weights' gradient is summed, whatever the number of threads: same bits on any machine
 
 
@@ -31,8 +31,9 @@ def compiled_for(x: Tensor, channels: int) -> bool:
 
 @functools.cache
 def _kernel(name: str):
-    from models import dense_numba, depthwise_numba
-    from models.lanes import compiled
+    from models.ops.kernels import dense_layer as dense_numba
+    from models.ops.kernels import depthwise as depthwise_numba
+    from models.ops.kernels.simd import compiled
 
     module, layout = (dense_numba, dense_numba.DENSE) if name == "dense_forward" else (depthwise_numba, depthwise_numba.ROWS)
     return compiled(getattr(module, name), layout), layout.names
@@ -57,9 +58,9 @@ def _launch(
     name: str, entries: Sequence[tuple[int, ...]], like: Tensor, dilation: int, reverse: bool, tasks: int, groups: int,
     w: Tensor | None, gw: Tensor | None,
 ) -> None:  # fmt: skip
-    from models.depthwise_numba import row_geometry, work_vectors
-    from models.kernel_threads import launch
-    from models.lanes import LANES
+    from models.ops.kernels.depthwise import row_geometry, work_vectors
+    from models.ops.kernels.simd import LANES
+    from models.ops.kernels.threads import launch
 
     B, T, F, C = like.shape
     S, period = len(entries), _period(C)
@@ -74,7 +75,7 @@ def _launch(
 
 
 def _period(C: int) -> int:
-    from models.lanes import LANES
+    from models.ops.kernels.simd import LANES
 
     return math.lcm(C, LANES)
 
@@ -97,10 +98,10 @@ def dense_forward(
     sources: list[Tensor], before: list[Tensor], packed: list[Tensor], dilation: int, eps: float
 ) -> Tensor:
     """PReLU(LayerNorm(pointwise(depthwise(sources side by side)))): sources, before as `depthwise_forward` -> [B, T, F, C]."""
-    from models import dense_numba
-    from models.depthwise_numba import SEGMENT, row_geometry
-    from models.kernel_threads import launch, threads
-    from models.lanes import LANES
+    from models.ops.kernels import dense_layer as dense_numba
+    from models.ops.kernels.depthwise import SEGMENT, row_geometry
+    from models.ops.kernels.simd import LANES
+    from models.ops.kernels.threads import launch, threads
 
     threads.settle()
     sources, before = [_rows(x) for x in sources], [_rows(x) for x in before]
@@ -128,7 +129,7 @@ def _(sources, before, packed, dilation, eps):
 
 
 def _units(B: int, T: int) -> int:
-    from models.depthwise_numba import SEGMENT
+    from models.ops.kernels.depthwise import SEGMENT
 
     return B * -(-T // SEGMENT)
 
@@ -136,7 +137,7 @@ def _units(B: int, T: int) -> int:
 @torch.library.custom_op("liteavse::depthwise_forward", mutates_args=(), device_types="cpu")
 def depthwise_forward(sources: list[Tensor], before: list[Tensor], weight: Tensor, dilation: int) -> Tensor:
     """sources, S of [B, T, F, C]; before, S of [B, R >= 2 dilation, F, C] or none; weight [S C, 3, 3] -> [B, T, F, S C]."""
-    from models.kernel_threads import threads
+    from models.ops.kernels.threads import threads
 
     threads.settle()
     sources, before = [_rows(x) for x in sources], [_rows(x) for x in before]
@@ -157,7 +158,7 @@ def _(sources, before, weight, dilation):
 @torch.library.custom_op("liteavse::depthwise_backward", mutates_args=(), device_types="cpu")
 def depthwise_backward(gy: Tensor, sources: list[Tensor], weight: Tensor, dilation: int) -> list[Tensor]:
     """Gradients of the sources (no frames before them), then of the weight."""
-    from models.kernel_threads import threads
+    from models.ops.kernels.threads import threads
 
     threads.settle()
     gy, sources = _rows(gy), [_rows(x) for x in sources]

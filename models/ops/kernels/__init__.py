@@ -1,0 +1,1 @@
+"""CPU kernels compiled by numba; only models/ops imports them."""
