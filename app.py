@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils import console
 from utils.config import load_config
 from utils.detectors import settle_method

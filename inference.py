@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from models.batch import add_file_options, introduce, run_jobs
-from models.enhance_files import enhance_file
-from models.enhancer import Enhancer
-from models.jobs import Job, folder_jobs
+from models.inference.enhancer import Enhancer
+from models.inference.files.enhance_file import enhance_file
+from models.inference.files.jobs import Job, folder_jobs
+from models.inference.files.run_jobs import add_file_options, introduce, run_jobs
 from models.pcs400 import SAMPLE_RATE_HZ as PCS_RATE_HZ
 from models.pcs400 import cal_pcs
 from utils import console

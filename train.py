@@ -19,8 +19,8 @@ from dataloaders.clip_dataset import AVItem
 from dataloaders.dataloader_vctk import VCTKDemandDataset
 from evaluation.validation import Validation
 from models.discriminator import MetricDiscriminator, batch_pesq
-from models.enhancer import Enhancer
 from models.generator import SEMamba, pack_generator, start_from
+from models.inference.enhancer import Enhancer
 from models.loss import discriminator_losses, generator_losses
 from models.ops.scan import describe_backend
 from models.stfts import mag_phase_istft, stft_options

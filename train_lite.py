@@ -12,8 +12,8 @@ import torch
 
 from dataloaders.dataloader_av import AVDataset, AVItem
 from evaluation.validation import Validation
-from models.enhancer import Enhancer
 from models.generator import LiteAVSEMamba, pack_generator, start_from, third_party_keys
+from models.inference.enhancer import Enhancer
 from models.loss import generator_losses
 from models.ops.scan import describe_backend
 from models.stfts import mag_phase_istft, stft_options

@@ -24,7 +24,7 @@ from evaluation.benchmark_parts import (
     training_step,
 )
 from models.generator import ARCHITECTURES
-from models.streaming import StreamingEnhancer
+from models.inference.streaming import StreamingEnhancer
 
 LIVE_SEC = 4
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.enhancer import Enhancer
 from models.generator import ARCHITECTURES, SEMamba
+from models.inference.enhancer import Enhancer
 from models.loss import generator_losses
 from models.mamba_block import CausalTFMambaBlock, TFMambaBlock
 from models.ops.scan import available_backends, selective_scan

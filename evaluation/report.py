@@ -26,7 +26,7 @@ from evaluation.runs import add_run_options, command_line
 from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY
 from evaluation.tables import ALL, INTERVAL_NOTE, LABELS, ROW_LABELS, number
 from evaluation.testset import SAMPLE_RATE_HZ, Manifest, mix, read_manifest, write_manifest
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.config import load_config
 from utils.console import EXIT_FAILED, Parser, run
 from utils.metrics import METRICS

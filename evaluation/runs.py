@@ -15,7 +15,7 @@ import torch
 from evaluation.make_testset import SNRS_DB, add_mixture_options, check_mixture_options, make_testset, options_of
 from evaluation.scoring import RowStore, Setup, file_sha256, score_rows
 from evaluation.testset import Manifest, json_sha256, read_manifest
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.config import load_config
 from utils.util import git_revision, write_json
 

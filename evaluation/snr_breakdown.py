@@ -16,7 +16,7 @@ from evaluation.runs import add_run_options, command_line, score_run
 from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, COLUMNS, NOISY, report_failures, write_csv
 from evaluation.tables import SUMMARY_COLUMNS, Grid, latex_table, summarize_rows, text_table, write_text
 from evaluation.testset import Manifest
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
 
 

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.enhancer import Enhancer
+from models.inference.crop_stream import Pictures
+from models.inference.enhancer import Enhancer
+from models.inference.files.stream_file import chunks_with_pictures
+from models.inference.stream_batch import StreamBatch
+from models.inference.streaming import StreamingEnhancer
 from models.level import level_gain
-from models.pictures import Pictures
-from models.stream_core import StreamBatch
-from models.stream_files import chunks_with_pictures
-from models.streaming import StreamingEnhancer
 from utils.config import load_config
 from utils.console import EXIT_FAILED, Parser, run
 

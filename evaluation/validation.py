@@ -19,7 +19,7 @@ from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset
 from evaluation.scoring import NOISY
 from evaluation.tables import common_means
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.config import complete_config
 from utils.console import EXIT_FAILED, Parser, run
 from utils.metrics import METRICS, require_scorers, score_many

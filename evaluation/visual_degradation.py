@@ -24,7 +24,7 @@ from evaluation.scoring import AUDIO_ONLY, COLUMNS, report_failures, write_csv
 from evaluation.tables import LABELS, by_sample, complete, gain_number, latex_escape, mean, write_text
 from evaluation.testset import Manifest
 from evaluation.video_conditions import CLEAN, CONDITIONS, NONE, OTHER_FACE, check_condition
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
 from utils.metrics import METRICS
 from utils.stats import compare_paired, holm, interval_method, roc_auc

@@ -13,8 +13,8 @@ import numpy as np
 from dataloaders.mixing import active_samples
 from evaluation.spectrogram_viz import spectrogram_figure
 from evaluation.web_recording import Limits, Recording, Wish, read_recording
-from models.enhance_files import write_wav
-from models.enhancer import Enhancer, EnhanceResult
+from models.inference.enhancer import Enhancer, EnhanceResult
+from models.inference.files.enhance_file import write_wav
 from utils.media import MediaError, write_clip
 from utils.metrics import METRICS, ScoringPool, require_scorers, score_many
 from utils.mux import CONTAINERS, replace_sound

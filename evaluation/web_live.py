@@ -20,7 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from evaluation.web_recording import AS_IT_IS, OFF, Complaint
 from evaluation.web_session import LIVE_CORRUPTIONS, PICTURE, SOUND, LiveSession, Message
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 
 HEADER = struct.Struct("<B7xd")  # kind, seconds on the visitor's clock; then the content
 LARGEST_MESSAGE = 1 << 18  # bytes

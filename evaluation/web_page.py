@@ -22,7 +22,7 @@ from evaluation.web_enhance import Answer, answer
 from evaluation.web_live import LiveRoom
 from evaluation.web_recording import AS_IT_IS, CORRUPTIONS, OFF, Complaint, Limits, Wish, sample_noise, spoken
 from evaluation.web_uploads import UploadLimit
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.media import grid_frames
 from utils.metrics import ScoringPool
 

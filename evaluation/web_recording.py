@@ -11,7 +11,7 @@ import numpy as np
 
 from dataloaders.degrade import VisualDegradation
 from dataloaders.mixing import mix_audio
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.console import one_line
 from utils.decode import MediaInfo
 from utils.faces import FaceOptions, FaceReport

@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 
 from dataloaders.degrade import VisualDegradation
 from evaluation.web_recording import AS_IT_IS, OFF, Complaint
-from models.enhancer import Enhancer
-from models.streaming import StreamingEnhancer
+from models.inference.enhancer import Enhancer
+from models.inference.streaming import StreamingEnhancer
 from utils.live_faces import LiveCropper
 
 SOUND, PICTURE = 0, 1  # kinds of messages

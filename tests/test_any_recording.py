@@ -16,9 +16,9 @@ from conftest import all_files, face_crops, only_line, voice, wav_file
 from videos import RATE, Drawings, sped_up, talking, timed_video
 
 import inference_av
-from models.pictures import Pictures
-from models.saved_crops import saved_crops
-from models.spool import SpooledSound
+from models.inference.crop_stream import Pictures
+from models.inference.files.disk_sound import SpooledSound
+from models.inference.files.saved_crops import saved_crops
 from utils import faces
 from utils.detectors import settle_method
 from utils.media import load_audio, load_video_frames, probe_media, write_clip

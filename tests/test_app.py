@@ -16,7 +16,7 @@ pytest.importorskip("gradio", reason="the web page's packages are missing: pip i
 import app
 from evaluation.web_page import EXAMPLES, PICTURES, Page, _theme
 from evaluation.web_recording import Limits
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:gradio")  # gr.Warning, where no page is open
 

@@ -15,11 +15,11 @@ from conftest import all_files, bytes_file, only_line, voice, wav_file
 from test_distributed import torchrun
 
 import inference_av
-from models import batch
-from models.batch import COLUMNS, read_rows, row_of, run_jobs
-from models.enhance_files import enhance_file
-from models.enhancer import Enhancer
-from models.jobs import folder_jobs
+from models.inference.enhancer import Enhancer
+from models.inference.files import run_jobs as batch
+from models.inference.files.enhance_file import enhance_file
+from models.inference.files.jobs import folder_jobs
+from models.inference.files.run_jobs import COLUMNS, read_rows, row_of, run_jobs
 from utils.distributed import rank_device
 
 

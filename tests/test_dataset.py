@@ -19,7 +19,7 @@ from dataloaders.dataloader_av import AVDataset, AVItem, ListError
 from dataloaders.degrade import VisualDegradation
 from dataloaders.mixing import snr_db
 from evaluation.validation import Validation
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.media import load_audio, write_clip
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"

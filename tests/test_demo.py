@@ -14,7 +14,7 @@ import soundfile
 from conftest import all_files, face_crops, only_line, tiny_model, voice
 
 from evaluation import demo
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.media import write_clip
 from utils.metrics import si_sdr
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import face_crops, tiny_config, tiny_model, voice
 
-from models.enhancer import Enhancer, float_waveform
+from models.inference.enhancer import Enhancer, float_waveform
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from conftest import (
 )
 
 import inference_av
-from models import enhance_files
+from models.inference.files import enhance_file as enhance_files
 from utils.checkpoint import save_checkpoint
 from utils.media import write_clip
 

@@ -156,7 +156,7 @@ class Absent(importlib.abc.MetaPathFinder):
 sys.meta_path.insert(0, Absent())
 import inference, inference_av
 import numpy as np
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 
 wav = np.sin(np.arange(2000) / 9)
 video = np.zeros((4, 96, 96, 3), np.uint8)

@@ -11,13 +11,14 @@ from conftest import face_crops, tiny_config, tiny_model, voice, write_mpg
 from test_enhancer import PassThrough
 
 import inference_av
-from models import enhancer as enhancer_module
-from models import overlap, stream_core
-from models.enhance_files import write_wav
-from models.enhancer import Enhancer
-from models.overlap import enhance_overlapped
-from models.pictures import Pictures
-from models.spool import SpooledSound
+from models.inference import enhancer as enhancer_module
+from models.inference import overlap
+from models.inference import stream_batch as stream_core
+from models.inference.crop_stream import Pictures
+from models.inference.enhancer import Enhancer
+from models.inference.files.disk_sound import SpooledSound
+from models.inference.files.enhance_file import write_wav
+from models.inference.overlap import enhance_overlapped
 from utils import face_video
 from utils.media import MediaError, crop_stretches, load_audio, load_video_frames, sound_pieces, write_clip
 

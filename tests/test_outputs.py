@@ -15,12 +15,12 @@ from test_mux import packets, same_picture, sound_header
 
 import inference
 import inference_av
-from models import enhance_files
-from models.attenuation import noisy_share
-from models.enhance_files import enhance_file
-from models.enhancer import Enhancer
-from models.jobs import Job
-from models.streaming import StreamingEnhancer
+from models.inference.enhancer import Enhancer
+from models.inference.files import enhance_file as enhance_files
+from models.inference.files.enhance_file import enhance_file
+from models.inference.files.jobs import Job
+from models.inference.streaming import StreamingEnhancer
+from models.inference.waveform import noisy_share
 from utils.media import load_audio, resample, write_clip
 
 

@@ -22,7 +22,7 @@ from evaluation.runs import command_line
 from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY, RowStore, Scorer, Setup
 from evaluation.tables import Grid, latex_table, summarize_rows, text_table
 from evaluation.testset import mix, read_manifest
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.metrics import METRICS, score_clip
 
 FILES = {"scores.csv", "summary.csv", "table.tex", "snr.png", "manifest.json", "run.json", "rows.jsonl"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.stream_video import PictureQueue
+from models.inference.stream_video import PictureQueue
 
 FPS = 25
 

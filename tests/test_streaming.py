@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import face_crops, tiny_model, voice
 
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
+from models.inference.stream_batch import StreamBatch
+from models.inference.streaming import StreamingEnhancer
 from models.level import level_gain
 from models.stfts import mag_phase_istft, mag_phase_stft
-from models.stream_core import StreamBatch
-from models.streaming import StreamingEnhancer
 
 RATE, FPS, LATENCY = 16000, 25, 400
 CAUSAL = {"causal": True, "phase_residual": True}

@@ -9,7 +9,7 @@ import torch
 from conftest import only_line, save_tiny_checkpoint, tiny_model
 
 from evaluation import streaming_check
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 
 TINY = {"model_cfg": {"causal": True, "phase_residual": True}}
 

@@ -12,7 +12,7 @@ import train_lite
 from data import make_synthetic
 from dataloaders.dataloader_av import AVDataset
 from evaluation.validation import Validation
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.config import load_config
 
 RECIPE = {

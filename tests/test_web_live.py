@@ -22,7 +22,7 @@ from starlette.websockets import WebSocketDisconnect
 from evaluation.web_live import HEADER, LARGEST_MESSAGE, MOST_WAITING_SEC, Inbox, LiveRoom
 from evaluation.web_recording import OFF, Complaint
 from evaluation.web_session import PICTURE, SOUND, LiveSession, Message, decode_picture
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.faces import FaceBox
 from utils.live_faces import LiveCropper
 

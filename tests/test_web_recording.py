@@ -13,7 +13,7 @@ from conftest import broken_inputs, bytes_file, face_crops, voice, wav_file, wri
 from dataloaders.mixing import snr_db
 from evaluation.web_enhance import answer, loudness_gain_db
 from evaluation.web_recording import CORRUPTIONS, OFF, Complaint, Limits, Wish, read_recording, sample_noise
-from models.enhancer import Enhancer
+from models.inference.enhancer import Enhancer
 from utils.decode import Decoder
 from utils.media import grid_frames, load_audio, probe_media, write_clip
 from utils.metrics import ScoringPool

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models.jobs import Job, same_file
+from models.inference.files.jobs import Job, same_file
 from utils.detectors import settle_method
 from utils.faces import FACE_METHODS, FaceOptions
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from models.pictures import Pictures
+from models.inference.crop_stream import Pictures
 
 CHUNK_SEC, FADE_SEC = 10, 1  # memory grows with the chunk; a second is longer than any phoneme's echo in the model
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models.attenuation import noisy_share
-from models.enhance_files import enhance_file
-from models.enhancer import Enhancer, Outcome
-from models.jobs import Job
+from models.inference.enhancer import Enhancer, Outcome
+from models.inference.files.enhance_file import enhance_file
+from models.inference.files.jobs import Job
+from models.inference.waveform import noisy_share
 from utils.console import EXIT_FAILED, one_line
 from utils.distributed import Group
 from utils.util import atomic_write
@@ -130,7 +130,7 @@ def run_jobs(
 ) -> int:
     """Do all jobs, printing a line for each; one that fails stops no other. Exit code: 0, or EXIT_FAILED if any failed.
 
-    `work` does one: `enhance_file`, models.stream_files.stream_file, or either with arguments of its own bound to it.
+    `work` does one: `enhance_file`, `stream_file`, or either with arguments of its own bound to it.
     table_folder: where TABLE is written. skip_existing leaves out jobs whose output is there. Of a group of processes
     each does every size-th job; rows and failures come together in the first one, and all give the same exit code.
     """

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from models.attenuation import mix_back, noisy_share
-from models.enhancer import Enhancer, float_waveform
-from models.stream_core import StreamBatch
+from models.inference.enhancer import Enhancer, float_waveform
+from models.inference.stream_batch import StreamBatch
+from models.inference.waveform import mix_back, noisy_share
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class StreamingEnhancer:
     that brings input sample n + latency_samples - 1, or sooner. threads: torch threads inside a call (a live stream is
     many small steps, which more threads slow down when anything else wants the cores); None leaves the program's
     setting; outside of a call it is never changed. hold_sec: how long a frame may be shown when its successor is overdue;
-    by default not at all (see models.stream_video.PictureQueue). A camera whose pictures always arrive late needs it, or
-    the sound fed as late. attenuation_limit_db mixes some of the noise back, sample by sample (models/attenuation.py).
+    by default not at all (see stream_video.PictureQueue). A camera whose pictures always arrive late needs it, or
+    the sound fed as late. attenuation_limit_db mixes some of the noise back, sample by sample (models/inference/waveform.py).
     ValueError for a model that is not causal. An error in a call leaves the stream as it was.
 
-    For several streams in step, see models.stream_core.StreamBatch.
+    For several streams in step, see models.inference.stream_batch.StreamBatch.
     """
 
     def __init__(

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.attenuation import mix_back, noisy_share
 from models.generator import SEMamba, load_generator
+from models.inference.crop_stream import Pictures, check_crops, check_mask
+from models.inference.overlap import enhance_overlapped
+from models.inference.stream_batch import PIECE_FRAMES, StreamBatch
+from models.inference.waveform import mix_back, noisy_share
 from models.level import level_gain
 from models.ops.scan import describe_backend
-from models.overlap import enhance_overlapped
-from models.pictures import Pictures, check_crops, check_mask
 from models.stfts import mag_phase_istft, mag_phase_stft
-from models.stream_core import PIECE_FRAMES, StreamBatch
 from utils.faces import FaceOptions, FaceReport
 from utils.media import crop_stretches, load_video_frames, resample, to_mono
 from utils.sync import SoundTrack
@@ -188,13 +188,13 @@ class Enhancer:
         time zero is the sound's, or face crops [V, S, S, 3] at `video_fps`, uint8 or float in [0, 1], with video_mask
         bool [V] (True: a face is seen; default all). Frames beyond the end of the sound are left out, moments without a
         picture are enhanced by sound alone. return_details keeps the gate as well. attenuation_limit_db mixes some of the
-        noise back (models/attenuation.py). `faces` says how a file is looked at (default: as the Enhancer was told). A
+        noise back (models/inference/waveform.py). `faces` says how a file is looked at (default: as the Enhancer was told). A
         causal model calls `progress` with the share that is done, rising to 1; what it raises ends the work. ValueError
         names what is unusable; nothing is guessed.
 
-        A causal model goes through the sound step by step as it would live (models/stream_core.py), so memory does not
-        grow but for the arrays themselves, and there are no joins. Any other takes up to LONGEST_WHOLE_SEC at once, and
-        longer recordings in overlapping chunks with cross-fades, under the one gain of the whole (models/overlap.py).
+        A causal model goes through the sound step by step as it would live (models/inference/stream_batch.py), so memory does
+        not grow but for the arrays themselves, and there are no joins. Any other takes up to LONGEST_WHOLE_SEC at once, and
+        longer recordings in overlapping chunks with cross-fades, under the one gain of the whole (models/inference/overlap.py).
         """
         started = time.perf_counter()
         if not 1 <= sample_rate <= HIGHEST_RATE_HZ or int(sample_rate) != sample_rate:

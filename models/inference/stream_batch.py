@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 
 from models.generator import Enhanced, SEMamba
+from models.inference.crop_stream import check_crops, check_mask
+from models.inference.stream_video import PictureQueue, VideoSide
 from models.level import RunningLevel
-from models.pictures import check_crops, check_mask
 from models.stfts import mag_phase_stft
-from models.stream_video import PictureQueue, VideoSide
 
 PIECE_FRAMES = 40  # STFT frames a model takes at once: a quarter of a second fits the caches, a whole one takes 15 % longer
 
@@ -106,7 +106,7 @@ class StreamBatch:
     ) -> None:
         """Face crops [V, S, S, 3] of one stream, shown from timestamps [V] (seconds since its sound began) on.
 
-        See models.stream_video.PictureQueue for what late, missing and otherwise spaced frames come to. ValueError for
+        See stream_video.PictureQueue for what late, missing and otherwise spaced frames come to. ValueError for
         crops, timestamps or a mask that cannot be used, for a model without a picture, and after `flush`.
         """
         if self.video is None:

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from models.attenuation import mix_back, noisy_share
-from models.enhancer import AlphaTrack, Enhancer, EnhanceResult, Outcome
-from models.jobs import SOUND_FORMATS, Job
-from models.pictures import Pictures
-from models.saved_crops import saved_crops
-from models.spool import SpooledSound
+from models.inference.crop_stream import Pictures
+from models.inference.enhancer import AlphaTrack, Enhancer, EnhanceResult, Outcome
+from models.inference.files.disk_sound import SpooledSound
+from models.inference.files.jobs import SOUND_FORMATS, Job
+from models.inference.files.saved_crops import saved_crops
+from models.inference.waveform import mix_back, noisy_share
 from utils.console import one_line
 from utils.media import MediaError, own_rate_pieces, resample, resampled_pieces, sound_pieces
 from utils.mux import check_remux, replace_sound
@@ -140,7 +140,7 @@ def enhance_file(
 
     A picture that is missing or broken is left out, with a note; where the output is to show it, it is an error. A causal
     model's memory does not grow with the recording. `post_process` takes and gives float [L], the whole sound at the
-    model's rate. attenuation_limit_db: see models/attenuation.py. `look` is called when all is written. The outcome's
+    model's rate. attenuation_limit_db: see models/inference/waveform.py. `look` is called when all is written. The outcome's
     `seconds` include decoding. ValueError (MediaError), OSError for files that cannot be read or written.
     """
     started, rate = time.perf_counter(), enhancer.sample_rate

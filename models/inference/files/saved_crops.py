@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.pictures import Pictures
-from models.spool import SpooledSound
+from models.inference.crop_stream import Pictures
+from models.inference.files.disk_sound import SpooledSound
 from utils.media import ClipWriter
 from utils.util import atomic_write
 

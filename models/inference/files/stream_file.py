@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from models.enhance_files import give_back, open_pictures, recording, write_output
-from models.enhancer import Enhancer, Outcome
-from models.jobs import Job
-from models.pictures import Pictures
-from models.saved_crops import saved_crops
-from models.spool import SpooledSound
-from models.streaming import StreamingEnhancer
+from models.inference.crop_stream import Pictures
+from models.inference.enhancer import Enhancer, Outcome
+from models.inference.files.disk_sound import SpooledSound
+from models.inference.files.enhance_file import give_back, open_pictures, recording, write_output
+from models.inference.files.jobs import Job
+from models.inference.files.saved_crops import saved_crops
+from models.inference.streaming import StreamingEnhancer
 from utils.mux import check_remux
 
 
