@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.causal import TimeConv2d
+from models.layers import TimeConv2d
 from models.lsigmoid import LearnableSigmoid2D
 from models.ops.dense_layer import compiled_for, dense_layer, depthwise_rows, pack_layer
 from models.ops.packed_weights import Packed

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.causal import TimeConv1d, TimeConv3d
+from models.layers import TimeConv1d, TimeConv3d
 from models.mobilenet import OUT_CHANNELS, STRIDE, MobileNetV3SmallFeatures, load_backbone_weights
 from models.timing import video_frame_index
 from utils.config import complete_config

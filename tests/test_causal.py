@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from conftest import save_tiny_checkpoint, tiny_config, tiny_model, voice
 
-from models.causal import TimeConv1d, TimeConv2d, TimeConv3d
 from models.codec_module import (
     DenseEncoder,
     LiteDenseEncoder,
@@ -21,6 +20,7 @@ from models.codec_module import (
     PhaseDecoder,
 )
 from models.generator import load_generator, pack_generator
+from models.layers import TimeConv1d, TimeConv2d, TimeConv3d
 from models.level import level_gain
 from models.lite_visual_encoder import LiteVisualEncoderA, LiteVisualEncoderB
 from models.mamba_block import CausalTFMambaBlock, MambaBlock
