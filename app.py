@@ -21,7 +21,7 @@ import torch
 from models.inference.enhancer import Enhancer
 from utils import console
 from utils.config import load_config
-from utils.detectors import settle_method
+from utils.faces.detectors import settle_method
 
 ROOT = Path(__file__).resolve().parent
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from data.listing import SPLITS, ClipChecker, Entry, Skipped, add_checking, report_skipped, walk_files
 from utils.console import Parser, run
-from utils.media import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+from utils.media.sound import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from utils.util import write_json
 
 DEFAULT_SPEAKERS = {  # the usual split; s21 was published without video

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data.listing import ClipChecker, Entry, Skipped, add_checking, hold_out, walk_files, write_lists
 from utils.console import Parser, run
-from utils.media import AUDIO_EXTENSIONS
+from utils.media.sound import AUDIO_EXTENSIONS
 
 SOUND_FOLDERS = ("aac", "m4a", "wav")
 

@@ -104,7 +104,7 @@ def render_face(
     opening and width are mouth tracks at CONTROL_HZ; light, background, pose, blinks and sway are drawn from rng.
     """
     canvas = size * SUPERSAMPLING
-    # A crop is framed as utils.faces frames a portrait of the same face.
+    # A crop is framed as utils.faces.cropper frames a portrait of the same face.
     scale = canvas * (0.32 if portrait else 0.54) * rng.uniform(0.95, 1.05)
     centre = canvas * (np.array([0.5, 0.47 if portrait else 0.42]) + rng.uniform(-0.025, 0.025, 2))
     light = np.array([rng.uniform(-0.6, 0.6), rng.uniform(-0.6, -0.1), 1.0])

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from scipy.signal import fftconvolve
 
-from utils.media import load_audio
+from utils.media.sound import load_audio
 from utils.util import load_json_file
 
 EARLY_SEC = 0.05  # after the direct sound: heard as part of it (Lochner and Burger, 1964)

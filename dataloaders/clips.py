@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from dataloaders.clip_dataset import resolve
-from utils.decode import MediaError
-from utils.media import load_audio, load_video_frames, media_duration_sec
+from utils.media.decode import MediaError
+from utils.media.shards import NOTE, PICTURE, SOUND, decode_crops, decode_samples, find_shards, names_shards, read_clips
+from utils.media.sound import load_audio, load_video_frames, media_duration_sec
 from utils.order import GROUP_RUNS
-from utils.shards import NOTE, PICTURE, SOUND, decode_crops, decode_samples, find_shards, names_shards, read_clips
 from utils.util import load_json_file
 
 RUN_BYTES = 16 << 20  # of a shard that are read in one go, and stay in memory while their clips are drawn

@@ -18,7 +18,7 @@ from dataloaders.degrade import CropJitter, VisualDegradation
 from dataloaders.mixing import active_samples, fit_length, mix_audio, scale_noise
 from models.level import level_gain
 from utils.config import complete_config
-from utils.media import load_audio, media_duration_sec
+from utils.media.sound import load_audio, media_duration_sec
 
 __all__ = ["AVDataset", "AVItem", "ListError", "VisualDegradation", "mix_audio"]
 

@@ -13,7 +13,7 @@ from dataloaders.clip_dataset import AVItem, ClipDataset, read_paths, spectrum
 from models.level import level_gain
 from models.pcs400 import SAMPLE_RATE_HZ as PCS_RATE_HZ
 from models.pcs400 import cal_pcs
-from utils.media import load_audio
+from utils.media.sound import load_audio
 from utils.metrics import aligned
 
 

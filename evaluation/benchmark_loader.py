@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from dataloaders.dataloader_av import AVDataset
 from evaluation.benchmark_parts import ROOT, Row, medians, recipes
-from utils.media import load_audio, load_video_frames, write_clip
+from utils.media.shards import encode_clip, write_shard
+from utils.media.sound import load_audio, load_video_frames, write_clip
 from utils.order import epoch_order, run_order
-from utils.shards import encode_clip, write_shard
 from utils.util import load_json_file, write_json
 
 MOST_CLIPS = 40

@@ -15,7 +15,7 @@ from evaluation.tables import common_means, complete
 from models.inference.enhancer import Enhancer, EnhanceResult
 from models.inference.files.enhance_file import write_wav
 from utils import console
-from utils.media import VIDEO_EXTENSIONS, load_audio
+from utils.media.sound import VIDEO_EXTENSIONS, load_audio
 from utils.metrics import METRICS, require_scorers, score_clip
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from evaluation.dnsmos import DNSMOS
 from utils.console import EXIT_FAILED, Parser, one_line, run
-from utils.media import AUDIO_EXTENSIONS, load_audio
+from utils.media.sound import AUDIO_EXTENSIONS, load_audio
 from utils.metrics import ALL_METRICS, PESQ_RATE_HZ, mean_score, score_many
 from utils.stats import interval_method, mean_interval
 from utils.util import atomic_write

@@ -19,7 +19,7 @@ from models.inference.enhancer import Enhancer, EnhanceResult
 from models.stfts import mag_phase_stft
 from utils.config import load_config
 from utils.console import Parser, run
-from utils.media import load_audio
+from utils.media.sound import load_audio
 from utils.metrics import aligned
 
 DYNAMIC_RANGE_DB = 70.0  # of the spectrograms, below the loudest bin of all of them

@@ -13,7 +13,7 @@ import numpy as np
 
 from dataloaders.augment_rir import prepare_rir, reverberate
 from dataloaders.mixing import active_samples, fit_length, mix_audio
-from utils.media import load_audio
+from utils.media.sound import load_audio
 from utils.util import write_json
 
 VERSION = 1

@@ -15,9 +15,9 @@ from evaluation.spectrogram_viz import spectrogram_figure
 from evaluation.web_recording import Limits, Recording, Wish, read_recording
 from models.inference.enhancer import Enhancer, EnhanceResult
 from models.inference.files.enhance_file import write_wav
-from utils.media import MediaError, write_clip
+from utils.media.replace_sound import CONTAINERS, replace_sound
+from utils.media.sound import MediaError, write_clip
 from utils.metrics import METRICS, ScoringPool, require_scorers, score_many
-from utils.mux import CONTAINERS, replace_sound
 
 SCREEN_DPI = 110
 CROP_SIDE = 192  # pixels of the crop as it is shown: twice what the model sees

@@ -13,11 +13,11 @@ from dataloaders.degrade import VisualDegradation
 from dataloaders.mixing import mix_audio
 from models.inference.enhancer import Enhancer
 from utils.console import one_line
-from utils.decode import MediaInfo
-from utils.faces import FaceOptions, FaceReport
-from utils.media import MediaError, probe_media, sound_pieces
+from utils.faces.cropper import FaceOptions, FaceReport
+from utils.faces.lip_sync import SoundTrack
+from utils.media.decode import MediaInfo
+from utils.media.sound import MediaError, probe_media, sound_pieces
 from utils.metrics import aligned
-from utils.sync import SoundTrack
 
 AS_IT_IS, OFF = "as it is", "off"
 # How the picture can be spoilt; each is applied to the whole clip.

@@ -15,7 +15,7 @@ from dataloaders.degrade import VisualDegradation
 from evaluation.web_recording import AS_IT_IS, OFF, Complaint
 from models.inference.enhancer import Enhancer
 from models.inference.streaming import StreamingEnhancer
-from utils.live_faces import LiveCropper
+from utils.faces.live_cropper import LiveCropper
 
 SOUND, PICTURE = 0, 1  # kinds of messages
 LIVE_CORRUPTIONS = ("blur", "noise", "black", "dim", "patch")

@@ -17,7 +17,7 @@ from web import Server
 from models.generator import ARCHITECTURES, pack_generator
 from utils.checkpoint import save_checkpoint
 from utils.config import complete_config
-from utils.media import write_clip
+from utils.media.sound import write_clip
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

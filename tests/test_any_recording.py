@@ -19,9 +19,9 @@ import inference_av
 from models.inference.crop_stream import Pictures
 from models.inference.files.disk_sound import SpooledSound
 from models.inference.files.saved_crops import saved_crops
-from utils import faces
-from utils.detectors import settle_method
-from utils.media import load_audio, load_video_frames, probe_media, write_clip
+from utils.faces import cropper as faces
+from utils.faces.detectors import settle_method
+from utils.media.sound import load_audio, load_video_frames, probe_media, write_clip
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from test_faces import drawn_face
 
-from utils import detectors
-from utils.detectors import FaceMethod, YuNetDetector, settle_method
-from utils.faces import FaceCropper, FaceOptions, FaceReport
-from utils.media import grid_frames
+from utils.faces import detectors
+from utils.faces.cropper import FaceCropper, FaceOptions, FaceReport
+from utils.faces.detectors import FaceMethod, YuNetDetector, settle_method
+from utils.media.sound import grid_frames
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.faces import FaceBox, FaceCropper, HaarDetector, crop_faces, cut_square
-from utils.media import load_video_frames
+from utils.faces.cropper import FaceBox, FaceCropper, HaarDetector, crop_faces, cut_square
+from utils.media.sound import load_video_frames
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 

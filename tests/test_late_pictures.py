@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from test_media import STEP, noise, numbers, regular, write_video
 
-from utils import media
-from utils.media import MediaError, load_audio, load_video_frames, write_clip
+from utils.media import sound as media
+from utils.media.sound import MediaError, load_audio, load_video_frames, write_clip
 
 
 @pytest.mark.parametrize("with_sound", [True, False])

@@ -11,7 +11,7 @@ import soundfile
 from conftest import face_crops, only_line, voice, write_mpg
 
 from data import face_shards, make_grid_json, prepare_faces, prepare_noise
-from utils.media import load_audio, load_video_frames, write_clip
+from utils.media.sound import load_audio, load_video_frames, write_clip
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 

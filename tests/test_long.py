@@ -19,8 +19,8 @@ from models.inference.enhancer import Enhancer
 from models.inference.files.disk_sound import SpooledSound
 from models.inference.files.enhance_file import write_wav
 from models.inference.overlap import enhance_overlapped
-from utils import face_video
-from utils.media import MediaError, crop_stretches, load_audio, load_video_frames, sound_pieces, write_clip
+from utils.faces import video_crops as face_video
+from utils.media.sound import MediaError, crop_stretches, load_audio, load_video_frames, sound_pieces, write_clip
 
 RATE = 16000
 

@@ -10,9 +10,10 @@ import pytest
 import soundfile
 from grey_video import STEP, newest, noise, numbers, regular, write_video
 
-from utils import decode, media
-from utils.media import MediaError, load_audio, load_video_frames, probe_media, write_clip
-from utils.picture_grid import picture_size
+from utils.media import decode
+from utils.media import sound as media
+from utils.media.frame_grid import picture_size
+from utils.media.sound import MediaError, load_audio, load_video_frames, probe_media, write_clip
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 

@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dataloaders.mixing import active_samples, fit_length, mix_audio, scale_noise, snr_db
-from utils.media import load_audio
+from utils.media.sound import load_audio
 
 
 def ratio_db(clean: np.ndarray, mixture: np.ndarray) -> float:

@@ -21,7 +21,7 @@ from models.inference.files.enhance_file import enhance_file
 from models.inference.files.jobs import Job
 from models.inference.streaming import StreamingEnhancer
 from models.inference.waveform import noisy_share
-from utils.media import load_audio, resample, write_clip
+from utils.media.sound import load_audio, resample, write_clip
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import pytest
 import soundfile
 from grey_video import noise, regular, write_video
 
-from utils import decode, media
-from utils.media import MediaError, load_audio
+from utils.media import decode
+from utils.media import sound as media
+from utils.media.sound import MediaError, load_audio
 
 
 def test_eight_bit_stereo_wav_at_44100_becomes_16k_mono(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from videos import RATE, SIDE, sped_up, talking, timed_video
 
-from utils.faces import FaceOptions, FaceReport
-from utils.media import load_audio, load_video_frames
-from utils.sync import OffsetEstimate, SoundTrack, estimate_offset, mouth_fit
-from utils.sync import talking as goes_with
+from utils.faces.cropper import FaceOptions, FaceReport
+from utils.faces.lip_sync import OffsetEstimate, SoundTrack, estimate_offset, mouth_fit
+from utils.faces.lip_sync import talking as goes_with
+from utils.media.sound import load_audio, load_video_frames
 
 
 def track(samples: np.ndarray) -> SoundTrack:

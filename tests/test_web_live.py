@@ -23,8 +23,8 @@ from evaluation.web_live import HEADER, LARGEST_MESSAGE, MOST_WAITING_SEC, Inbox
 from evaluation.web_recording import OFF, Complaint
 from evaluation.web_session import PICTURE, SOUND, LiveSession, Message, decode_picture
 from models.inference.enhancer import Enhancer
-from utils.faces import FaceBox
-from utils.live_faces import LiveCropper
+from utils.faces.cropper import FaceBox
+from utils.faces.live_cropper import LiveCropper
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_stream_is_what_offline_gives(enhancer: Enhancer, rate: int, blocks: l
 
 
 def test_pictures_are_seen_until_they_are_switched_off(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.live_faces.best_detector", lambda: lambda picture: [FaceBox(48, 48, 96)])
+    monkeypatch.setattr("utils.faces.live_cropper.best_detector", lambda: lambda picture: [FaceBox(48, 48, 96)])
     session = LiveSession(enhancer, 16000)
     crops, alphas, shown = face_crops(50), [], []
     for tick in range(50):
@@ -91,7 +91,7 @@ def test_pictures_are_seen_until_they_are_switched_off(enhancer: Enhancer, monke
 
 
 def test_a_spoilt_picture_is_what_the_model_sees(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.live_faces.best_detector", lambda: lambda picture: [FaceBox(48, 48, 96)])
+    monkeypatch.setattr("utils.faces.live_cropper.best_detector", lambda: lambda picture: [FaceBox(48, 48, 96)])
     session = LiveSession(enhancer, 16000)
     session.picture_mode = "black"
     replies = session.work([Message(PICTURE, 0.0, jpeg(face_crops(1)[0])), Message(SOUND, 0.0, pcm(voice(0.04)))])

@@ -14,8 +14,8 @@ from dataloaders.mixing import snr_db
 from evaluation.web_enhance import answer, loudness_gain_db
 from evaluation.web_recording import CORRUPTIONS, OFF, Complaint, Limits, Wish, read_recording, sample_noise
 from models.inference.enhancer import Enhancer
-from utils.decode import Decoder
-from utils.media import grid_frames, load_audio, probe_media, write_clip
+from utils.media.decode import Decoder
+from utils.media.sound import grid_frames, load_audio, probe_media, write_clip
 from utils.metrics import ScoringPool
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"

@@ -12,7 +12,7 @@ import numpy as np
 import soxr
 
 from data.synthetic_clip import Person, film, generator
-from utils.faces import FaceBox
+from utils.faces.cropper import FaceBox
 
 RATE = 16000
 SIDE = 96  # pixels, of each person in `beside`

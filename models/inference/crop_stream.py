@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from utils.faces import FaceReport
+from utils.faces.cropper import FaceReport
 
 
 def check_crops(crops: np.ndarray, size: int) -> np.ndarray:

@@ -24,9 +24,9 @@ from models.inference.waveform import mix_back, noisy_share
 from models.level import level_gain
 from models.ops.scan import describe_backend
 from models.stfts import mag_phase_istft, mag_phase_stft
-from utils.faces import FaceOptions, FaceReport
-from utils.media import crop_stretches, load_video_frames, resample, to_mono
-from utils.sync import SoundTrack
+from utils.faces.cropper import FaceOptions, FaceReport
+from utils.faces.lip_sync import SoundTrack
+from utils.media.sound import crop_stretches, load_video_frames, resample, to_mono
 from utils.util import pick_device
 
 INTEGER_KINDS = {np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16), np.dtype(np.int32)}

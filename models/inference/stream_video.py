@@ -1,6 +1,6 @@
 """Pictures of running streams: which one each moment of the model's frame grid shows, and its features, each made once.
 
-Grid time k is at k / video_fps seconds and shows, as in files (utils.picture_grid.grid_frames), the newest frame that is not
+Grid time k is at k / video_fps seconds and shows, as in files (utils.media.frame_grid), the newest frame that is not
 later (2 ms of jitter are forgiven). What is not there when its sound must leave is not waited for: that STFT frame has no
 picture, alpha is 0.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from models.timing import video_frame_index
-from utils.picture_grid import HOLD_SEC, JITTER_SEC
+from utils.media.frame_grid import HOLD_SEC, JITTER_SEC
 
 
 class PictureQueue:

@@ -18,9 +18,9 @@ from models.inference.files.jobs import SOUND_FORMATS, Job
 from models.inference.files.saved_crops import saved_crops
 from models.inference.waveform import mix_back, noisy_share
 from utils.console import one_line
-from utils.media import MediaError, own_rate_pieces, resample, resampled_pieces, sound_pieces
-from utils.mux import check_remux, replace_sound
-from utils.sync import SoundTrack
+from utils.faces.lip_sync import SoundTrack
+from utils.media.replace_sound import check_remux, replace_sound
+from utils.media.sound import MediaError, own_rate_pieces, resample, resampled_pieces, sound_pieces
 from utils.util import atomic_write
 
 LOOKED_AT_SEC = 60  # of a recording, at most, that a `look` is given

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from models.inference.files.jobs import Job, same_file
-from utils.detectors import settle_method
-from utils.faces import FACE_METHODS, FaceOptions
+from utils.faces.cropper import FACE_METHODS, FaceOptions
+from utils.faces.detectors import settle_method
 
 CROP_SUFFIXES = (".mp4", ".mkv")
 

@@ -14,7 +14,7 @@ from models.inference.files.enhance_file import give_back, open_pictures, record
 from models.inference.files.jobs import Job
 from models.inference.files.saved_crops import saved_crops
 from models.inference.streaming import StreamingEnhancer
-from utils.mux import check_remux
+from utils.media.replace_sound import check_remux
 
 
 def chunks_with_pictures(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
-from utils.decode import ONE_THREAD, PREROLL_SEC, Decoder, MediaError, open_media, sound_start_sec, video_stream
+from utils.media.decode import ONE_THREAD, PREROLL_SEC, Decoder, MediaError, open_media, sound_start_sec, video_stream
 
 HOLD_SEC = 0.2  # a picture older than this says nothing about the mouth now
 JITTER_SEC = 0.002  # clocks of 1 ms (Matroska) and phones place a 40 ms frame a little late

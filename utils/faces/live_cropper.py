@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from utils.detectors import Detector, FaceBox, load_detector, settle_method
-from utils.faces import cut_square
+from utils.faces.cropper import cut_square
+from utils.faces.detectors import Detector, FaceBox, load_detector, settle_method
 
 LOOK_EVERY = 5  # pictures
 LOST_SEC = 0.4  # a face unseen for longer than this is gone

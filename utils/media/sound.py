@@ -16,7 +16,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from utils.decode import (
+from utils.faces.video_crops import crop_stretches, load_video_frames
+from utils.media.decode import (
     MediaError,
     MediaInfo,
     audio_stream,
@@ -26,8 +27,7 @@ from utils.decode import (
     probe_media,
     video_stream,
 )
-from utils.face_video import crop_stretches, load_video_frames
-from utils.picture_grid import grid_frames
+from utils.media.frame_grid import grid_frames
 
 __all__ = [
     "AUDIO_EXTENSIONS",

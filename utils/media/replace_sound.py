@@ -14,8 +14,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from utils.decode import Decoder, MediaError, audio_stream, open_media, sound_start_sec, video_stream
-from utils.media import resampled_pieces
+from utils.media.decode import Decoder, MediaError, audio_stream, open_media, sound_start_sec, video_stream
+from utils.media.sound import resampled_pieces
 from utils.util import atomic_write
 
 # Suffix -> FFmpeg's name of the container, encoder of the sound. Opus counts in 48 kHz, whatever its input.

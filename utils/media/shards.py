@@ -22,9 +22,9 @@ import av
 import numpy as np
 import soundfile
 
-from utils.decode import ONE_THREAD, MediaError
-from utils.media import write_clip
-from utils.picture_grid import HOLD_SEC
+from utils.media.decode import ONE_THREAD, MediaError
+from utils.media.frame_grid import HOLD_SEC
+from utils.media.sound import write_clip
 from utils.util import atomic_write, write_json
 
 PICTURE, SOUND, NOTE = "mp4", "flac", "json"  # the members of a clip

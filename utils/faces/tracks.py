@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.detectors import FaceBox
+from utils.faces.detectors import FaceBox
 
 DETECT_EVERY = 5  # frames from look to look
 BRIDGE_SEC = 0.4  # a face unseen for longer than this is gone

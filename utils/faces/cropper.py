@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from utils.detectors import (
+from utils.faces.detectors import (
     FACE_METHODS,
     Detector,
     FaceBox,
@@ -19,8 +19,8 @@ from utils.detectors import (
     load_detector,
     settle_method,
 )
-from utils.sync import TALKING_LEAD, OffsetEstimate, SoundTrack, mouth_fit, talking
-from utils.tracks import DETECT_EVERY, Track, joined, link, most_at_once, size, steady_boxes
+from utils.faces.lip_sync import TALKING_LEAD, OffsetEstimate, SoundTrack, mouth_fit, talking
+from utils.faces.tracks import DETECT_EVERY, Track, joined, link, most_at_once, size, steady_boxes
 
 __all__ = [
     "FACE_METHODS", "FaceBox", "FaceCropper", "FaceOptions", "FaceReport", "HaarDetector", "YuNetDetector", "crop_faces",

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from utils.decode import MediaError
-from utils.faces import FaceCropper, FaceOptions, FaceReport
-from utils.picture_grid import grid_frames, picture_size
-from utils.sync import SoundTrack, estimate_offset, mouth_fit
+from utils.faces.cropper import FaceCropper, FaceOptions, FaceReport
+from utils.faces.lip_sync import SoundTrack, estimate_offset, mouth_fit
+from utils.media.decode import MediaError
+from utils.media.frame_grid import grid_frames, picture_size
 
 CHUNK_FRAMES = 250  # pictures held in memory at once, fewer when they would fill more than CHUNK_BYTES
 CHUNK_BYTES, LEAST_CHUNK_FRAMES = 128 << 20, 50  # two seconds are needed to tell a head that is lost from one that blinks

@@ -1,0 +1,1 @@
+"""Faces in videos: found, followed, cropped, and compared with the sound."""

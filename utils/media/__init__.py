@@ -1,0 +1,1 @@
+"""Sound and video from files and into files."""
