@@ -12,10 +12,11 @@ import torch
 
 from dataloaders.dataloader_av import AVDataset, AVItem
 from evaluation.validation import Validation
-from models.generator import LiteAVSEMamba, pack_generator, start_from, third_party_keys
+from models.generator import LiteAVSEMamba
 from models.inference.enhancer import Enhancer
 from models.loss import generator_losses
 from models.ops.scan import describe_backend
+from models.pretrained import pack_generator, start_from, third_party_keys
 from models.stfts import mag_phase_istft, stft_options
 from models.timing import video_frame_index
 from utils.checkpoint import latest_pair

@@ -23,8 +23,8 @@ from evaluation.benchmark_parts import (
     scan_inputs,
     training_step,
 )
-from models.generator import ARCHITECTURES
 from models.inference.streaming import StreamingEnhancer
+from models.pretrained import ARCHITECTURES
 
 LIVE_SEC = 4
 

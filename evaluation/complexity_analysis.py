@@ -27,9 +27,10 @@ from evaluation.benchmark_parts import recipes
 from evaluation.runs import command_line
 from evaluation.scoring import write_csv
 from evaluation.tables import latex_escape, write_text
-from models.generator import ARCHITECTURES, SEMamba
+from models.generator import SEMamba
 from models.inference.enhancer import Enhancer
 from models.ops.scan import describe_backend, resolve_backend
+from models.pretrained import ARCHITECTURES
 from models.timing import video_frame_index
 from utils.config import load_config
 from utils.console import Parser, run

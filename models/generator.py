@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +21,6 @@ from models.lite_visual_encoder import LiteVisualEncoderA, LiteVisualEncoderB
 from models.mamba_block import CausalTFMambaBlock, TFMambaBlock
 from models.timing import video_frame_index
 from models.vce import VCE, VCEWithTemporalSmoothing
-from utils.checkpoint import load_checkpoint, load_state
 from utils.config import complete_config
 
 VISUAL_ENCODERS = {"mobilenet": LiteVisualEncoderA, "custom3d": LiteVisualEncoderB}
@@ -250,104 +248,3 @@ class LiteAVSEMamba(SEMamba):
         """noisy_mag, noisy_pha [B, F, T], video [B, 3, V, S, S] in [0, 1], video_mask [B, V] (True: a face is seen)
         -> (mag [B, F, T], pha [B, F, T], com [B, F, T, 2])."""
         return tuple(self.forward_with_gates(noisy_mag, noisy_pha, video, video_mask)[:3])
-
-
-ARCHITECTURES = {"SEMamba": SEMamba, "LiteAVSEMamba": LiteAVSEMamba}
-
-
-def third_party_keys(model: nn.Module) -> set[str]:
-    """State-dict keys of weights that are not ours to ship (the frozen ImageNet backbone); checkpoints leave them out."""
-    encoder = getattr(model, "visual_encoder", None)
-    if not isinstance(encoder, LiteVisualEncoderA):
-        return set()
-    return {f"visual_encoder.{key}" for key in encoder.third_party_keys()}
-
-
-def pack_generator(model: nn.Module, cfg: Mapping, meta: Mapping | None = None) -> dict[str, Any]:
-    """Contents of a generator checkpoint: weights of our own, the configuration and the architecture's name."""
-    left_out = third_party_keys(model)
-    weights = {key: value.detach().cpu() for key, value in model.state_dict().items() if key not in left_out}
-    return {
-        "generator": weights, "config": dict(cfg), "architecture": type(model).__name__, "meta": dict(meta or {}),
-    }
-
-
-def load_generator(
-    path: str | os.PathLike, config: Mapping | None = None, device: str | torch.device = "cpu"
-) -> tuple[SEMamba, dict]:
-    """Build the model that a checkpoint was made by and load it: (model in eval mode, its full configuration).
-
-    Our checkpoints carry their configuration. SEMamba's own files hold weights alone: `config` or SEMamba's defaults say
-    the rest. A `config` that contradicts the checkpoint in what shapes its numbers is refused with ValueError.
-    """
-    checkpoint = load_checkpoint(path)
-    weights = checkpoint.get("generator")
-    if not isinstance(weights, Mapping):
-        kind = "a discriminator/optimiser file; load the g_*.pth beside it" if "discriminator" in checkpoint else "no generator"
-        raise ValueError(f"checkpoint {path} holds {kind}")
-    own = checkpoint.get("config")
-    if own is not None and config is not None:
-        _refuse_other_model(path, own, complete_config(config))
-    cfg = complete_config(own if own is not None else (config or {}), source=f"config of {path}")
-    if own is None:
-        _refuse_unless_semambas(path, cfg)
-    name = checkpoint.get("architecture", "SEMamba")
-    if name not in ARCHITECTURES:
-        raise ValueError(f"checkpoint {path} is of architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")
-    # A backbone that travels in the checkpoint (random or fine-tuned) need not be fetched first.
-    carried = any(key.startswith("visual_encoder.backbone.") for key in weights)
-    visual = cfg["visual_cfg"] | ({"backbone_weights": "none"} if carried else {})
-    model = ARCHITECTURES[name](cfg | {"visual_cfg": visual})
-    load_state(model, weights, f"checkpoint {path}", may_miss=third_party_keys(model))
-    return model.to(device).eval(), cfg
-
-
-def start_from(model: SEMamba, cfg: Mapping, path: str | os.PathLike, parts: str = "all") -> str:
-    """Load the weights of another run into a new model; a sentence that says what was taken.
-
-    parts "all": every weight, strictly. "audio": all but the visual branch, which keeps its fresh values; an audio-only
-    checkpoint will do. ValueError when the checkpoint's numbers mean something else (another STFT, norm or size).
-    """
-    checkpoint = load_checkpoint(path)
-    weights = checkpoint.get("generator")
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"training_cfg.init_checkpoint {path} holds no generator")
-    if checkpoint.get("config") is None:
-        _refuse_unless_semambas(path, complete_config(cfg))
-    else:
-        _refuse_other_model(path, checkpoint["config"], complete_config(cfg), ("stft_cfg", "model_cfg"))
-    may_miss = third_party_keys(model)
-    taken = dict(weights)
-    if parts == "audio":
-        taken = {key: value for key, value in weights.items() if not key.startswith(VISUAL_PREFIXES)}
-        may_miss = may_miss | {key for key in model.state_dict() if key.startswith(VISUAL_PREFIXES)}
-    load_state(model, taken, f"checkpoint {path}", may_miss)
-    return f"starts from {len(taken)} of {len(model.state_dict())} weights of {path} ({parts})"
-
-
-def _refuse_other_model(
-    path: str | os.PathLike, own: Mapping, given: Mapping, sections: Sequence[str] = ("stft_cfg", "model_cfg", "lite_cfg")
-) -> None:
-    own = complete_config(own, source=f"config of {path}")
-    for section in sections:
-        for key, value in own[section].items():
-            if given[section][key] != value:
-                raise ValueError(
-                    f"checkpoint {path} was trained with {section}.{key}: {value}, the given config says "
-                    f"{given[section][key]}; use the checkpoint's own configuration, which it carries"
-                )
-
-
-def _refuse_unless_semambas(path: str | os.PathLike, given: Mapping) -> None:
-    """ValueError where weights without a configuration, so of SEMamba's own kind, would mean something else under `given`.
-
-    Neither setting changes a shape: only the record of a checkpoint tells such weights apart.
-    """
-    for key, semambas in (("norm", "instance"), ("phase_residual", False)):
-        value = given["model_cfg"][key]
-        if value != semambas:
-            raise ValueError(
-                f"checkpoint {path} carries no configuration, so it is SEMamba's own kind (model_cfg.{key}: "
-                f"{str(semambas).lower()}); the given config says {key}: {str(value).lower()}, under which its weights mean "
-                "something else"
-            )

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from web import Server
 
-from models.generator import ARCHITECTURES, pack_generator
+from models.pretrained import ARCHITECTURES, pack_generator
 from utils.checkpoint import save_checkpoint
 from utils.config import complete_config
 from utils.media.sound import write_clip

@@ -19,11 +19,11 @@ from models.codec_module import (
     MagDecoder,
     PhaseDecoder,
 )
-from models.generator import load_generator, pack_generator
 from models.layers import TimeConv1d, TimeConv2d, TimeConv3d
 from models.level import level_gain
 from models.lite_visual_encoder import LiteVisualEncoderA, LiteVisualEncoderB
 from models.mamba_block import CausalTFMambaBlock, MambaBlock
+from models.pretrained import load_generator, pack_generator
 from models.stfts import mag_phase_istft, mag_phase_stft
 from models.vce import VCE, VCEWithTemporalSmoothing
 from utils.checkpoint import load_checkpoint, save_checkpoint

@@ -11,7 +11,8 @@ import torch
 from conftest import save_tiny_checkpoint, tiny_model
 from weights import golden_state_dict
 
-from models.generator import LiteAVSEMamba, SEMamba, load_generator, pack_generator, third_party_keys
+from models.generator import LiteAVSEMamba, SEMamba
+from models.pretrained import load_generator, pack_generator, third_party_keys
 from utils.checkpoint import save_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"

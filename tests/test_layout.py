@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import save_tiny_checkpoint
 
-from models.generator import ARCHITECTURES
+from models.pretrained import ARCHITECTURES
 from utils.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]

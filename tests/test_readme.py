@@ -16,7 +16,7 @@ from conftest import all_files, face_crops, save_tiny_checkpoint, voice, write_m
 from zenodo import Zenodo, serving, zipped
 
 from data import download
-from models.generator import ARCHITECTURES
+from models.pretrained import ARCHITECTURES
 from utils.checkpoint import load_checkpoint
 from utils.config import Config, load_config
 from utils.media.sound import write_clip

@@ -16,8 +16,8 @@ import inference
 import train
 import train_lite
 from models.discriminator import MetricDiscriminator
-from models.generator import load_generator
 from models.loss import discriminator_losses
+from models.pretrained import load_generator
 from utils.checkpoint import latest_pair, load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.training import Trainer

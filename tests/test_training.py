@@ -19,7 +19,7 @@ from conftest import face_crops, only_line, voice
 
 import train_lite
 from evaluation.validation import Validation
-from models.generator import load_generator
+from models.pretrained import load_generator
 from utils.checkpoint import latest_pair, load_checkpoint, prune_pairs
 from utils.config import load_config
 from utils.media.sound import write_clip

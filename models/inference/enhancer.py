@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.generator import SEMamba, load_generator
+from models.generator import SEMamba
 from models.inference.crop_stream import Pictures, check_crops, check_mask
 from models.inference.overlap import enhance_overlapped
 from models.inference.stream_batch import PIECE_FRAMES, StreamBatch
 from models.inference.waveform import mix_back, noisy_share
 from models.level import level_gain
 from models.ops.scan import describe_backend
+from models.pretrained import load_generator
 from models.stfts import mag_phase_istft, mag_phase_stft
 from utils.faces.cropper import FaceOptions, FaceReport
 from utils.faces.lip_sync import SoundTrack
