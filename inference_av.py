@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.inference.enhancer import Enhancer, EnhanceResult
+from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import LOOKED_AT_SEC, Look, enhance_file
 from models.inference.files.jobs import OUTPUT_FORMATS, Job, folder_jobs, single_job
 from models.inference.files.options import add_face_arguments, check_detector, face_options, with_crops
 from models.inference.files.run_jobs import add_file_options, introduce, run_jobs
 from models.inference.files.stream_file import stream_file
+from models.inference.results import EnhanceResult
 from utils import console
 from utils.config import load_config
 from utils.distributed import Group, alone_or_together

@@ -22,7 +22,7 @@ from models.discriminator import MetricDiscriminator, batch_pesq
 from models.generator import SEMamba
 from models.inference.enhancer import Enhancer
 from models.loss import discriminator_losses, generator_losses
-from models.ops.scan import describe_backend
+from models.ops.backend import describe_backend
 from models.pretrained import pack_generator, start_from
 from models.stfts import mag_phase_istft, stft_options
 from utils.checkpoint import latest_pair, load_checkpoint, load_state

@@ -15,7 +15,7 @@ from evaluation.validation import Validation
 from models.generator import LiteAVSEMamba
 from models.inference.enhancer import Enhancer
 from models.loss import generator_losses
-from models.ops.scan import describe_backend
+from models.ops.backend import describe_backend
 from models.pretrained import pack_generator, start_from, third_party_keys
 from models.stfts import mag_phase_istft, stft_options
 from models.timing import video_frame_index

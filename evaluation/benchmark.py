@@ -29,7 +29,7 @@ from evaluation.benchmark_parts import (
     bench_scan,
     bench_training,
 )
-from models.ops.scan import describe_backend
+from models.ops.backend import describe_backend
 from utils.console import Parser, run
 from utils.util import atomic_write, git_revision, pick_device, write_json
 

@@ -14,7 +14,8 @@ from models.generator import SEMamba
 from models.inference.enhancer import Enhancer
 from models.loss import generator_losses
 from models.mamba_block import CausalTFMambaBlock, TFMambaBlock
-from models.ops.scan import available_backends, selective_scan
+from models.ops.backend import available_backends
+from models.ops.scan import selective_scan
 from models.pretrained import ARCHITECTURES
 from models.stfts import mag_phase_istft
 from utils.config import complete_config, load_config

@@ -29,7 +29,7 @@ from evaluation.scoring import write_csv
 from evaluation.tables import latex_escape, write_text
 from models.generator import SEMamba
 from models.inference.enhancer import Enhancer
-from models.ops.scan import describe_backend, resolve_backend
+from models.ops.backend import describe_backend, resolve_backend
 from models.pretrained import ARCHITECTURES
 from models.timing import video_frame_index
 from utils.config import load_config

@@ -12,8 +12,9 @@ import numpy as np
 
 from evaluation.spectrogram_viz import spectrogram_figure
 from evaluation.tables import common_means, complete
-from models.inference.enhancer import Enhancer, EnhanceResult
+from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import write_wav
+from models.inference.results import EnhanceResult
 from utils import console
 from utils.media.sound import VIDEO_EXTENSIONS, load_audio
 from utils.metrics import METRICS, require_scorers, score_clip

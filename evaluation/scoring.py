@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from evaluation.testset import SAMPLE_RATE_HZ, Mixture, Sample, mix
 from evaluation.video_conditions import CONDITIONS, NONE, OTHER_FACE, Picture, degrade
-from models.inference.enhancer import Enhancer, EnhanceResult
+from models.inference.enhancer import Enhancer
+from models.inference.results import EnhanceResult
 from models.timing import video_frame_index
 from utils.console import one_line
 from utils.metrics import METRICS, require_scorers, score_clip

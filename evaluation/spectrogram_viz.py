@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from evaluation.figures import DPI, drawing, require_matplotlib
-from models.inference.enhancer import Enhancer, EnhanceResult
+from models.inference.enhancer import Enhancer
+from models.inference.results import EnhanceResult
 from models.stfts import mag_phase_stft
 from utils.config import load_config
 from utils.console import Parser, run

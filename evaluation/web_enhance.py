@@ -13,8 +13,9 @@ import numpy as np
 from dataloaders.mixing import active_samples
 from evaluation.spectrogram_viz import spectrogram_figure
 from evaluation.web_recording import Limits, Recording, Wish, read_recording
-from models.inference.enhancer import Enhancer, EnhanceResult
+from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import write_wav
+from models.inference.results import EnhanceResult
 from utils.media.replace_sound import CONTAINERS, replace_sound
 from utils.media.sound import MediaError, write_clip
 from utils.metrics import METRICS, ScoringPool, require_scorers, score_many

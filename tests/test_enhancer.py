@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import face_crops, tiny_config, tiny_model, voice
 
-from models.inference.enhancer import Enhancer, float_waveform
+from models.inference.enhancer import Enhancer
+from models.inference.waveform import float_waveform
 
 
 @pytest.fixture(scope="module")

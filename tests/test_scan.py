@@ -13,9 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.ops import backend as backends
 from models.ops import scan
 from models.ops import scan_cuda as scan_mamba_ssm
-from models.ops.scan import available_backends, causal_conv1d, describe_backend, resolve_backend, selective_scan
+from models.ops.backend import available_backends, describe_backend, resolve_backend
+from models.ops.scan import causal_conv1d, selective_scan
 
 CPU_BACKENDS = ["reference", "numba"]
 OPTIONAL = ("D", "z", "delta_bias", "initial_state")
@@ -290,7 +292,8 @@ def test_without_numba_the_slow_path_works_and_says_so():
 import sys
 sys.modules["numba"] = None  # what an import of a missing package finds
 import torch
-from models.ops.scan import describe_backend, selective_scan
+from models.ops.scan import selective_scan
+from models.ops.backend import describe_backend
 x = torch.ones(1, 3, 4)
 y, _ = selective_scan(x, x, -torch.ones(4, 2), x[..., :2], x[..., :2])
 assert torch.isfinite(y).all()
@@ -316,11 +319,11 @@ def test_half_an_installation_of_the_cuda_packages_is_named(monkeypatch, install
     monkeypatch.setattr(scan_mamba_ssm, "find_spec", spec)
     assert said in scan_mamba_ssm.missing_half() and bool(said) == bool(scan_mamba_ssm.missing_half())
     if said:
-        scan._why_not.cache_clear()
+        backends._why_not.cache_clear()
         try:
             assert said in describe_backend("cuda")
         finally:
-            scan._why_not.cache_clear()
+            backends._why_not.cache_clear()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from conftest import all_files, only_line, tiny_model, voice
 
 from evaluation import spectrogram_viz
 from evaluation.spectrogram_viz import spectrogram_db, spectrogram_figure
-from models.inference.enhancer import EnhanceResult
+from models.inference.results import EnhanceResult
 
 
 def picture(path: Path) -> np.ndarray:

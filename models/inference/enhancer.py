@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,96 +19,20 @@ import torch
 from models.generator import SEMamba
 from models.inference.crop_stream import Pictures, check_crops, check_mask
 from models.inference.overlap import enhance_overlapped
+from models.inference.results import AlphaTrack, EnhanceResult, Outcome
 from models.inference.stream_batch import PIECE_FRAMES, StreamBatch
-from models.inference.waveform import mix_back, noisy_share
+from models.inference.waveform import float_waveform, mix_back, noisy_share
 from models.level import level_gain
-from models.ops.scan import describe_backend
+from models.ops.backend import describe_backend
 from models.pretrained import load_generator
 from models.stfts import mag_phase_istft, mag_phase_stft
 from utils.faces.cropper import FaceOptions, FaceReport
 from utils.faces.lip_sync import SoundTrack
-from utils.media.sound import crop_stretches, load_video_frames, resample, to_mono
+from utils.media.sound import crop_stretches, load_video_frames, resample
 from utils.util import pick_device
 
-INTEGER_KINDS = {np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16), np.dtype(np.int32)}
 HIGHEST_RATE_HZ = 10_000_000
 LONGEST_WHOLE_SEC = 30  # of sound that a model which is not causal takes at once
-LOUDEST = 1e12  # integers stored as floats pass, what would lose precision or overflow further on does not
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How enhancing a recording went."""
-
-    duration_sec: float
-    seconds: float  # wall time it took
-    alpha: np.ndarray | None = None  # float32 [T], trust in the picture per STFT frame; None when no picture was used
-    masked_share: float = 1.0  # share of the sound's video frames that show no face or do not exist
-    faces: FaceReport | None = None  # what looking for the face in a video file came to
-    notes: tuple[str, ...] = ()  # one line each: what was asked for and could not be done
-
-    @property
-    def rtf(self) -> float:
-        """Real-time factor: seconds of computing per second of sound."""
-        return self.seconds / self.duration_sec
-
-    @property
-    def mean_alpha(self) -> float | None:
-        """Mean trust in the picture over the whole clip (0 where there was none); None when no picture was used."""
-        return None if self.alpha is None else float(self.alpha.mean())
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnhanceResult(Outcome):
-    """What `Enhancer.enhance` gives back: the enhanced sound, and what it was made with."""
-
-    wav: np.ndarray  # float32 [L], as many samples as the input, at its rate and level
-    sample_rate: int  # Hz, the input's
-    gate: np.ndarray | None = None  # float32 [T, F'], where the picture helps; only with return_details=True
-
-
-def float_waveform(wav: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """Samples of any common type, [L], [L, ch] or [ch, L] (`axis`, or the shorter one, is the channels) -> float32 [L] mono.
-
-    Integers are scaled to full scale 1 (uint8 is centred at 128, as in 8-bit WAV); floats are taken as they are.
-    ValueError for no samples, NaN or infinity, complex, boolean or 64-bit integer samples.
-    """
-    wav = np.asarray(wav)
-    if wav.ndim not in (1, 2):
-        raise ValueError(f"sound should have the shape [samples] or [samples, channels], not {list(wav.shape)}")
-    if wav.size == 0:
-        raise ValueError("the sound holds no samples (0 s)")
-    if wav.dtype in INTEGER_KINDS:
-        bits, centre = 8 * wav.dtype.itemsize, 128 if wav.dtype == np.uint8 else 0
-        wav = (wav.astype(np.float32 if bits <= 16 else np.float64) - centre) / 2 ** (bits - 1)
-    elif not np.issubdtype(wav.dtype, np.floating):
-        raise ValueError(f"samples are {wav.dtype}; give 8, 16 or 32-bit integers, or floats with full scale 1")
-    # The extremes tell of NaN and infinity without an array as long as the sound.
-    low, high = float(wav.min()), float(wav.max())
-    if not math.isfinite(low + high):
-        bad = int(np.count_nonzero(~np.isfinite(wav)))
-        raise ValueError(f"the sound holds {bad} samples that are NaN or infinite; repair it or replace them with 0")
-    if (peak := max(-low, high)) > LOUDEST:
-        raise ValueError(f"the sound reaches {peak:g}; floats should have full scale 1")
-    return to_mono(wav, axis)
-
-
-class AlphaTrack:
-    """Alpha [T] of a sound of n_samples, filled step by step.
-
-    One array from the start: small ones that are kept between a model's large ones leave holes in the heap (measured:
-    11 MB more for each minute of sound).
-    """
-
-    def __init__(self, stft_cfg: Mapping, n_samples: int) -> None:
-        self.values = np.zeros(1 + max(n_samples, stft_cfg["n_fft"]) // stft_cfg["hop_size"], np.float32)
-        self._filled = 0
-
-    def append(self, steps: Iterable[np.ndarray]) -> None:
-        """Add alpha [t] of further steps."""
-        for step in steps:
-            self.values[self._filled : self._filled + len(step)] = step
-            self._filled += len(step)
 
 
 class Enhancer:

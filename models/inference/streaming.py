@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from models.inference.enhancer import Enhancer, float_waveform
+from models.inference.enhancer import Enhancer
 from models.inference.stream_batch import StreamBatch
-from models.inference.waveform import mix_back, noisy_share
+from models.inference.waveform import float_waveform, mix_back, noisy_share
 
 
 @dataclass(frozen=True)

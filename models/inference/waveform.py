@@ -1,10 +1,42 @@
-"""A limit to how far noise is turned down, for listeners who want some of the place to be left."""
+"""Samples before and after the model: any waveform as float32 mono, and a limit to how far noise is turned down."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
+
+from utils.media.sound import to_mono
+
+INTEGER_KINDS = {np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16), np.dtype(np.int32)}
+LOUDEST = 1e12  # integers stored as floats pass, what would lose precision or overflow further on does not
+
+
+def float_waveform(wav: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Samples of any common type, [L], [L, ch] or [ch, L] (`axis`, or the shorter one, is the channels) -> float32 [L] mono.
+
+    Integers are scaled to full scale 1 (uint8 is centred at 128, as in 8-bit WAV); floats are taken as they are.
+    ValueError for no samples, NaN or infinity, complex, boolean or 64-bit integer samples.
+    """
+    wav = np.asarray(wav)
+    if wav.ndim not in (1, 2):
+        raise ValueError(f"sound should have the shape [samples] or [samples, channels], not {list(wav.shape)}")
+    if wav.size == 0:
+        raise ValueError("the sound holds no samples (0 s)")
+    if wav.dtype in INTEGER_KINDS:
+        bits, centre = 8 * wav.dtype.itemsize, 128 if wav.dtype == np.uint8 else 0
+        wav = (wav.astype(np.float32 if bits <= 16 else np.float64) - centre) / 2 ** (bits - 1)
+    elif not np.issubdtype(wav.dtype, np.floating):
+        raise ValueError(f"samples are {wav.dtype}; give 8, 16 or 32-bit integers, or floats with full scale 1")
+    # The extremes tell of NaN and infinity without an array as long as the sound.
+    low, high = float(wav.min()), float(wav.max())
+    if not math.isfinite(low + high):
+        bad = int(np.count_nonzero(~np.isfinite(wav)))
+        raise ValueError(f"the sound holds {bad} samples that are NaN or infinite; repair it or replace them with 0")
+    if (peak := max(-low, high)) > LOUDEST:
+        raise ValueError(f"the sound reaches {peak:g}; floats should have full scale 1")
+    return to_mono(wav, axis)
+
 
 
 def noisy_share(limit_db: float | None) -> float:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from models.ops.backend import resolve_backend
 from models.ops.packed_weights import padded
-from models.ops.scan import resolve_backend
 
 PIECE = 16  # of models/ops/kernels/depthwise.py, which is imported only where it is used
 _GROUPS = 16  # parts in which the weights' gradient is summed, whatever the number of threads: same bits on any machine

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from models.ops.backend import resolve_backend
 from models.ops.packed_weights import padded
-from models.ops.scan import resolve_backend
 
 PACKED = ("w_in", "w_conv", "b_conv", "w_x", "w_dt", "b_dt", "a", "skip", "w_out")
 

@@ -12,10 +12,11 @@ import numpy as np
 import soundfile
 
 from models.inference.crop_stream import Pictures
-from models.inference.enhancer import AlphaTrack, Enhancer, EnhanceResult, Outcome
+from models.inference.enhancer import Enhancer
 from models.inference.files.disk_sound import SpooledSound
 from models.inference.files.jobs import SOUND_FORMATS, Job
 from models.inference.files.saved_crops import saved_crops
+from models.inference.results import AlphaTrack, EnhanceResult, Outcome
 from models.inference.waveform import mix_back, noisy_share
 from utils.console import one_line
 from utils.faces.lip_sync import SoundTrack

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models.inference.enhancer import Enhancer, Outcome
+from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import enhance_file
 from models.inference.files.jobs import Job
+from models.inference.results import Outcome
 from models.inference.waveform import noisy_share
 from utils.console import EXIT_FAILED, one_line
 from utils.distributed import Group

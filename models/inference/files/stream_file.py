@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from models.inference.crop_stream import Pictures
-from models.inference.enhancer import Enhancer, Outcome
+from models.inference.enhancer import Enhancer
 from models.inference.files.disk_sound import SpooledSound
 from models.inference.files.enhance_file import give_back, open_pictures, recording, write_output
 from models.inference.files.jobs import Job
 from models.inference.files.saved_crops import saved_crops
+from models.inference.results import Outcome
 from models.inference.streaming import StreamingEnhancer
 from utils.media.replace_sound import check_remux
 
