@@ -13,8 +13,9 @@ import cv2
 import numpy as np
 
 from utils.faces.lip_sync import SoundTrack
+from utils.faces.video_crops import load_video_frames
 from utils.media.shards import encode_clip, index_path, write_shard
-from utils.media.sound import load_audio, load_video_frames
+from utils.media.sound import load_audio
 
 SAMPLE_RATE = 16000
 LONGEST_NAME = 48  # characters of a clip's path that are kept in its key: tar headers hold 100

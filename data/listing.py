@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from utils.media.sound import MediaError, probe_media
+from utils.media.decode import MediaError, probe_media
 from utils.util import atomic_write, write_json
 
 SPLITS = ("train", "valid", "test")

@@ -33,7 +33,7 @@ from data.face_shards import (
 from data.listing import report_skipped
 from utils.console import EXIT_FAILED, Parser, run
 from utils.faces.detectors import FACE_METHODS, settle_method
-from utils.media.sound import write_clip
+from utils.media.clip_writer import write_clip
 from utils.util import atomic_write, load_json_file, write_json
 
 

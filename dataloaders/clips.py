@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from dataloaders.clip_dataset import resolve
+from utils.faces.video_crops import load_video_frames
 from utils.media.decode import MediaError
 from utils.media.shards import NOTE, PICTURE, SOUND, decode_crops, decode_samples, find_shards, names_shards, read_clips
-from utils.media.sound import load_audio, load_video_frames, media_duration_sec
+from utils.media.sound import load_audio, media_duration_sec
 from utils.order import GROUP_RUNS
 from utils.util import load_json_file
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evaluation.benchmark_parts import Row, medians
 from utils.faces.detectors import settle_method
-from utils.media.sound import load_video_frames
+from utils.faces.video_crops import load_video_frames
 
 CLIP = Path(__file__).resolve().parents[1] / "samples" / "talker_awb.mp4"
 

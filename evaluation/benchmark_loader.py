@@ -14,8 +14,10 @@ from torch.utils.data import DataLoader
 
 from dataloaders.dataloader_av import AVDataset
 from evaluation.benchmark_parts import ROOT, Row, medians, recipes
+from utils.faces.video_crops import load_video_frames
+from utils.media.clip_writer import write_clip
 from utils.media.shards import encode_clip, write_shard
-from utils.media.sound import load_audio, load_video_frames, write_clip
+from utils.media.sound import load_audio
 from utils.order import epoch_order, run_order
 from utils.util import load_json_file, write_json
 

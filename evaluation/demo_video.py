@@ -28,8 +28,9 @@ import soundfile
 from PIL import Image
 
 from utils import console
+from utils.media.clip_writer import ClipWriter
 from utils.media.replace_sound import replace_sound
-from utils.media.sound import ClipWriter, load_audio
+from utils.media.sound import load_audio
 
 ROOT = Path(__file__).resolve().parents[1]
 FPS, CRF, RATE_HZ = 10, 30, 16000

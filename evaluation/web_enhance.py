@@ -16,8 +16,9 @@ from evaluation.web_recording import Limits, Recording, Wish, read_recording
 from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import write_wav
 from models.inference.results import EnhanceResult
+from utils.media.clip_writer import write_clip
+from utils.media.decode import MediaError
 from utils.media.replace_sound import CONTAINERS, replace_sound
-from utils.media.sound import MediaError, write_clip
 from utils.metrics import METRICS, ScoringPool, require_scorers, score_many
 
 SCREEN_DPI = 110

@@ -23,7 +23,7 @@ from evaluation.web_live import LiveRoom
 from evaluation.web_recording import AS_IT_IS, CORRUPTIONS, OFF, Complaint, Limits, Wish, sample_noise, spoken
 from evaluation.web_uploads import UploadLimit
 from models.inference.enhancer import Enhancer
-from utils.media.sound import grid_frames
+from utils.media.frame_grid import grid_frames
 from utils.metrics import ScoringPool
 
 HERE = Path(__file__).resolve().parent

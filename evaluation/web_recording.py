@@ -15,8 +15,8 @@ from models.inference.enhancer import Enhancer
 from utils.console import one_line
 from utils.faces.cropper import FaceOptions, FaceReport
 from utils.faces.lip_sync import SoundTrack
-from utils.media.decode import MediaInfo
-from utils.media.sound import MediaError, probe_media, sound_pieces
+from utils.media.decode import MediaError, MediaInfo, probe_media
+from utils.media.sound import sound_pieces
 from utils.metrics import aligned
 
 AS_IT_IS, OFF = "as it is", "off"

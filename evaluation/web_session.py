@@ -16,6 +16,7 @@ from evaluation.web_recording import AS_IT_IS, OFF, Complaint
 from models.inference.enhancer import Enhancer
 from models.inference.streaming import StreamingEnhancer
 from utils.faces.live_cropper import LiveCropper
+from utils.media.sound import to_pcm16
 
 SOUND, PICTURE = 0, 1  # kinds of messages
 LIVE_CORRUPTIONS = ("blur", "noise", "black", "dim", "patch")
@@ -108,7 +109,7 @@ class LiveSession:
             waiting.append(np.frombuffer(message.content[: len(message.content) // 2 * 2], "<i2"))
             self._heard_sec = message.at_sec + len(waiting[-1]) / self._rate
         out.append(self._enhanced(waiting))
-        pcm = np.clip(np.round(32767 * np.concatenate(out)), -32768, 32767).astype("<i2")
+        pcm = to_pcm16(np.concatenate(out)).astype("<i2", copy=False)
         readout = self._stream.readout()
         behind = (readout.backlog_samples + self._down.delay()) / self._model_rate
         return SOUND, self._heard_sec - behind, pcm.tobytes()

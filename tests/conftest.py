@@ -17,7 +17,7 @@ from web import Server
 from models.pretrained import ARCHITECTURES, pack_generator
 from utils.checkpoint import save_checkpoint
 from utils.config import complete_config
-from utils.media.sound import write_clip
+from utils.media.clip_writer import write_clip
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

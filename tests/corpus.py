@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 from conftest import face_crops, voice
 
-from utils.media.sound import write_clip
+from utils.media.clip_writer import write_clip
 
 SPEAKERS = ("ann", "bob", "cleo", "dan")
 

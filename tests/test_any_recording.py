@@ -21,7 +21,10 @@ from models.inference.files.disk_sound import SpooledSound
 from models.inference.files.saved_crops import saved_crops
 from utils.faces import cropper as faces
 from utils.faces.detectors import settle_method
-from utils.media.sound import load_audio, load_video_frames, probe_media, write_clip
+from utils.faces.video_crops import load_video_frames
+from utils.media.clip_writer import write_clip
+from utils.media.decode import probe_media
+from utils.media.sound import load_audio
 
 
 @pytest.fixture

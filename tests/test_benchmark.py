@@ -13,7 +13,8 @@ from conftest import face_crops, only_line, voice
 
 from evaluation import benchmark, benchmark_faces, benchmark_live, benchmark_loader, benchmark_parts
 from utils.config import complete_config
-from utils.media.sound import probe_media, write_clip
+from utils.media.clip_writer import write_clip
+from utils.media.decode import probe_media
 from utils.util import write_json
 
 TINY = complete_config({

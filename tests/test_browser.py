@@ -20,7 +20,8 @@ import soundfile
 from conftest import bytes_file, voice, wav_file
 from web import ROOT, Server, status_of
 
-from utils.media.sound import load_audio, probe_media
+from utils.media.decode import probe_media
+from utils.media.sound import load_audio
 
 playwright = pytest.importorskip("playwright.sync_api", reason="they need Playwright: pip install -r requirements-dev.txt")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

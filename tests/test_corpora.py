@@ -11,7 +11,7 @@ import pytest
 from conftest import face_crops, only_line, voice, wav_file
 
 from data import listing, make_lrs_json, make_vox_json
-from utils.media.sound import write_clip
+from utils.media.clip_writer import write_clip
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from dataloaders.degrade import VisualDegradation
 from dataloaders.mixing import snr_db
 from evaluation.validation import Validation
 from models.inference.enhancer import Enhancer
-from utils.media.sound import load_audio, write_clip
+from utils.media.clip_writer import write_clip
+from utils.media.sound import load_audio
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 SIZE = 32

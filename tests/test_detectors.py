@@ -14,7 +14,7 @@ from test_faces import drawn_face
 from utils.faces import detectors
 from utils.faces.cropper import FaceCropper, FaceOptions, FaceReport
 from utils.faces.detectors import FaceMethod, YuNetDetector, settle_method
-from utils.media.sound import grid_frames
+from utils.media.frame_grid import grid_frames
 
 
 @pytest.fixture(autouse=True)

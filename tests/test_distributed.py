@@ -23,7 +23,7 @@ from utils.checkpoint import latest_pair, load_checkpoint
 from utils.config import complete_config
 from utils.distributed import Group
 from utils.launch import usable_gpus
-from utils.media.sound import write_clip
+from utils.media.clip_writer import write_clip
 from utils.util import write_json
 
 ROOT = Path(__file__).resolve().parents[1]

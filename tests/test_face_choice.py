@@ -13,7 +13,8 @@ from videos import RATE, SIDE, Drawings, sped_up, talking, timed_video
 from utils.faces import cropper as faces
 from utils.faces.cropper import FaceBox, FaceCropper, FaceOptions, FaceReport
 from utils.faces.lip_sync import SoundTrack
-from utils.media.sound import crop_stretches, load_audio, load_video_frames
+from utils.faces.video_crops import crop_stretches, load_video_frames
+from utils.media.sound import load_audio
 
 LEFT, MIDDLE, RIGHT = FaceBox(15, 30, 14), FaceBox(40, 30, 22), FaceBox(65, 30, 14)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from utils.faces.cropper import FaceBox, FaceCropper, HaarDetector, crop_faces, cut_square
-from utils.media.sound import load_video_frames
+from utils.faces.video_crops import load_video_frames
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 

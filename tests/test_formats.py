@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from conftest import bytes_file, voice, wav_file
 
-from utils.media.decode import MediaError, open_media
-from utils.media.sound import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, load_audio, probe_media
+from utils.media.decode import MediaError, open_media, probe_media
+from utils.media.sound import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, load_audio
 
 CODECS = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".ogg": "libopus", ".oga": "flac", ".opus": "libopus",
           ".m4a": "aac", ".aac": "aac", ".aif": "pcm_s16be", ".aiff": "pcm_s16be", ".wma": "wmav2"}  # fmt: skip

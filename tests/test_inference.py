@@ -30,7 +30,7 @@ from conftest import (
 import inference_av
 from models.inference.files import enhance_file as enhance_files
 from utils.checkpoint import save_checkpoint
-from utils.media.sound import write_clip
+from utils.media.clip_writer import write_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,9 @@ import soundfile
 from conftest import face_crops, only_line, voice, write_mpg
 
 from data import face_shards, make_grid_json, prepare_faces, prepare_noise
-from utils.media.sound import load_audio, load_video_frames, write_clip
+from utils.faces.video_crops import load_video_frames
+from utils.media.clip_writer import write_clip
+from utils.media.sound import load_audio
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 

@@ -20,7 +20,10 @@ from models.inference.files.disk_sound import SpooledSound
 from models.inference.files.enhance_file import write_wav
 from models.inference.overlap import enhance_overlapped
 from utils.faces import video_crops as face_video
-from utils.media.sound import MediaError, crop_stretches, load_audio, load_video_frames, sound_pieces, write_clip
+from utils.faces.video_crops import crop_stretches, load_video_frames
+from utils.media.clip_writer import write_clip
+from utils.media.decode import MediaError
+from utils.media.sound import load_audio, sound_pieces
 
 RATE = 16000
 

@@ -10,10 +10,13 @@ import pytest
 import soundfile
 from grey_video import STEP, newest, noise, numbers, regular, write_video
 
-from utils.media import decode
+from utils.faces.video_crops import load_video_frames
+from utils.media import decode, frame_grid
 from utils.media import sound as media
+from utils.media.clip_writer import write_clip
+from utils.media.decode import MediaError, probe_media
 from utils.media.frame_grid import picture_size
-from utils.media.sound import MediaError, load_audio, load_video_frames, probe_media, write_clip
+from utils.media.sound import load_audio
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 
@@ -114,7 +117,7 @@ def test_a_phone_video_is_turned_upright(tmp_path: Path) -> None:
     matrix = data.index(b"tkhd") + 4 + 40
     data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30)
     (tmp_path / "turned.mp4").write_bytes(data)
-    shown = next(media.grid_frames(tmp_path / "turned.mp4"))
+    shown = next(frame_grid.grid_frames(tmp_path / "turned.mp4"))
     assert shown.shape == (96, 64, 3)
     assert picture_size(tmp_path / "a.mp4") == (96, 64) and picture_size(tmp_path / "turned.mp4") == (64, 96)
     assert shown[4, -4].mean() > 200 and shown[4, 4].mean() < 50
@@ -122,7 +125,7 @@ def test_a_phone_video_is_turned_upright(tmp_path: Path) -> None:
 
 def test_large_pictures_are_reduced_before_anything_else(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", regular(2, 25), size=(1080, 1920))
-    assert next(media.grid_frames(path)).shape == (540, 960, 3) and picture_size(path) == (1920, 1080)
+    assert next(frame_grid.grid_frames(path)).shape == (540, 960, 3) and picture_size(path) == (1920, 1080)
 
 
 # health
@@ -184,9 +187,9 @@ def test_probe_and_stream_queries(tmp_path: Path) -> None:
     info = probe_media(both, full=True)
     assert info.has_audio and info.has_video and (info.width, info.height, info.fps) == (64, 64, 25.0)
     assert info.duration_sec == pytest.approx(1.0, abs=0.05) and info.damaged_packets == 0
-    assert media.has_video(mute) and not media.has_audio(mute)
-    assert media.has_audio(tmp_path / "a.flac") and not media.has_video(tmp_path / "a.flac")
-    assert not media.has_audio(tmp_path / "gone.mp4") and not media.has_video(tmp_path / "gone.mp4")
+    silent, sound_only = probe_media(mute), probe_media(tmp_path / "a.flac")
+    assert silent.has_video and not silent.has_audio
+    assert sound_only.has_audio and not sound_only.has_video
     assert media.media_duration_sec(tmp_path / "a.flac") == 0.5
 
 

@@ -13,10 +13,11 @@ import pytest
 from conftest import all_files, bytes_file, face_crops, only_line, voice, wav_file, write_mpg
 from test_media import regular, write_video
 
+from utils.media.clip_writer import write_clip
 from utils.media.decode import MediaError, audio_stream, open_media, sound_start_sec, video_stream
 from utils.media.frame_grid import grid_frames
 from utils.media.replace_sound import replace_sound
-from utils.media.sound import load_audio, write_clip
+from utils.media.sound import load_audio
 
 
 def packets(path: Path) -> list[tuple[str, Fraction, bool]]:

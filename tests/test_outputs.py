@@ -21,7 +21,8 @@ from models.inference.files.enhance_file import enhance_file
 from models.inference.files.jobs import Job
 from models.inference.streaming import StreamingEnhancer
 from models.inference.waveform import noisy_share
-from utils.media.sound import load_audio, resample, write_clip
+from utils.media.clip_writer import write_clip
+from utils.media.sound import load_audio, resample
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from data import download
 from models.pretrained import ARCHITECTURES
 from utils.checkpoint import load_checkpoint
 from utils.config import Config, load_config
-from utils.media.sound import write_clip
+from utils.media.clip_writer import write_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -25,9 +25,9 @@ from dataloaders import clips as clips_module
 from dataloaders.clips import ShardClips, open_clips
 from dataloaders.dataloader_av import AVDataset, AVItem
 from utils.checkpoint import latest_pair, load_checkpoint
+from utils.media.clip_writer import write_clip
 from utils.media.decode import MediaError
 from utils.media.shards import decode_crops, encode_clip, find_shards, read_clips, read_index
-from utils.media.sound import write_clip
 from utils.order import GROUP_RUNS, epoch_order, run_order
 from utils.util import write_json
 

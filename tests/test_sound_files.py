@@ -13,7 +13,8 @@ from grey_video import noise, regular, write_video
 
 from utils.media import decode
 from utils.media import sound as media
-from utils.media.sound import MediaError, load_audio
+from utils.media.decode import MediaError
+from utils.media.sound import load_audio
 
 
 def test_eight_bit_stereo_wav_at_44100_becomes_16k_mono(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from videos import RATE, SIDE, sped_up, talking, timed_video
 from utils.faces.cropper import FaceOptions, FaceReport
 from utils.faces.lip_sync import OffsetEstimate, SoundTrack, estimate_offset, mouth_fit
 from utils.faces.lip_sync import talking as goes_with
-from utils.media.sound import load_audio, load_video_frames
+from utils.faces.video_crops import load_video_frames
+from utils.media.sound import load_audio
 
 
 def track(samples: np.ndarray) -> SoundTrack:

@@ -231,7 +231,7 @@ def test_samples_are_small_and_decode_in_pairs():
 
 
 def test_the_face_in_every_sample_is_found():
-    from utils.media.sound import load_video_frames
+    from utils.faces.video_crops import load_video_frames
 
     for name, *_ in SAMPLES:
         crops, found = load_video_frames(SAMPLES_DIR / f"{name}.mp4")

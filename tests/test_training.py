@@ -22,7 +22,7 @@ from evaluation.validation import Validation
 from models.pretrained import load_generator
 from utils.checkpoint import latest_pair, load_checkpoint, prune_pairs
 from utils.config import load_config
-from utils.media.sound import write_clip
+from utils.media.clip_writer import write_clip
 from utils.training import Trainer, epoch_order
 from utils.util import initialize_seed, write_json
 

@@ -14,8 +14,10 @@ from dataloaders.mixing import snr_db
 from evaluation.web_enhance import answer, loudness_gain_db
 from evaluation.web_recording import CORRUPTIONS, OFF, Complaint, Limits, Wish, read_recording, sample_noise
 from models.inference.enhancer import Enhancer
-from utils.media.decode import Decoder
-from utils.media.sound import grid_frames, load_audio, probe_media, write_clip
+from utils.media.clip_writer import write_clip
+from utils.media.decode import Decoder, probe_media
+from utils.media.frame_grid import grid_frames
+from utils.media.sound import load_audio
 from utils.metrics import ScoringPool
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"

@@ -28,7 +28,8 @@ from models.pretrained import load_generator
 from models.stfts import mag_phase_istft, mag_phase_stft
 from utils.faces.cropper import FaceOptions, FaceReport
 from utils.faces.lip_sync import SoundTrack
-from utils.media.sound import crop_stretches, load_video_frames, resample
+from utils.faces.video_crops import crop_stretches, load_video_frames
+from utils.media.sound import resample
 from utils.util import pick_device
 
 HIGHEST_RATE_HZ = 10_000_000

@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from utils.media.decode import Decoder, MediaError, audio_stream, open_media, sound_start_sec, video_stream
-from utils.media.sound import resampled_pieces
+from utils.media.sound import resampled_pieces, to_pcm16
 from utils.util import atomic_write
 
 # Suffix -> FFmpeg's name of the container, encoder of the sound. Opus counts in 48 kHz, whatever its input.
@@ -234,7 +234,7 @@ def _audio_frame(samples: np.ndarray, codec: str) -> av.audio.frame.AudioFrame:
     """float32 [n] in [-1, 1] in the sample format that the encoder takes."""
     if codec == "aac":
         return av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
-    pcm = np.clip(np.round(samples.astype(np.float64) * 32768.0), -32768, 32767).astype(np.int16)
+    pcm = to_pcm16(samples)
     return av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
 
 

@@ -22,9 +22,10 @@ import av
 import numpy as np
 import soundfile
 
+from utils.media.clip_writer import write_clip
 from utils.media.decode import ONE_THREAD, MediaError
 from utils.media.frame_grid import HOLD_SEC
-from utils.media.sound import write_clip
+from utils.media.sound import to_pcm16
 from utils.util import atomic_write, write_json
 
 PICTURE, SOUND, NOTE = "mp4", "flac", "json"  # the members of a clip
@@ -51,7 +52,7 @@ def encode_clip(crops: np.ndarray, samples: np.ndarray, sample_rate: int, fps: f
         write_clip(picture, crops, None, sample_rate, fps)
         encoded = picture.read_bytes()
     sound = io.BytesIO()
-    pcm = np.clip(np.round(np.asarray(samples, np.float64) * 32768.0), -32768, 32767).astype(np.int16)
+    pcm = to_pcm16(samples)
     soundfile.write(sound, pcm, sample_rate, format="FLAC", subtype="PCM_16")
     text = json.dumps({"n_frames": len(crops), "n_samples": len(pcm), **note}, ensure_ascii=False)
     return {PICTURE: encoded, SOUND: sound.getvalue(), NOTE: text.encode()}

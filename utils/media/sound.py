@@ -1,80 +1,29 @@
-"""Sound and pictures from files: any container, rate and channel count in, 16 kHz mono and 25 fps face crops out."""
+"""Sound from files: any container, rate and channel count in, mono float32 at the rate that is asked for out."""
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import os
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import av
 import numpy as np
 import soundfile
 import soxr
 
-from utils.faces.video_crops import crop_stretches, load_video_frames
 from utils.media.decode import (
     MediaError,
-    MediaInfo,
-    audio_stream,
     decode_sound,
     decode_sound_pieces,
     open_media,
-    probe_media,
-    video_stream,
 )
-from utils.media.frame_grid import grid_frames
-
-__all__ = [
-    "AUDIO_EXTENSIONS",
-    "VIDEO_EXTENSIONS",
-    "ClipWriter",
-    "MediaError",
-    "MediaInfo",
-    "crop_stretches",
-    "grid_frames",
-    "has_audio",
-    "has_video",
-    "load_audio",
-    "load_video_frames",
-    "media_duration_sec",
-    "own_rate_pieces",
-    "probe_media",
-    "resample",
-    "resampled_pieces",
-    "sound_pieces",
-    "to_mono",
-    "write_clip",
-]
 
 AUDIO_EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".wma")
 VIDEO_EXTENSIONS = (
     ".mp4", ".mpg", ".mpeg", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".ts", ".mts", ".3gp", ".wmv", ".flv",
 )  # fmt: skip
-
-CLIP_CRF = 14  # H.264 quality of written crops: no visible loss at 96 x 96
-
-
-def has_audio(path: str | os.PathLike) -> bool:
-    """Whether the file holds a sound stream (by its header); False when it cannot be opened."""
-    try:
-        with open_media(path) as container:
-            return audio_stream(container) is not None
-    except (MediaError, FileNotFoundError):
-        return False
-
-
-def has_video(path: str | os.PathLike) -> bool:
-    """Whether the file holds a moving picture (by its header); False when it cannot be opened."""
-    try:
-        with open_media(path) as container:
-            return video_stream(container) is not None
-    except (MediaError, FileNotFoundError):
-        return False
 
 
 def media_duration_sec(path: str | os.PathLike) -> float | None:
@@ -98,6 +47,11 @@ def to_mono(samples: np.ndarray, axis: int | None = None) -> np.ndarray:
     if axis is None:
         axis = 0 if samples.shape[0] < samples.shape[1] else 1
     return samples.mean(axis=axis, dtype=np.float64).astype(np.float32)
+
+
+def to_pcm16(samples: np.ndarray) -> np.ndarray:
+    """Floats of full scale 1 -> int16 of the same shape: rounded, and cut where they are louder than full scale."""
+    return np.clip(np.round(np.asarray(samples, np.float64) * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def resample(samples: np.ndarray, from_rate: int, to_rate: int) -> np.ndarray:
@@ -225,89 +179,3 @@ def _source_pieces(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
 
 def _is_audio_name(path: str | os.PathLike) -> bool:
     return Path(path).suffix.lower() not in VIDEO_EXTENSIONS
-
-
-def write_clip(
-    path: str | os.PathLike, frames: np.ndarray, samples: np.ndarray | None, sample_rate: int = 16000, fps: float = 25.0
-) -> None:
-    """Write pictures uint8 [V, H, W, 3] (even H, W) and sound float [L] as H.264 and FLAC in one .mp4 or .mkv.
-
-    Without samples the pictures alone. Sound begins at 0, frame k is shown at k / fps; a key frame every second lets
-    windows be sought. MediaError when the file cannot be written.
-    """
-    with ClipWriter(path, None if samples is None else sample_rate, fps, frames.shape[1:3]) as clip:
-        clip.add(frames)
-        clip.finish([] if samples is None else [np.asarray(samples)])
-
-
-class ClipWriter:
-    """`write_clip` piece by piece: pictures with `add`, as many as there are, then `finish` with the whole sound.
-
-    `size` is (height, width) of all pictures, `crf` H.264's quality; no sound without sample_rate. MediaError when the file
-    cannot be written.
-    """
-
-    def __init__(
-        self, path: str | os.PathLike, sample_rate: int | None, fps: float, size: tuple[int, int], crf: int = CLIP_CRF
-    ) -> None:
-        self._path, self._rate, self._period = path, sample_rate, 1 / Fraction(fps).limit_denominator(1001)
-        self._shown = 0
-        with self._errors():
-            self._container = av.open(os.fspath(path), "w")
-            self._video = video = self._container.add_stream("libx264", rate=1 / self._period)
-            video.height, video.width = size
-            video.pix_fmt = "yuv420p"
-            # No B frames: decoding order is showing order, and the first picture is at 0 in every container. fastdecode:
-            # training decodes a clip hundreds of times. No mbtree: with it the same pictures are not always the same bytes.
-            video.options = {
-                "crf": str(crf), "preset": "medium", "tune": "fastdecode", "mbtree": "0", "bf": "0", "threads": "1",
-                "g": str(max(1, round(fps))),
-            }  # fmt: skip
-            self._audio = None if sample_rate is None else self._container.add_stream("flac", rate=sample_rate)
-            if self._audio is not None:
-                self._audio.layout = "mono"
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except av.FFmpegError as error:
-            raise MediaError(f"{self._path} cannot be written: {error}") from None
-
-    def add(self, frames: np.ndarray) -> None:
-        """Add pictures uint8 [v, H, W, 3]."""
-        with self._errors():
-            for picture in frames:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-                frame.pts, frame.time_base = self._shown, self._period
-                self._container.mux(self._video.encode(frame))
-                self._shown += 1
-
-    def finish(self, sound: Iterable[np.ndarray]) -> None:
-        """End the pictures and write the sound, float pieces [n]."""
-        with self._errors():
-            self._container.mux(self._video.encode(None))
-            if self._audio is None:
-                return
-            block, waiting, first = self._audio.codec_context.frame_size or 4096, np.zeros(0, np.int16), 0
-            for piece in sound:
-                pcm = np.clip(np.round(np.asarray(piece, np.float64) * 32768.0), -32768, 32767).astype(np.int16)
-                waiting = np.concatenate((waiting, pcm))
-                whole = len(waiting) // block * block
-                self._mux_sound(waiting[:whole], first, block)
-                waiting, first = waiting[whole:], first + whole
-            self._mux_sound(waiting, first, block)
-            self._container.mux(self._audio.encode(None))
-
-    def _mux_sound(self, pcm: np.ndarray, at: int, block: int) -> None:
-        for first in range(0, len(pcm), block):
-            frame = av.AudioFrame.from_ndarray(pcm[None, first : first + block], format="s16", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = self._rate, at + first, Fraction(1, self._rate)
-            self._container.mux(self._audio.encode(frame))
-
-    def __enter__(self) -> ClipWriter:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self._errors():
-            self._container.close()

@@ -20,8 +20,9 @@ from models.inference.results import AlphaTrack, EnhanceResult, Outcome
 from models.inference.waveform import mix_back, noisy_share
 from utils.console import one_line
 from utils.faces.lip_sync import SoundTrack
+from utils.media.decode import MediaError
 from utils.media.replace_sound import check_remux, replace_sound
-from utils.media.sound import MediaError, own_rate_pieces, resample, resampled_pieces, sound_pieces
+from utils.media.sound import own_rate_pieces, resample, resampled_pieces, sound_pieces, to_pcm16
 from utils.util import atomic_write
 
 LOOKED_AT_SEC = 60  # of a recording, at most, that a `look` is given
@@ -44,8 +45,7 @@ def write_wav(path: Path, wav: np.ndarray | SpooledSound, sample_rate: int) -> f
     gain, kind = full_scale_gain(peak), SOUND_FORMATS.get(Path(path).suffix.lower(), "WAV")
     with atomic_write(path) as temporary, soundfile.SoundFile(temporary, "w", sample_rate, 1, "PCM_16", format=kind) as file:
         for piece in pieces:
-            pcm = np.clip(np.round(np.asarray(piece, np.float64) * gain * 32768.0), -32768, 32767)
-            file.write(pcm.astype(np.int16))
+            file.write(to_pcm16(np.asarray(piece, np.float64) * gain))
     return 20.0 * float(np.log10(gain))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from models.inference.crop_stream import Pictures
 from models.inference.files.disk_sound import SpooledSound
-from utils.media.sound import ClipWriter
+from utils.media.clip_writer import ClipWriter
 from utils.util import atomic_write
 
 
