@@ -27,9 +27,9 @@ from models.pretrained import pack_generator, start_from
 from models.stfts import mag_phase_istft, stft_options
 from utils.checkpoint import latest_pair, load_checkpoint, load_state
 from utils.distributed import Group
-from utils.launch import launch, training_parser
-from utils.metrics import PESQ_RATE_HZ, ScoringPool, require_scorers
-from utils.training import Adversary, Losses, Trainer
+from utils.scores.metrics import PESQ_RATE_HZ, ScoringPool, require_scorers
+from utils.training.launch import launch, training_parser
+from utils.training.trainer import Adversary, Losses, Trainer
 from utils.util import initialize_seed
 
 

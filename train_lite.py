@@ -21,9 +21,9 @@ from models.stfts import mag_phase_istft, stft_options
 from models.timing import video_frame_index
 from utils.checkpoint import latest_pair
 from utils.distributed import Group
-from utils.launch import launch, training_parser
-from utils.metrics import PESQ_RATE_HZ
-from utils.training import Losses, Trainer
+from utils.scores.metrics import PESQ_RATE_HZ
+from utils.training.launch import launch, training_parser
+from utils.training.trainer import Losses, Trainer
 from utils.util import initialize_seed
 
 

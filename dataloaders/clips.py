@@ -16,7 +16,7 @@ from utils.faces.video_crops import load_video_frames
 from utils.media.decode import MediaError
 from utils.media.shards import NOTE, PICTURE, SOUND, decode_crops, decode_samples, find_shards, names_shards, read_clips
 from utils.media.sound import load_audio, media_duration_sec
-from utils.order import GROUP_RUNS
+from utils.training.epoch_order import GROUP_RUNS
 from utils.util import load_json_file
 
 RUN_BYTES = 16 << 20  # of a shard that are read in one go, and stay in memory while their clips are drawn

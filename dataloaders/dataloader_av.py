@@ -71,7 +71,7 @@ class AVDataset(ClipDataset):
         self._sizes = (*sizes, cfg["model_cfg"]["compress_factor"])
         self._fps, self._size = cfg["visual_cfg"]["video_fps"], cfg["visual_cfg"]["face_size"]
         entries = open_clips(data_json, f"data_cfg.{split}_data_json", cfg)
-        # Items that one read brings, to be drawn together (utils.order.run_order); None: each is read for itself.
+        # Items that one read brings, to be drawn together (epoch_order.run_order); None: each is read for itself.
         self.runs: Sequence[range] | None = getattr(entries, "runs", None) if split == "train" else None
         self._noises = read_paths(noise_json, f"data_cfg.{split}_noise_json")
         if split == "valid" and self._training["valid_clips"]:

@@ -14,7 +14,7 @@ from models.level import level_gain
 from models.pcs400 import SAMPLE_RATE_HZ as PCS_RATE_HZ
 from models.pcs400 import cal_pcs
 from utils.media.sound import load_audio
-from utils.metrics import aligned
+from utils.scores.metrics import aligned
 
 
 def pair_by_name(clean: Sequence[str], noisy: Sequence[str], noisy_list: str, clean_list: str) -> list[dict[str, str]]:

@@ -18,7 +18,7 @@ from utils.faces.video_crops import load_video_frames
 from utils.media.clip_writer import write_clip
 from utils.media.shards import encode_clip, write_shard
 from utils.media.sound import load_audio
-from utils.order import epoch_order, run_order
+from utils.training.epoch_order import epoch_order, run_order
 from utils.util import load_json_file, write_json
 
 MOST_CLIPS = 40

@@ -17,7 +17,7 @@ from models.inference.files.enhance_file import write_wav
 from models.inference.results import EnhanceResult
 from utils import console
 from utils.media.sound import VIDEO_EXTENSIONS, load_audio
-from utils.metrics import METRICS, require_scorers, score_clip
+from utils.scores.metrics import METRICS, require_scorers, score_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = {"pesq": ("PESQ-WB", ".2f"), "stoi": ("STOI", ".3f"), "estoi": ("ESTOI", ".3f"), "si_sdr": ("SI-SDR/dB", ".2f")}

@@ -29,7 +29,7 @@ from evaluation.testset import SAMPLE_RATE_HZ, Manifest, mix, read_manifest, wri
 from models.inference.enhancer import Enhancer
 from utils.config import load_config
 from utils.console import EXIT_FAILED, Parser, run
-from utils.metrics import METRICS
+from utils.scores.metrics import METRICS
 from utils.util import atomic_write, git_revision
 
 ROOT = Path(__file__).resolve().parents[1]

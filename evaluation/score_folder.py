@@ -19,11 +19,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from evaluation.dnsmos import DNSMOS
 from utils.console import EXIT_FAILED, Parser, one_line, run
 from utils.media.sound import AUDIO_EXTENSIONS, load_audio
-from utils.metrics import ALL_METRICS, PESQ_RATE_HZ, mean_score, score_many
-from utils.stats import interval_method, mean_interval
+from utils.scores.dnsmos import DNSMOS
+from utils.scores.metrics import ALL_METRICS, PESQ_RATE_HZ, mean_score, score_many
+from utils.scores.stats import interval_method, mean_interval
 from utils.util import atomic_write
 
 LABELS = {
@@ -102,7 +102,7 @@ class _Reader:
 def score_pairs(pairs: Sequence[Pair], workers: int = 1, dnsmos: DNSMOS | None = None) -> tuple[list[dict], list[int]]:
     """Scores of each (clean, enhanced) pair of files and by how many samples the enhanced one is longer.
 
-    A score is `utils.metrics.score_clip`'s with all metrics, and "sample_id"; a file that cannot be read is NaN with its
+    A score is `utils.scores.metrics.score_clip`'s with all metrics, and "sample_id"; a file that cannot be read is NaN with its
     reason. Ends that differ by 0.1 s or less are cut to the shorter one's length.
     """
     reader = _Reader(pairs, dnsmos)

@@ -29,7 +29,7 @@ from models.inference.enhancer import Enhancer
 from models.inference.results import EnhanceResult
 from models.timing import video_frame_index
 from utils.console import one_line
-from utils.metrics import METRICS, require_scorers, score_clip
+from utils.scores.metrics import METRICS, require_scorers, score_clip
 from utils.util import atomic_write, write_json
 
 NOISY, AUDIO_ONLY, AUDIO_VISUAL = "noisy", "audio_only", "audio_visual"

@@ -21,7 +21,7 @@ from models.stfts import mag_phase_stft
 from utils.config import load_config
 from utils.console import Parser, run
 from utils.media.sound import load_audio
-from utils.metrics import aligned
+from utils.scores.metrics import aligned
 
 DYNAMIC_RANGE_DB = 70.0  # of the spectrograms, below the loudest bin of all of them
 LARGEST_DIFFERENCE_DB = 30.0

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from evaluation.scoring import write_csv
 from utils.console import EXIT_FAILED, Parser, run
-from utils.metrics import METRICS
-from utils.stats import PairedComparison, compare_paired, holm, interval_method
+from utils.scores.metrics import METRICS
+from utils.scores.stats import PairedComparison, compare_paired, holm, interval_method
 
 SIGNIFICANT = 0.05
 SUMMARY_COLUMNS = (

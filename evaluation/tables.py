@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY
-from utils.metrics import METRICS
-from utils.stats import FEW_GROUPS, mean_interval
+from utils.scores.metrics import METRICS
+from utils.scores.stats import FEW_GROUPS, mean_interval
 from utils.util import atomic_write
 
 ALL = "all"

@@ -22,7 +22,7 @@ from evaluation.tables import common_means
 from models.inference.enhancer import Enhancer
 from utils.config import complete_config
 from utils.console import EXIT_FAILED, Parser, run
-from utils.metrics import METRICS, require_scorers, score_many
+from utils.scores.metrics import METRICS, require_scorers, score_many
 
 ENHANCED = "enhanced"
 

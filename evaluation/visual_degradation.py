@@ -26,8 +26,8 @@ from evaluation.testset import Manifest
 from evaluation.video_conditions import CLEAN, CONDITIONS, NONE, OTHER_FACE, check_condition
 from models.inference.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
-from utils.metrics import METRICS
-from utils.stats import compare_paired, holm, interval_method, roc_auc
+from utils.scores.metrics import METRICS
+from utils.scores.stats import compare_paired, holm, interval_method, roc_auc
 
 SIGNIFICANT = 0.05
 SUMMARY_COLUMNS = (

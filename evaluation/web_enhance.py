@@ -19,7 +19,7 @@ from models.inference.results import EnhanceResult
 from utils.media.clip_writer import write_clip
 from utils.media.decode import MediaError
 from utils.media.replace_sound import CONTAINERS, replace_sound
-from utils.metrics import METRICS, ScoringPool, require_scorers, score_many
+from utils.scores.metrics import METRICS, ScoringPool, require_scorers, score_many
 
 SCREEN_DPI = 110
 CROP_SIDE = 192  # pixels of the crop as it is shown: twice what the model sees

@@ -24,7 +24,7 @@ from evaluation.web_recording import AS_IT_IS, CORRUPTIONS, OFF, Complaint, Limi
 from evaluation.web_uploads import UploadLimit
 from models.inference.enhancer import Enhancer
 from utils.media.frame_grid import grid_frames
-from utils.metrics import ScoringPool
+from utils.scores.metrics import ScoringPool
 
 HERE = Path(__file__).resolve().parent
 # Of samples/: what the button says. Clips that are not there have no button.

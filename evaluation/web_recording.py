@@ -17,7 +17,7 @@ from utils.faces.cropper import FaceOptions, FaceReport
 from utils.faces.lip_sync import SoundTrack
 from utils.media.decode import MediaError, MediaInfo, probe_media
 from utils.media.sound import sound_pieces
-from utils.metrics import aligned
+from utils.scores.metrics import aligned
 
 AS_IT_IS, OFF = "as it is", "off"
 # How the picture can be spoilt; each is applied to the whole clip.

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import spectral_norm
 
 from models.lsigmoid import LearnableSigmoid1D
-from utils.metrics import ScoringPool, score_many
+from utils.scores.metrics import ScoringPool, score_many
 
 # PESQ-WB is taken as lying in 1 .. 4.5, which the discriminator sees as 0 .. 1.
 _PESQ_LOWEST, _PESQ_RANGE = 1.0, 3.5
@@ -63,7 +63,7 @@ def batch_pesq(
     """PESQ-WB of each clip of a batch, in parallel: (normalised scores [B], scored [B] bool).
 
     clean, estimate [B, L] or lists of [L]. Where `scored` is False PESQ failed (no speech in a segment, say): the score
-    there is 0 and must not be learnt from. Give a `utils.metrics.ScoringPool` when calling this in a loop.
+    there is 0 and must not be learnt from. Give a `utils.scores.metrics.ScoringPool` when calling this in a loop.
     ValueError for rates other than 16 kHz.
     """
     pairs = [(c.detach().cpu().numpy(), e.detach().cpu().numpy()) for c, e in zip(clean, estimate, strict=True)]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from models.stfts import mag_phase_stft
-from utils.metrics import SILENCE_POWER, mean_score, score_many
+from utils.scores.metrics import SILENCE_POWER, mean_score, score_many
 
 # The si_sdr term is -SI-SDR in bels, held to +-30 dB. Measured on a small SEMamba with the recipe's weights (magnitude .9,
 # si_sdr .3), as the norm of the gradient that each weighted term sends to the model: untrained, whose phases are random,

@@ -11,7 +11,7 @@ import train
 import train_lite
 from utils.config import load_config
 from utils.distributed import Group, process_group
-from utils.launch import train_in, training_parser
+from utils.training.launch import train_in, training_parser
 
 SCRIPTS = {"train": train, "train_lite": train_lite}
 

@@ -9,14 +9,14 @@ import pytest
 from conftest import voice
 from scipy.linalg import solve_toeplitz, toeplitz
 
-from utils import composite
-from utils.composite import (
+from utils.scores import composite
+from utils.scores.composite import (
     composite_measures,
     log_likelihood_ratio,
     segmental_snr,
     weighted_spectral_slope,
 )
-from utils.metrics import score_clip, summarize
+from utils.scores.metrics import score_clip, summarize
 
 RATE = 16000
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from utils.config import apply_overrides, complete_config, load_config
-from utils.launch import training_parser
+from utils.training.launch import training_parser
 
 # What a recipe of SEMamba holds, key for key; such files must load as they are.
 SEMAMBA_RECIPE = """

@@ -16,7 +16,7 @@ from conftest import all_files, face_crops, only_line, tiny_model, voice
 from evaluation import demo
 from models.inference.enhancer import Enhancer
 from utils.media.clip_writer import write_clip
-from utils.metrics import si_sdr
+from utils.scores.metrics import si_sdr
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = ("noisy", "audio only", "audio-visual")

@@ -13,7 +13,7 @@ from conftest import voice
 from weights import golden_state_dict
 
 from models.discriminator import MetricDiscriminator, batch_pesq, normalized_pesq
-from utils.metrics import ScoringPool, score_clip
+from utils.scores.metrics import ScoringPool, score_clip
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -18,12 +18,12 @@ from conftest import face_crops, only_line, voice, wav_file
 from distributed_step import SCRIPTS, first_gradients
 
 import train
-from utils import launch
 from utils.checkpoint import latest_pair, load_checkpoint
 from utils.config import complete_config
 from utils.distributed import Group
-from utils.launch import usable_gpus
 from utils.media.clip_writer import write_clip
+from utils.training import launch
+from utils.training.launch import usable_gpus
 from utils.util import write_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,7 +25,7 @@ from models.loss import (
 from models.lsigmoid import LearnableSigmoid1D, LearnableSigmoid2D
 from models.stfts import mag_phase_istft, mag_phase_stft
 from utils.config import complete_config
-from utils.metrics import si_sdr
+from utils.scores.metrics import si_sdr
 
 STFT = {"n_fft": 400, "hop_size": 100, "win_size": 400, "compress_factor": 0.3}
 CFG = {"stft_cfg": {**STFT, "sampling_rate": 16000}}

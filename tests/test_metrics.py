@@ -13,8 +13,8 @@ import pytest
 import soundfile as sf
 from conftest import voice
 
-from utils import metrics
-from utils.metrics import METRICS, ScoringPool, format_summary, mean_score, score_clip, score_many, si_sdr, summarize
+from utils.scores import metrics
+from utils.scores.metrics import METRICS, ScoringPool, format_summary, mean_score, score_clip, score_many, si_sdr, summarize
 
 
 def noisy(clean: np.ndarray, snr_db: float) -> np.ndarray:

@@ -42,7 +42,7 @@ def test_changed_betas_are_those_of_the_recipe(recipe, tmp_path) -> None:
 
 HOLDER = """
 import pathlib, sys
-from utils.run_record import only_run
+from utils.training.run_folder import only_run
 with only_run(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

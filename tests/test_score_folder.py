@@ -12,9 +12,9 @@ import soundfile
 from conftest import all_files, bytes_file, only_line, voice, wav_file
 
 from evaluation import score_folder
-from evaluation.dnsmos import DNSMOS, mel_features
 from models.pcs400 import cal_pcs
-from utils.metrics import ALL_METRICS, score_clip
+from utils.scores.dnsmos import DNSMOS, mel_features
+from utils.scores.metrics import ALL_METRICS, score_clip
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -28,7 +28,7 @@ from utils.checkpoint import latest_pair, load_checkpoint
 from utils.media.clip_writer import write_clip
 from utils.media.decode import MediaError
 from utils.media.shards import decode_crops, encode_clip, find_shards, read_clips, read_index
-from utils.order import GROUP_RUNS, epoch_order, run_order
+from utils.training.epoch_order import GROUP_RUNS, epoch_order, run_order
 from utils.util import write_json
 
 SIZE = 48

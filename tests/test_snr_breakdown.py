@@ -23,7 +23,7 @@ from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY, RowStore, Scorer
 from evaluation.tables import Grid, latex_table, summarize_rows, text_table
 from evaluation.testset import mix, read_manifest
 from models.inference.enhancer import Enhancer
-from utils.metrics import METRICS, score_clip
+from utils.scores.metrics import METRICS, score_clip
 
 FILES = {"scores.csv", "summary.csv", "table.tex", "snr.png", "manifest.json", "run.json", "rows.jsonl"}
 

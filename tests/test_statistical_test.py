@@ -12,7 +12,7 @@ from conftest import only_line
 from scipy import stats as scipy_stats
 
 from evaluation import statistical_test
-from utils.stats import mean_interval
+from utils.scores.stats import mean_interval
 
 
 def write(path: Path, rows: list[dict]) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from utils.stats import compare_paired, holm, interval_method, mean_interval, roc_auc
+from utils.scores.stats import compare_paired, holm, interval_method, mean_interval, roc_auc
 
 
 def test_an_interval_is_the_percentile_bootstrap_written_out() -> None:

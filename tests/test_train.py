@@ -20,7 +20,7 @@ from models.loss import discriminator_losses
 from models.pretrained import load_generator
 from utils.checkpoint import latest_pair, load_checkpoint, save_checkpoint
 from utils.config import load_config
-from utils.training import Trainer
+from utils.training.trainer import Trainer
 from utils.util import write_json
 
 RECIPE = {

@@ -23,7 +23,7 @@ from models.pretrained import load_generator
 from utils.checkpoint import latest_pair, load_checkpoint, prune_pairs
 from utils.config import load_config
 from utils.media.clip_writer import write_clip
-from utils.training import Trainer, epoch_order
+from utils.training.trainer import Trainer, epoch_order
 from utils.util import initialize_seed, write_json
 
 RECIPE = {

@@ -11,7 +11,7 @@ import torch
 
 from evaluation import validation
 from evaluation.validation import Validation
-from utils.metrics import METRICS
+from utils.scores.metrics import METRICS
 
 CLIPS = 3
 SCORES = {"noisy": (1.0, math.nan, 4.0), "sound only": (2.0, 9.0, math.nan), "sound and video": (3.0, 30.0, 300.0)}

@@ -15,7 +15,7 @@ from evaluation import figures, visual_degradation
 from evaluation.scoring import AUDIO_ONLY
 from evaluation.video_conditions import AS_IN_TRAINING, CLEAN, CONDITIONS, NONE, OTHER_FACE, degrade
 from evaluation.visual_degradation import answer, compare_conditions, separation, use_of_the_right_face
-from utils.metrics import METRICS
+from utils.scores.metrics import METRICS
 
 FPS = 25.0
 

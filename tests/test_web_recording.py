@@ -18,7 +18,7 @@ from utils.media.clip_writer import write_clip
 from utils.media.decode import Decoder, probe_media
 from utils.media.frame_grid import grid_frames
 from utils.media.sound import load_audio
-from utils.metrics import ScoringPool
+from utils.scores.metrics import ScoringPool
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 

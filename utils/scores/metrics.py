@@ -19,7 +19,7 @@ from itertools import islice
 
 import numpy as np
 
-from utils.composite import composite_measures
+from utils.scores.composite import composite_measures
 
 METRICS = ("pesq", "stoi", "estoi", "si_sdr")
 COMPOSITE = ("csig", "cbak", "covl")  # computed from PESQ among other things; only where they are asked for

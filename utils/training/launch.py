@@ -14,8 +14,8 @@ import torch.multiprocessing as mp
 from utils.config import load_config
 from utils.console import EXIT_INTERRUPTED, EXIT_USAGE, Parser, run
 from utils.distributed import Group, process_group, rank_device, started_by_torchrun
-from utils.run_record import only_run, record_run
-from utils.training import Trainer
+from utils.training.run_folder import only_run, record_run
+from utils.training.trainer import Trainer
 from utils.util import pick_device
 
 # (recipe, folder of the run, device, processes that share it) -> what trains it; a function at the top of a script

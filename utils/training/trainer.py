@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from utils.checkpoint import latest_pair, load_checkpoint, load_state, prune_pairs, save_checkpoint
 from utils.distributed import Group
-from utils.order import epoch_order, run_order
-from utils.run_record import RunLog
+from utils.training.epoch_order import epoch_order, run_order
+from utils.training.run_folder import RunLog
 from utils.util import check_loss_health, safe_backward
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]

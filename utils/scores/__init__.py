@@ -1,0 +1,1 @@
+"""Metrics of enhanced speech, and statistics over them."""
