@@ -64,8 +64,8 @@ def serve(args: argparse.Namespace) -> int:
         # All that visitors give and get lies in here, and goes when the server does. Gradio reads this as it is imported.
         cache, samples = Path(folder, "cache"), Path(folder, "samples")
         os.environ |= {"GRADIO_TEMP_DIR": str(cache), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        from evaluation.web_page import Page, serve_page
-        from evaluation.web_recording import Limits
+        from evaluation.web.page import Page, serve_page
+        from evaluation.web.recording import Limits
 
         if (ROOT / "samples").is_dir():
             shutil.copytree(ROOT / "samples", samples)  # gradio shows no file that lies just anywhere

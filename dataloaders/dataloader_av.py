@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from dataloaders.augment_rir import RIRAugmentor
+from dataloaders.augment_video import CropJitter, VisualDegradation
 from dataloaders.clip_dataset import AVItem, ClipDataset, ListError, read_paths, spectrum
-from dataloaders.clips import Clip, open_clips
-from dataloaders.degrade import CropJitter, VisualDegradation
+from dataloaders.clip_sources import Clip, open_clips
 from dataloaders.mixing import active_samples, fit_length, mix_audio, scale_noise
 from models.level import level_gain
 from utils.config import complete_config

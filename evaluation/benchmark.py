@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from evaluation.benchmark_faces import bench_faces
-from evaluation.benchmark_live import bench_memory, bench_streaming
-from evaluation.benchmark_loader import bench_loader
-from evaluation.benchmark_parts import (
+from evaluation.benchmarks.faces import bench_faces
+from evaluation.benchmarks.live import bench_memory, bench_streaming
+from evaluation.benchmarks.loader import bench_loader
+from evaluation.benchmarks.network import (
     Row,
     bench_block,
     bench_limits,

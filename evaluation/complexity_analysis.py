@@ -23,10 +23,10 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from evaluation.benchmark_parts import recipes
-from evaluation.runs import command_line
-from evaluation.scoring import write_csv
-from evaluation.tables import latex_escape, write_text
+from evaluation.benchmarks.network import recipes
+from evaluation.reporting.tables import latex_escape, write_text
+from evaluation.testset.runs import command_line
+from evaluation.testset.score_rows import write_csv
 from models.generator import SEMamba
 from models.inference.enhancer import Enhancer
 from models.ops.backend import describe_backend, resolve_backend

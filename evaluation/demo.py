@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from evaluation.reporting.tables import common_means, complete
 from evaluation.spectrogram_viz import spectrogram_figure
-from evaluation.tables import common_means, complete
 from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import write_wav
 from models.inference.results import EnhanceResult

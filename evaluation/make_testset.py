@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from dataloaders.augment_rir import RIRAugmentor
 from dataloaders.mixing import snr_db
-from evaluation.testset import (
+from evaluation.testset.conditions import CLEAN, check_condition
+from evaluation.testset.manifest import (
     KINDS,
     NOISE,
     SAMPLE_RATE_HZ,
@@ -34,7 +35,6 @@ from evaluation.testset import (
     sum_maskers,
     write_manifest,
 )
-from evaluation.video_conditions import CLEAN, check_condition
 from utils.console import EXIT_FAILED, Parser, one_line, run
 from utils.util import load_json_file
 

@@ -21,11 +21,11 @@ import soundfile
 import yaml
 
 from evaluation import complexity_analysis, snr_breakdown, spectrogram_viz, statistical_test, visual_degradation
-from evaluation.document import Document
-from evaluation.runs import add_run_options, command_line
-from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY
-from evaluation.tables import ALL, INTERVAL_NOTE, LABELS, ROW_LABELS, number
-from evaluation.testset import SAMPLE_RATE_HZ, Manifest, mix, read_manifest, write_manifest
+from evaluation.reporting.document import Document
+from evaluation.reporting.tables import ALL, INTERVAL_NOTE, LABELS, ROW_LABELS, number
+from evaluation.testset.manifest import SAMPLE_RATE_HZ, Manifest, mix, read_manifest, write_manifest
+from evaluation.testset.runs import add_run_options, command_line
+from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, NOISY
 from models.inference.enhancer import Enhancer
 from utils.config import load_config
 from utils.console import EXIT_FAILED, Parser, run

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.figures import DPI, drawing, require_matplotlib
+from evaluation.reporting.figures import DPI, drawing, require_matplotlib
 from models.inference.enhancer import Enhancer
 from models.inference.results import EnhanceResult
 from models.stfts import mag_phase_stft

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evaluation.scoring import write_csv
+from evaluation.testset.score_rows import write_csv
 from utils.console import EXIT_FAILED, Parser, run
 from utils.scores.metrics import METRICS
 from utils.scores.stats import PairedComparison, compare_paired, holm, interval_method

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 
 from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset
-from evaluation.scoring import NOISY
-from evaluation.tables import common_means
+from evaluation.reporting.tables import common_means
+from evaluation.testset.score_rows import NOISY
 from models.inference.enhancer import Enhancer
 from utils.config import complete_config
 from utils.console import EXIT_FAILED, Parser, run

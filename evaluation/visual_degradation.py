@@ -18,12 +18,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluation.figures import require_matplotlib, visual_figure
-from evaluation.runs import add_run_options, command_line, score_run
-from evaluation.scoring import AUDIO_ONLY, COLUMNS, report_failures, write_csv
-from evaluation.tables import LABELS, by_sample, complete, gain_number, latex_escape, mean, write_text
-from evaluation.testset import Manifest
-from evaluation.video_conditions import CLEAN, CONDITIONS, NONE, OTHER_FACE, check_condition
+from evaluation.reporting.figures import require_matplotlib, visual_figure
+from evaluation.reporting.tables import LABELS, by_sample, complete, gain_number, latex_escape, mean, write_text
+from evaluation.testset.conditions import CLEAN, CONDITIONS, NONE, OTHER_FACE, check_condition
+from evaluation.testset.manifest import Manifest
+from evaluation.testset.runs import add_run_options, command_line, score_run
+from evaluation.testset.score_rows import AUDIO_ONLY, COLUMNS, report_failures, write_csv
 from models.inference.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
 from utils.scores.metrics import METRICS

@@ -14,8 +14,8 @@ from web import ROOT
 pytest.importorskip("gradio", reason="the web page's packages are missing: pip install -r requirements-app.txt")
 
 import app
-from evaluation.web_page import EXAMPLES, PICTURES, Page, _theme
-from evaluation.web_recording import Limits
+from evaluation.web.page import EXAMPLES, PICTURES, Page, _theme
+from evaluation.web.recording import Limits
 from models.inference.enhancer import Enhancer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:gradio")  # gr.Warning, where no page is open
@@ -123,7 +123,7 @@ def test_a_closed_page_ends_the_work_under_way(page: Page, tmp_path: Path) -> No
 
 def test_a_recording_makes_room_for_who_streams_live(page: Page, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rests: list[float] = []
-    monkeypatch.setattr("evaluation.web_page.time.sleep", rests.append)
+    monkeypatch.setattr("evaluation.web.page.time.sleep", rests.append)
     sound = wav_file(tmp_path / "a.wav", voice(2.0))
     shown(page, audio=sound)
     assert not rests

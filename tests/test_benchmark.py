@@ -11,7 +11,11 @@ import pytest
 import torch
 from conftest import face_crops, only_line, voice
 
-from evaluation import benchmark, benchmark_faces, benchmark_live, benchmark_loader, benchmark_parts
+from evaluation import benchmark
+from evaluation.benchmarks import faces as benchmark_faces
+from evaluation.benchmarks import live as benchmark_live
+from evaluation.benchmarks import loader as benchmark_loader
+from evaluation.benchmarks import network as benchmark_parts
 from utils.config import complete_config
 from utils.media.clip_writer import write_clip
 from utils.media.decode import probe_media

@@ -14,9 +14,9 @@ from conftest import face_crops, tiny_config, tiny_model, voice, write_mpg
 from torch.utils.data import DataLoader
 
 from dataloaders.augment_rir import RIRAugmentor
+from dataloaders.augment_video import VisualDegradation
 from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset, AVItem, ListError
-from dataloaders.degrade import VisualDegradation
 from dataloaders.mixing import snr_db
 from evaluation.validation import Validation
 from models.inference.enhancer import Enhancer

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dataloaders.degrade import DEFAULT_SHARES, JITTER_DRIFT, JITTER_SHIFT, CropJitter, VisualDegradation
+from dataloaders.augment_video import DEFAULT_SHARES, JITTER_DRIFT, JITTER_SHIFT, CropJitter, VisualDegradation
 
 KINDS = [kind for kind in DEFAULT_SHARES if kind != "none"]
 

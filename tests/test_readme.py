@@ -192,7 +192,7 @@ LEAVES_BEHIND = {
 
 def build_page_only(monkeypatch: pytest.MonkeyPatch, served: list) -> None:
     """Keep app.py from waiting for visitors (tests/test_web_server.py lets it), and from changing this process."""
-    from evaluation import web_page
+    from evaluation.web import page as web_page
 
     def serve_page(page, *_: object) -> None:
         served.append(web_page.build_page(page))

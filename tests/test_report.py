@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from corpus import make_corpus
 
-from evaluation import figures, report
-from evaluation.document import Document
+from evaluation import report
+from evaluation.reporting import figures
+from evaluation.reporting.document import Document
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 import train_lite
 from data import face_shards, prepare_faces
-from dataloaders import clips as clips_module
-from dataloaders.clips import ShardClips, open_clips
+from dataloaders import clip_sources as clips_module
+from dataloaders.clip_sources import ShardClips, open_clips
 from dataloaders.dataloader_av import AVDataset, AVItem
 from utils.checkpoint import latest_pair, load_checkpoint
 from utils.media.clip_writer import write_clip

@@ -17,11 +17,13 @@ import pytest
 from conftest import only_line, save_tiny_checkpoint
 from corpus import make_corpus
 
-from evaluation import figures, make_testset, scoring, snr_breakdown
-from evaluation.runs import command_line
-from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY, RowStore, Scorer, Setup
-from evaluation.tables import Grid, latex_table, summarize_rows, text_table
-from evaluation.testset import mix, read_manifest
+from evaluation import make_testset, snr_breakdown
+from evaluation.reporting import figures
+from evaluation.reporting.tables import Grid, latex_table, summarize_rows, text_table
+from evaluation.testset import score_rows as scoring
+from evaluation.testset.manifest import mix, read_manifest
+from evaluation.testset.runs import command_line
+from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, NOISY, RowStore, Scorer, Setup
 from models.inference.enhancer import Enhancer
 from utils.scores.metrics import METRICS, score_clip
 

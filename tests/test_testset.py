@@ -14,7 +14,7 @@ from corpus import make_corpus
 
 from dataloaders.mixing import active_samples, snr_db
 from evaluation import make_testset
-from evaluation.testset import KINDS, load_speech, mix, read_manifest, sum_maskers
+from evaluation.testset.manifest import KINDS, load_speech, mix, read_manifest, sum_maskers
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,10 @@ import pytest
 from conftest import face_crops, only_line
 from corpus import make_corpus
 
-from evaluation import figures, visual_degradation
-from evaluation.scoring import AUDIO_ONLY
-from evaluation.video_conditions import AS_IN_TRAINING, CLEAN, CONDITIONS, NONE, OTHER_FACE, degrade
+from evaluation import visual_degradation
+from evaluation.reporting import figures
+from evaluation.testset.conditions import AS_IN_TRAINING, CLEAN, CONDITIONS, NONE, OTHER_FACE, degrade
+from evaluation.testset.score_rows import AUDIO_ONLY
 from evaluation.visual_degradation import answer, compare_conditions, separation, use_of_the_right_face
 from utils.scores.metrics import METRICS
 

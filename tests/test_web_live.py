@@ -19,9 +19,9 @@ from starlette.routing import WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from evaluation.web_live import HEADER, LARGEST_MESSAGE, MOST_WAITING_SEC, Inbox, LiveRoom
-from evaluation.web_recording import OFF, Complaint
-from evaluation.web_session import PICTURE, SOUND, LiveSession, Message, decode_picture
+from evaluation.web.live import HEADER, LARGEST_MESSAGE, MOST_WAITING_SEC, Inbox, LiveRoom
+from evaluation.web.recording import OFF, Complaint
+from evaluation.web.session import PICTURE, SOUND, LiveSession, Message, decode_picture
 from models.inference.enhancer import Enhancer
 from utils.faces.cropper import FaceBox
 from utils.faces.live_cropper import LiveCropper
@@ -268,7 +268,7 @@ def test_time_is_over_also_for_who_sends_neither_sound_nor_picture(client: TestC
 
 
 def test_text_is_no_sign_of_life(client: TestClient, room: LiveRoom, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("evaluation.web_live.SILENT_SEC", 0.5)
+    monkeypatch.setattr("evaluation.web.live.SILENT_SEC", 0.5)
     with client.websocket_connect("/live") as socket:
         begin(socket)
         assert chatter(socket, 1.0)["type"] == "websocket.close"

@@ -11,8 +11,8 @@ from av import VideoFrame
 from conftest import broken_inputs, bytes_file, face_crops, voice, wav_file, write_mpg
 
 from dataloaders.mixing import snr_db
-from evaluation.web_enhance import answer, loudness_gain_db
-from evaluation.web_recording import CORRUPTIONS, OFF, Complaint, Limits, Wish, read_recording, sample_noise
+from evaluation.web.enhance import answer, loudness_gain_db
+from evaluation.web.recording import CORRUPTIONS, OFF, Complaint, Limits, Wish, read_recording, sample_noise
 from models.inference.enhancer import Enhancer
 from utils.media.clip_writer import write_clip
 from utils.media.decode import Decoder, probe_media
@@ -69,14 +69,14 @@ def test_too_long_is_told_by_header_and_where_the_header_lies(
     long = wav_file(tmp_path / "long.wav", voice(3.0))
     assert "long.wav lasts 3 seconds; up to 2 seconds" in refusal(enhancer, Wish(audio=long), Limits(longest_sec=2.0))
     honest = probe_media(long)
-    monkeypatch.setattr("evaluation.web_recording.probe_media", lambda path, **_: type(honest)(None, True, False))
+    monkeypatch.setattr("evaluation.web.recording.probe_media", lambda path, **_: type(honest)(None, True, False))
     assert "too long" in refusal(enhancer, Wish(audio=long), Limits(longest_sec=2.0))
 
 
 def test_a_picture_too_large_is_told_before_it_is_decoded(
     enhancer: Enhancer, talking_clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evaluation.web_recording.MOST_PIXELS", 95 * 96)
+    monkeypatch.setattr("evaluation.web.recording.MOST_PIXELS", 95 * 96)
     decoded = []
     original = Decoder.__iter__
     monkeypatch.setattr(

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.testclient import TestClient
 from web import ROOT, Server, status_of
 
-from evaluation.web_uploads import UploadLimit
+from evaluation.web.uploads import UploadLimit
 
 
 def upload(server: Server, name: str, content: bytes) -> str:

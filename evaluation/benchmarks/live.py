@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.benchmark_parts import (
+from evaluation.benchmarks.network import (
     SCAN_SHAPES,
     Row,
     backends,

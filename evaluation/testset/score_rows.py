@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evaluation.testset import SAMPLE_RATE_HZ, Mixture, Sample, mix
-from evaluation.video_conditions import CONDITIONS, NONE, OTHER_FACE, Picture, degrade
+from evaluation.testset.conditions import CONDITIONS, NONE, OTHER_FACE, Picture, degrade
+from evaluation.testset.manifest import SAMPLE_RATE_HZ, Mixture, Sample, mix
 from models.inference.enhancer import Enhancer
 from models.inference.results import EnhanceResult
 from models.timing import video_frame_index

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evaluation.scoring import AUDIO_ONLY, AUDIO_VISUAL, NOISY
+from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, NOISY
 from utils.scores.metrics import METRICS
 from utils.scores.stats import FEW_GROUPS, mean_interval
 from utils.util import atomic_write

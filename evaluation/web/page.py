@@ -1,4 +1,4 @@
-"""The web page: what is on it and what its buttons do. The work is done in web_enhance.py and web_live.py."""
+"""The web page: what is on it and what its buttons do. The work is done in enhance.py and live.py."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from starlette.middleware import Middleware
 from starlette.routing import WebSocketRoute
 
 from evaluation.demo import COLUMNS
-from evaluation.web_enhance import Answer, answer
-from evaluation.web_live import LiveRoom
-from evaluation.web_recording import AS_IT_IS, CORRUPTIONS, OFF, Complaint, Limits, Wish, sample_noise, spoken
-from evaluation.web_uploads import UploadLimit
+from evaluation.web.enhance import Answer, answer
+from evaluation.web.live import LiveRoom
+from evaluation.web.recording import AS_IT_IS, CORRUPTIONS, OFF, Complaint, Limits, Wish, sample_noise, spoken
+from evaluation.web.uploads import UploadLimit
 from models.inference.enhancer import Enhancer
 from utils.media.frame_grid import grid_frames
 from utils.scores.metrics import ScoringPool
@@ -208,8 +208,8 @@ def build_page(page: Page) -> gr.Blocks:
                 shown = _show()
         with gr.Tab("Live"):
             gr.HTML(
-                html_template=(HERE / "web_live.html").read_text(encoding="utf-8"),
-                js_on_load=(HERE / "web_live.js").read_text(encoding="utf-8"), elem_id="live",
+                html_template=(HERE / "live.html").read_text(encoding="utf-8"),
+                js_on_load=(HERE / "live.js").read_text(encoding="utf-8"), elem_id="live",
             )  # fmt: skip
         gr.HTML(
             f'<p class="notes">Up to {spoken(page.limits.longest_sec)} and {page.limits.largest_mb} MB. Recordings stay on '
@@ -311,5 +311,5 @@ def serve_page(page: Page, host: str, port: int) -> None:
             "middleware": [Middleware(UploadLimit, folder=blocks.GRADIO_CACHE, largest_mb=page.limits.largest_mb)],
         },
         theme=_theme(),
-        css_paths=HERE / "web_page.css",
+        css_paths=HERE / "page.css",
     )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dataloaders.dataloader_av import AVDataset
-from evaluation.benchmark_parts import ROOT, Row, medians, recipes
+from evaluation.benchmarks.network import ROOT, Row, medians, recipes
 from utils.faces.video_crops import load_video_frames
 from utils.media.clip_writer import write_clip
 from utils.media.shards import encode_clip, write_shard

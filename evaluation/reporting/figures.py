@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.tables import ALL, LABELS, ROW_LABELS, Grid
+from evaluation.reporting.tables import ALL, LABELS, ROW_LABELS, Grid
 from utils.scores.metrics import METRICS
 from utils.util import atomic_write
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from dataloaders.degrade import VisualDegradation
+from dataloaders.augment_video import VisualDegradation
 
 CLEAN, NONE, OTHER_FACE, LOW_RESOLUTION = "clean", "none", "other_face", "lowres"
-AS_IN_TRAINING = ("black", "dim", "freeze", "patch", "blur", "noise")  # of dataloaders.degrade, over the whole clip
+AS_IN_TRAINING = ("black", "dim", "freeze", "patch", "blur", "noise")  # of dataloaders.augment_video, over the whole clip
 DROPPED_PERCENT = tuple(range(10, 100, 10))
 SHIFTS_MS = (-400, -200, -120, -80, -40, 40, 80, 120, 200, 400)  # positive: the picture comes late
 CONDITIONS = (

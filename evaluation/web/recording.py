@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataloaders.degrade import VisualDegradation
+from dataloaders.augment_video import VisualDegradation
 from dataloaders.mixing import mix_audio
 from models.inference.enhancer import Enhancer
 from utils.console import one_line

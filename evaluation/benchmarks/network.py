@@ -20,7 +20,7 @@ from models.pretrained import ARCHITECTURES
 from models.stfts import mag_phase_istft
 from utils.config import complete_config, load_config
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SCAN_SHAPES = {  # sequences, length, channels, state: the scans of one second of sound
     "full size, along time [100, 161, 256] N=16": (100, 161, 256, 16),
     "full size, along frequency [161, 100, 256] N=16": (161, 100, 256, 16),

@@ -45,7 +45,7 @@ class Sample:
     maskers: tuple[Masker, ...]
     snr_db: float
     room: str | None  # impulse response of the speaker's room
-    visual: str  # one of evaluation.video_conditions
+    visual: str  # one of evaluation.testset.conditions
     other_video: str | None  # another speaker's face
     other_masked: tuple[tuple[int, int], ...]
     seed: int  # of the picture's degradation

@@ -11,8 +11,8 @@ import numpy as np
 import soxr
 from PIL import Image, UnidentifiedImageError
 
-from dataloaders.degrade import VisualDegradation
-from evaluation.web_recording import AS_IT_IS, OFF, Complaint
+from dataloaders.augment_video import VisualDegradation
+from evaluation.web.recording import AS_IT_IS, OFF, Complaint
 from models.inference.enhancer import Enhancer
 from models.inference.streaming import StreamingEnhancer
 from utils.faces.live_cropper import LiveCropper

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from evaluation.make_testset import SNRS_DB, add_mixture_options, check_mixture_options, make_testset, options_of
-from evaluation.scoring import RowStore, Setup, file_sha256, score_rows
-from evaluation.testset import Manifest, json_sha256, read_manifest
+from evaluation.testset.manifest import Manifest, json_sha256, read_manifest
+from evaluation.testset.score_rows import RowStore, Setup, file_sha256, score_rows
 from models.inference.enhancer import Enhancer
 from utils.config import load_config
 from utils.util import git_revision, write_json

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from evaluation.web_recording import AS_IT_IS, OFF, Complaint
-from evaluation.web_session import LIVE_CORRUPTIONS, PICTURE, SOUND, LiveSession, Message
+from evaluation.web.recording import AS_IT_IS, OFF, Complaint
+from evaluation.web.session import LIVE_CORRUPTIONS, PICTURE, SOUND, LiveSession, Message
 from models.inference.enhancer import Enhancer
 
 HEADER = struct.Struct("<B7xd")  # kind, seconds on the visitor's clock; then the content

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from evaluation.benchmark_parts import Row, medians
+from evaluation.benchmarks.network import Row, medians
 from utils.faces.detectors import settle_method
 from utils.faces.video_crops import load_video_frames
 
-CLIP = Path(__file__).resolve().parents[1] / "samples" / "talker_awb.mp4"
+CLIP = Path(__file__).resolve().parents[2] / "samples" / "talker_awb.mp4"
 
 
 def bench_faces(repeats: int, clip: Path = CLIP) -> list[Row]:

@@ -1,0 +1,1 @@
+"""Test sets: fixed mixtures, video conditions, and the scores of each row."""
