@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.archives import DownloadError, RemoteFile, fetch, md5_of, read_record, unpack
+from data.tools.archives import DownloadError, RemoteFile, fetch, md5_of, read_record, unpack
 from utils.console import EXIT_FAILED, Parser, one_line, run
 from utils.util import write_json
 

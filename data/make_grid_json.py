@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.listing import SPLITS, ClipChecker, Entry, Skipped, add_checking, report_skipped, walk_files
+from data.tools.listing import SPLITS, ClipChecker, Entry, Skipped, add_checking, report_skipped, walk_files
 from utils.console import Parser, run
 from utils.media.sound import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from utils.util import write_json

@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from data.synthetic_clip import Person, film, generator, write_clip, write_samples, write_sound
-from data.synthetic_noise import KINDS, make_noise
+from data.synthesis.clip import Person, film, generator, write_clip, write_samples, write_sound
+from data.synthesis.noise import KINDS, make_noise
 from utils.console import Parser, run
 from utils.util import write_json
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.listing import ClipChecker, Entry, Skipped, add_checking, hold_out, walk_files, write_lists
+from data.tools.listing import ClipChecker, Entry, Skipped, add_checking, hold_out, walk_files, write_lists
 from utils.console import Parser, run
 from utils.media.sound import AUDIO_EXTENSIONS
 

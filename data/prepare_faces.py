@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.face_shards import (
+from data.tools.face_shards import (
     SAMPLE_RATE,
     CropSettings,
     ShardReport,
@@ -30,7 +30,7 @@ from data.face_shards import (
     make_shard,
     masked_runs,
 )
-from data.listing import report_skipped
+from data.tools.listing import report_skipped
 from utils.console import EXIT_FAILED, Parser, run
 from utils.faces.detectors import FACE_METHODS, settle_method
 from utils.media.clip_writer import write_clip

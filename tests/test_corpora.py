@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import face_crops, only_line, voice, wav_file
 
-from data import listing, make_lrs_json, make_vox_json
+from data import make_lrs_json, make_vox_json
+from data.tools import listing
 from utils.media.clip_writer import write_clip
 
 

@@ -11,7 +11,8 @@ import pytest
 from conftest import all_files, only_line
 from zenodo import Zenodo, serving, zipped
 
-from data import archives, download
+from data import download
+from data.tools import archives
 
 VIDEO = np.random.default_rng(0).bytes(300_000)
 ARCHIVES = {

@@ -10,7 +10,8 @@ import pytest
 import soundfile
 from conftest import face_crops, only_line, voice, write_mpg
 
-from data import face_shards, make_grid_json, prepare_faces, prepare_noise
+from data import make_grid_json, prepare_faces, prepare_noise
+from data.tools import face_shards
 from utils.faces.video_crops import load_video_frames
 from utils.media.clip_writer import write_clip
 from utils.media.sound import load_audio

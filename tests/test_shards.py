@@ -20,7 +20,8 @@ from conftest import all_files, face_crops, only_line, tiny_config, voice
 from torch.utils.data import DataLoader
 
 import train_lite
-from data import face_shards, prepare_faces
+from data import prepare_faces
+from data.tools import face_shards
 from dataloaders import clip_sources as clips_module
 from dataloaders.clip_sources import ShardClips, open_clips
 from dataloaders.dataloader_av import AVDataset, AVItem

@@ -12,9 +12,9 @@ import pytest
 import soundfile
 
 from data import make_synthetic
-from data.synthetic_clip import SAMPLES, Person, film, generator
-from data.synthetic_face import frame_tracks
-from data.synthetic_voice import CONTROL_HZ, SAMPLE_RATE, FormantVoice
+from data.synthesis.clip import SAMPLES, Person, film, generator
+from data.synthesis.face import frame_tracks
+from data.synthesis.voice import CONTROL_HZ, SAMPLE_RATE, FormantVoice
 from utils.util import load_json_file
 
 FPS = 25

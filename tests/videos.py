@@ -11,7 +11,7 @@ import av
 import numpy as np
 import soxr
 
-from data.synthetic_clip import Person, film, generator
+from data.synthesis.clip import Person, film, generator
 from utils.faces.cropper import FaceBox
 
 RATE = 16000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from data.synthetic_voice import CONTROL_HZ
+from data.synthesis.voice import CONTROL_HZ
 
 SUPERSAMPLING = 2
 SHIFT = 5  # cv2 draws at 1/32 pixel, so that slow movements do not jump

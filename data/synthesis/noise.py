@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.signal import butter, lfilter, sosfilt
 
-from data.synthetic_voice import SAMPLE_RATE, FormantVoice
+from data.synthesis.voice import SAMPLE_RATE, FormantVoice
 
 LEVEL_RMS = 0.06
 BABBLE_VOICES = 7

@@ -12,10 +12,10 @@ import av
 import numpy as np
 import soundfile
 
-from data.synthetic_face import Face, render_face
-from data.synthetic_flite import FliteVoice, require_flite
-from data.synthetic_noise import babble, clicks, coloured, hum
-from data.synthetic_voice import SAMPLE_RATE, FormantVoice, Utterance, set_level
+from data.synthesis.face import Face, render_face
+from data.synthesis.flite import FliteVoice, require_flite
+from data.synthesis.noise import babble, clicks, coloured, hum
+from data.synthesis.voice import SAMPLE_RATE, FormantVoice, Utterance, set_level
 from utils.util import atomic_write
 
 FPS = 25

@@ -13,7 +13,7 @@ import numpy as np
 import soundfile
 from scipy.signal import resample_poly
 
-from data.synthetic_voice import CONTROL_HZ, SAMPLE_RATE, Utterance, set_level, smooth
+from data.synthesis.voice import CONTROL_HZ, SAMPLE_RATE, Utterance, set_level, smooth
 
 FLITE_VOICES = ("slt", "rms", "awb", "kal16")
 TIMEOUT_SEC = 60

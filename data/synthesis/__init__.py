@@ -1,0 +1,1 @@
+"""Synthetic voices, faces and noises."""

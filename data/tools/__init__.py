@@ -1,0 +1,1 @@
+"""What the list-making commands share: folder walks, archives, shards of face crops."""
