@@ -7,6 +7,7 @@ only then is the best of all places taken (a maximum): where in the crop the mou
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 
 from models.causal import TimeConv3d
 from models.lite_visual_encoder import State, _even_light, _LiteVisualEncoder, _TemporalHead
+from utils.checkpoint import load_checkpoint, load_state
 from utils.config import complete_config
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: the light of an RGB pixel
@@ -112,3 +114,12 @@ class LiteVisualEncoderC(_LiteVisualEncoder):
         pooled = torch.cat((x.amax((3, 4)), x.mean((3, 4))), dim=1).transpose(1, 2)  # [B, v, 256]
         features, head_state = self.head.step(pooled, state[1 + len(self.blocks) :] if streaming else None, seen)
         return features, (after if streaming else []) + head_state
+
+
+def load_encoder_weights(encoder: _LiteVisualEncoder, path: str | os.PathLike) -> None:
+    """Load a whole encoder from a file of evaluation/teach_encoder.py; ValueError says what does not fit."""
+    name = f"visual_cfg.encoder_weights {path}"
+    weights = load_checkpoint(path).get("visual_encoder")
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{name} holds no visual_encoder; evaluation/teach_encoder.py makes such a file")
+    load_state(encoder, weights, name, may_miss=set(encoder.third_party_keys()))
