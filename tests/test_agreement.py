@@ -54,7 +54,7 @@ def test_only_the_past_second_counts(edited: str) -> None:
     change = (vce.judge(feat, audio, None, None)[1] - before).abs().flatten()
     assert float(change[:30].max()) == 0
     assert float(change[30:40].min()) > 0
-    assert float(change[31 + vce._history :].max()) == 0
+    assert float(change[31 + vce._history :].max()) < 1e-4
 
 
 @torch.no_grad()

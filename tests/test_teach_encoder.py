@@ -21,7 +21,7 @@ def test_a_clip_becomes_one_other_face() -> None:
     rng = np.random.default_rng(0)
     crop = rng.integers(0, 256, (96, 96, 3)).astype(np.float32)
     faces = another_face(np.stack([crop] * 5), rng)
-    assert faces.shape == (5, 96, 96, 3) and faces.dtype == np.float32 and 0 <= faces.min() and faces.max() <= 1
+    assert faces.shape == (5, 96, 96, 3) and faces.dtype == np.float32 and faces.min() >= 0 and faces.max() <= 1
     assert np.abs(faces[0] - faces[1]).mean() < 0.5 * np.abs(faces[0] - crop / 255).mean()  # a slow drift, no flicker
     assert worse_camera(faces, rng).shape == faces.shape
 
@@ -44,7 +44,8 @@ def test_the_readout_finds_what_is_there_at_its_delay() -> None:
     clips = []
     for _ in range(12):
         sound = rng.standard_normal((60, 4))
-        features = np.concatenate([np.roll(sound, 2, axis=0) + 0.1 * rng.standard_normal((60, 4)), rng.standard_normal((60, 3))], 1)
+        noise = rng.standard_normal((60, 7))
+        features = np.concatenate([np.roll(sound, 2, axis=0) + 0.1 * noise[:, :4], noise[:, 4:]], axis=1)
         clips.append((features + 5 * rng.standard_normal(7), sound))
     assert readout_correlation(clips[:8], clips[8:], later=2) > 0.9
     assert abs(readout_correlation(clips[:8], clips[8:], later=0)) < 0.2
@@ -85,7 +86,8 @@ def test_a_run_writes_weights_that_a_model_starts_from(tmp_path: Path, capsys: p
     rng = np.random.default_rng(0)
     entries = []
     for number in range(2):
-        write_clip(tmp_path / f"{number}.mp4", rng.integers(0, 256, (30, 96, 96, 3), np.uint8), voice(1.2, seed=number), 16000, 25)
+        crops = rng.integers(0, 256, (30, 96, 96, 3), np.uint8)
+        write_clip(tmp_path / f"{number}.mp4", crops, voice(1.2, seed=number), 16000, 25)
         entries.append({"video": str(tmp_path / f"{number}.mp4"), "speaker": f"p{number}"})
     write_json(tmp_path / "list.json", entries)
     config = Path(__file__).parents[1] / "recipes" / "LiteAVSE" / "LiteAVSE_encoder.yaml"
