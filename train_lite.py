@@ -18,7 +18,7 @@ from models.loss import generator_losses
 from models.ops.backend import describe_backend
 from models.pretrained import pack_generator, start_from, third_party_keys
 from models.stfts import mag_phase_istft, stft_options
-from models.timing import video_frame_index
+from models.timing import shown_frames
 from utils.checkpoint import latest_pair
 from utils.distributed import Group
 from utils.scores.metrics import PESQ_RATE_HZ
@@ -43,9 +43,8 @@ def compute_losses(model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.
     audio = mag_phase_istft(out.mag, out.pha, **stft, length=item.clean_audio.shape[1])
     trust = trust_mask = None
     if out.alpha_logits is not None:
-        index = video_frame_index(out.mag.shape[2], **model.timing).to(device)
-        shown = index.clamp(max=item.video.shape[2] - 1)  # past the last picture there is none, as in encode_video
-        trust, trust_mask = 1.0 - item.corruption[:, shown], item.video_mask[:, shown] & (index < item.video.shape[2])
+        index, trust_mask = shown_frames(item.video_mask, out.mag.shape[2], **model.timing)  # as in encode_video
+        trust = 1.0 - item.corruption.gather(1, index)
     return generator_losses(
         cfg["training_cfg"]["loss"], mag_g=out.mag, pha_g=out.pha, com_g=out.com, audio_g=audio,
         clean_mag=item.clean_mag, clean_pha=item.clean_pha, clean_com=item.clean_com, clean_audio=item.clean_audio,

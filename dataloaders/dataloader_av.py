@@ -190,14 +190,15 @@ class AVDataset(ClipDataset):
         size = self._size
         if not self._visual["use_visual"]:
             return torch.zeros(3, 0, size, size), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
-        seconds = len(sound.speech) / self._rate
+        ahead_sec = self._visual["visual_lookahead_ms"] / 1000
+        seconds = len(sound.speech) / self._rate + ahead_sec
         count = math.ceil(seconds * self._fps - 1e-6)
         # Drawn first, so that the picture's fate does not depend on how many numbers a degradation takes.
         dropped = self.split == "train" and rng.random() < self._training["video_dropout"]
         frames, mask = np.zeros((count, size, size, 3), np.uint8), np.zeros(count, bool)
         if clip.has_picture and not dropped:
             frames, mask = clip.frames(sound.first_frame, count)
-            mask &= np.arange(count) / self._fps < sound.n_real / self._rate  # padding of the sound has no picture
+            mask &= np.arange(count) / self._fps < sound.n_real / self._rate + ahead_sec  # padding of the sound has no picture
             if self._jitter is not None:
                 frames = self._jitter(frames, rng)
             frames[~mask] = 0

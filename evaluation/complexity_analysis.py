@@ -118,7 +118,7 @@ def stream_seconds(model: SEMamba, cfg: Mapping, seconds: float) -> list[float]:
         started = time.perf_counter()
         piece = mag[:, :, first : first + chunk], pha[:, :, first : first + chunk]
         if sees:
-            index = video_frame_index(chunk, stft["hop_size"], stft["sampling_rate"], cfg["visual_cfg"]["video_fps"], first)
+            index = video_frame_index(chunk, **model.timing, first=first)
             shown = min(int(index[-1]) + 1, video.shape[2])
             if shown > len(seen):
                 new, encoder_state = model.visual_encoder.encode_frames(video[:, :, len(seen) : shown], encoder_state)

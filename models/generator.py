@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from models.agreement import AgreementVCE
 from models.codec_module import (
     DenseEncoder,
     LiteDenseEncoder,
@@ -16,14 +17,15 @@ from models.codec_module import (
     MagDecoder,
     PhaseDecoder,
 )
+from models.distilled_encoder import LiteVisualEncoderC, load_encoder_weights
 from models.fsvg import FSVG, FSVGWithPrior
 from models.lite_visual_encoder import LiteVisualEncoderA, LiteVisualEncoderB
 from models.mamba_block import CausalTFMambaBlock, TFMambaBlock
-from models.timing import video_frame_index
+from models.timing import shown_frames
 from models.vce import VCE, VCEWithTemporalSmoothing
 from utils.config import complete_config
 
-VISUAL_ENCODERS = {"mobilenet": LiteVisualEncoderA, "custom3d": LiteVisualEncoderB}
+VISUAL_ENCODERS = {"mobilenet": LiteVisualEncoderA, "custom3d": LiteVisualEncoderB, "distilled": LiteVisualEncoderC}
 VISUAL_PREFIXES = ("visual_encoder.", "visual_projection.", "vce.", "fsvg.")  # the visual branch in a state dict
 VISUAL_RANK = 8  # frequency profiles a visual feature may draw on
 
@@ -133,6 +135,14 @@ class VisualProjection(nn.Module):
         return torch.matmul(self.profiles, weights).permute(0, 3, 1, 2)  # [B, T, F', C] seen as [B, C, T, F']
 
 
+def _confidence(cfg: Mapping) -> VCE:
+    """The confidence estimator that lite_cfg.vce_type names."""
+    dim, lite, stft = cfg["visual_cfg"]["visual_dim"], cfg["lite_cfg"], cfg["stft_cfg"]
+    if lite["vce_type"] == "agreement":
+        return AgreementVCE(dim, cfg["model_cfg"]["hid_feature"], stft["sampling_rate"] / stft["hop_size"])
+    return VCEWithTemporalSmoothing(dim, lite["smooth_kernel"]) if lite["vce_type"] == "smoothed" else VCE(dim)
+
+
 class LiteAVSEMamba(SEMamba):
     """SEMamba with a light codec and a face: fused = audio + alpha * gate * visual, before the Mamba blocks.
 
@@ -146,16 +156,19 @@ class LiteAVSEMamba(SEMamba):
         visual, lite, stft = cfg["visual_cfg"], cfg["lite_cfg"], cfg["stft_cfg"]
         self.use_visual = visual["use_visual"]
         self.timing = {
-            "hop_size": stft["hop_size"], "sampling_rate": stft["sampling_rate"], "fps": visual["video_fps"]
+            "hop_size": stft["hop_size"], "sampling_rate": stft["sampling_rate"], "fps": visual["video_fps"],
+            "lookahead_ms": visual["visual_lookahead_ms"],
         }
         if not self.use_visual:
             return
         channels, dim, n_freq = cfg["model_cfg"]["hid_feature"], visual["visual_dim"], lite["n_freq_enc"]
         self.visual_encoder = VISUAL_ENCODERS[lite["visual_encoder_type"]](cfg)
+        if visual["encoder_weights"] is not None:
+            load_encoder_weights(self.visual_encoder, visual["encoder_weights"])
         self.visual_projection = VisualProjection(dim, channels, n_freq)
         self.vce = self.fsvg = None
         if lite["use_vce"]:
-            self.vce = VCEWithTemporalSmoothing(dim, lite["smooth_kernel"]) if lite["vce_type"] == "smoothed" else VCE(dim)
+            self.vce = _confidence(cfg)
         if lite["use_fsvg"]:
             prior = lite["fsvg_type"] == "prior"
             self.fsvg = FSVGWithPrior(channels, n_freq, stft["sampling_rate"]) if prior else FSVG(channels)
@@ -189,10 +202,9 @@ class LiteAVSEMamba(SEMamba):
             )
         # What stands in a masked frame must not reach its neighbours through the temporal convolutions.
         video = torch.where(video_mask[:, None, :, None, None], video, 0.0)
-        features = self.visual_encoder(video, n_frames, video_mask).transpose(1, 2)  # [B, T, D]
-        index = video_frame_index(n_frames, **self.timing).to(video.device)
-        valid = video_mask[:, index.clamp(max=video.shape[2] - 1)] & (index < video.shape[2])
-        return features, valid
+        features = self.visual_encoder.encode_frames(video, seen=video_mask)[0].transpose(1, 2)  # [B, V, D]
+        index, valid = shown_frames(video_mask, n_frames, **self.timing)  # [B, T]
+        return features.gather(1, index[..., None].expand(-1, -1, features.shape[2])), valid
 
     def _fuse(
         self, audio: torch.Tensor, features: torch.Tensor, valid: torch.Tensor, vce_state: Any
@@ -202,11 +214,7 @@ class LiteAVSEMamba(SEMamba):
         if self.vce is None:
             alpha, logits = valid[..., None].to(audio.dtype), None
         else:
-            logits = self.vce._logits(features)
-            if vce_state is None:
-                alpha = self.vce(features, valid)
-            else:
-                alpha, vce_state = self.vce.step(features, vce_state, valid)
+            alpha, logits, vce_state = self.vce.judge(features, audio, vce_state, valid)
         gate = self.fsvg(audio, visual) if self.fsvg is not None else None
         weight = alpha[:, None] if gate is None else alpha[:, None] * gate  # [B, 1, T, 1 or F']
         fused = torch.where(alpha[:, None] > 0, audio + weight * visual, audio)
@@ -224,7 +232,7 @@ class LiteAVSEMamba(SEMamba):
             # Time goes on without a picture: the smoothing window must forget what it saw.
             b, t = noisy_mag.shape[0], noisy_mag.shape[2]
             blank = x.new_zeros(b, t, self.visual_projection.linear.in_features)
-            _, vce_state = self.vce.step(blank, vce_state, torch.zeros(b, t, dtype=torch.bool, device=x.device))
+            *_, vce_state = self.vce.judge(blank, x, vce_state, torch.zeros(b, t, dtype=torch.bool, device=x.device))
         elif self.use_visual and features is not None:
             x, alpha, logits, gate, vce_state = self._fuse(x, features, valid, vce_state)
         mag, pha, after = self._decode(x, noisy_mag, noisy_pha, state)

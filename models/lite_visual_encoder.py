@@ -110,6 +110,7 @@ class _LiteVisualEncoder(nn.Module):
         self.video_fps: float = visual["video_fps"]
         self.visual_dim: int = visual["visual_dim"]
         self.mean_frames: int = visual["remove_mean_frames"]
+        self.lookahead_ms: float = visual["visual_lookahead_ms"]
         self.hop_size: int = stft["hop_size"]
         self.sampling_rate: int = stft["sampling_rate"]
 
@@ -153,7 +154,7 @@ class _LiteVisualEncoder(nn.Module):
 
     def hold(self, features: torch.Tensor, T_audio: int) -> torch.Tensor:
         """[B, D, V] per video frame -> [B, D, T_audio] per STFT frame: the newest frame shown, the last one once over."""
-        index = video_frame_index(T_audio, self.hop_size, self.sampling_rate, self.video_fps)
+        index = video_frame_index(T_audio, self.hop_size, self.sampling_rate, self.video_fps, lookahead_ms=self.lookahead_ms)
         return features[:, :, index.clamp(max=features.shape[2] - 1).to(features.device)]
 
     def forward(self, video: torch.Tensor, T_audio: int, seen: torch.Tensor | None = None) -> torch.Tensor:

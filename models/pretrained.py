@@ -58,7 +58,7 @@ def load_generator(
         raise ValueError(f"checkpoint {path} is of architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")
     # A backbone that travels in the checkpoint (random or fine-tuned) need not be fetched first.
     carried = any(key.startswith("visual_encoder.backbone.") for key in weights)
-    visual = cfg["visual_cfg"] | ({"backbone_weights": "none"} if carried else {})
+    visual = cfg["visual_cfg"] | {"encoder_weights": None} | ({"backbone_weights": "none"} if carried else {})
     model = ARCHITECTURES[name](cfg | {"visual_cfg": visual})
     load_state(model, weights, f"checkpoint {path}", may_miss=third_party_keys(model))
     return model.to(device).eval(), cfg

@@ -23,6 +23,18 @@ class VCE(nn.Module):
         """Raw confidence logits, before smoothing and masking: [B, T, in_dim] -> [B, T, 1]."""
         return self.output(F.silu(self.hidden(feat)))
 
+    def judge(
+        self, feat: torch.Tensor, audio: torch.Tensor, state: torch.Tensor | None, valid: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """`step`, with the logits: (alpha, logits, next state). The encoded sound [B, C, t, F'] is not listened to here.
+
+        state None: the whole clip at once.
+        """
+        if state is None:
+            return self(feat, valid), self._logits(feat), None
+        alpha, state = self.step(feat, state, valid)
+        return alpha, self._logits(feat), state
+
     def init_state(self, batch: int) -> torch.Tensor:
         """State before the first frame; empty, each frame stands alone: [B, 0, 2]."""
         return self.output.weight.new_zeros(batch, 0, 2)

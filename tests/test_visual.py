@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.distilled_encoder import LiteVisualEncoderC, load_encoder_weights
 from models.lite_visual_encoder import LiteVisualEncoderA, LiteVisualEncoderB
 from models.mobilenet import MobileNetV3SmallFeatures
+from models.pretrained import load_generator, pack_generator
+from utils.checkpoint import save_checkpoint
 from utils.config import complete_config
 
-ENCODERS = (LiteVisualEncoderA, LiteVisualEncoderB)
+ENCODERS = (LiteVisualEncoderA, LiteVisualEncoderB, LiteVisualEncoderC)
 SIZE = 64  # pixels: small faces keep the tests quick
 
 
@@ -122,7 +126,7 @@ def test_a_missing_face_gives_finite_features(kind):
     assert bool(torch.isfinite(_encoder(kind)(torch.zeros(1, 3, 4, SIZE, SIZE), 25)).all())
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("kind", [LiteVisualEncoderA, LiteVisualEncoderB])
 @torch.no_grad()
 def test_a_face_that_comes_late_is_as_if_the_clip_began_with_it(kind):
     encoder, video, seen = _encoder(kind), _video(30), torch.arange(30)[None] >= 9
@@ -290,3 +294,48 @@ def test_what_stays_the_same_leaves_no_trace_in_the_change(kind):
         torch.testing.assert_close(settled[0], settled[1], atol=1e-3, rtol=0)
     moving, _ = encoder.encode_frames(_video(6, batch=2))
     assert (moving[0] - moving[1]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_encoder_c_remembers_no_longer_than_it_says():
+    encoder, video = _encoder(LiteVisualEncoderC), _video(45)
+    edited = video.clone()
+    edited[:, :, 2] = 0
+    change = (encoder.encode_frames(video)[0] - encoder.encode_frames(edited)[0]).abs().amax((0, 1))
+    assert float(change[3:12].min()) > 1e-3
+    assert float(change[3 + encoder.memory_frames :].max()) < 1e-5
+
+
+@torch.no_grad()
+def test_encoder_c_sees_the_lower_face_in_any_light():
+    encoder, video = _encoder(LiteVisualEncoderC, face_size=96), _video(4, size=96)
+    other = video.clone()
+    other[..., :19, :] = 0
+    assert torch.equal(encoder.encode_frames(video)[0], encoder.encode_frames(other)[0])
+    dim = encoder.encode_frames(0.5 * video + 0.2)[0]
+    bright = encoder.encode_frames(0.9 * video)[0]
+    assert float((dim - bright).abs().max()) < 0.2 * float(bright.abs().max())
+
+
+def test_encoder_weights_are_the_start_and_may_stay_as_they_are(tmp_path):
+    taught = LiteVisualEncoderC(_cfg())
+    path = tmp_path / "encoder.pth"
+    save_checkpoint(path, {"visual_encoder": {key: value.half() for key, value in taught.state_dict().items()}})
+    for freeze in (True, False):
+        model, cfg = tiny_model(
+            visual_cfg={"encoder_weights": str(path), "freeze_visual_encoder": freeze, "visual_dim": 512, "face_size": SIZE},
+            lite_cfg={"visual_encoder_type": "distilled"}, model_cfg={"causal": True},
+        )  # fmt: skip
+        for key, value in model.visual_encoder.state_dict().items():
+            torch.testing.assert_close(value, taught.state_dict()[key], rtol=1e-3, atol=1e-4)
+        assert any(p.requires_grad for p in model.visual_encoder.parameters()) != freeze
+        assert model.visual_encoder.encode_frames(_video(2))[0].requires_grad != freeze
+    save_checkpoint(tmp_path / "g.pth", pack_generator(model, cfg))
+    path.unlink()
+    again, _ = load_generator(tmp_path / "g.pth")  # a checkpoint of ours needs no other file
+    assert torch.equal(again.visual_encoder.stem.weight, model.visual_encoder.stem.weight)
+    with pytest.raises(ValueError, match="encoder_weights .*g.pth holds no visual_encoder"):
+        load_encoder_weights(taught, tmp_path / "g.pth")
+    save_checkpoint(path, {"visual_encoder": LiteVisualEncoderC(_cfg(visual_dim=32)).state_dict()})
+    with pytest.raises(ValueError, match="encoder_weights .* shapes differ"):
+        load_encoder_weights(taught, path)

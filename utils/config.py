@@ -167,17 +167,19 @@ class VisualCfg(_Section):
     face_size: PositiveInt = 96
     face_crop: Literal["auto", "yunet", "haar", "center", "none"] = "auto"
     backbone_weights: str = "auto"  # auto: fetched once and cached; none: random; or a path
+    encoder_weights: str | None = None  # the whole encoder's start, from evaluation/teach_encoder.py; None: random
+    visual_lookahead_ms: NonNegativeFloat = 0.0  # how much later video the sound may wait for
     visual_dim: PositiveInt = 512
     remove_mean_frames: NonNegativeInt = 25  # visual features less their mean over so many past frames; 0: as they are
 
 
 class LiteCfg(_Section):
-    visual_encoder_type: Literal["mobilenet", "custom3d"] = "mobilenet"
+    visual_encoder_type: Literal["mobilenet", "custom3d", "distilled"] = "mobilenet"
     n_freq_enc: PositiveInt = 100
     use_lite_dense: bool = True
     use_vce: bool = True
     use_fsvg: bool = True
-    vce_type: Literal["plain", "smoothed"] = "smoothed"
+    vce_type: Literal["plain", "smoothed", "agreement"] = "smoothed"
     smooth_kernel: PositiveInt = 5  # STFT frames
     fsvg_type: Literal["plain", "prior"] = "prior"
 

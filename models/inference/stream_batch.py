@@ -2,7 +2,8 @@
 
 The same signal path as offline (level, centred STFT with mirrored edges, model, inverse STFT), for several independent
 streams that advance together. STFT frame t is centred on sample t * hop and needs the n_fft / 2 samples behind it; output
-sample n is complete once the frames up to (n + n_fft / 2) // hop are: n_fft - 1 samples after n at most.
+sample n is complete once the frames up to (n + n_fft / 2) // hop are: n_fft - 1 samples after n at most, or more where
+visual_cfg.visual_lookahead_ms makes the sound wait for the video.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from models.inference.crop_stream import check_crops, check_mask
 from models.inference.stream_video import PictureQueue, VideoSide
 from models.level import RunningLevel
 from models.stfts import mag_phase_stft
+from models.timing import lookahead_samples
 
 PIECE_FRAMES = 40  # STFT frames a model takes at once: a quarter of a second fits the caches, a whole one takes 15 % longer
 
@@ -66,6 +68,9 @@ class StreamBatch:
         weight = next(model.parameters(), None)
         self.device = torch.device("cpu") if weight is None else weight.device
         self.uses_video = bool(getattr(model, "use_visual", False))
+        # What an STFT frame's centre waits for: its window's second half, and the later video that it may see.
+        ahead = lookahead_samples(model.timing["lookahead_ms"], self.sample_rate) if self.uses_video else 0
+        self._wait = max(self.n_fft // 2, ahead)
         self._hold_sec = hold_sec
         side = (self.n_fft - self.win) // 2
         window = F.pad(torch.hann_window(self.win), (side, self.n_fft - self.win - side))
@@ -75,7 +80,7 @@ class StreamBatch:
     @property
     def latency_samples(self) -> int:
         """An output sample leaves with the call that brings its (latency_samples - 1)th successor, or sooner."""
-        return self.n_fft
+        return self.n_fft // 2 + self._wait
 
     @property
     def backlog_samples(self) -> int:
@@ -154,7 +159,6 @@ class StreamBatch:
         return out
 
     def _hear(self, now: _Carried, samples: np.ndarray, made: list) -> torch.Tensor:
-        half = self.n_fft // 2
         samples = np.ascontiguousarray(samples, dtype=np.float32)
         gain = now.level.step(samples)
         now.heard += samples.shape[1]
@@ -162,7 +166,7 @@ class StreamBatch:
         now.wave = torch.cat((now.wave, torch.from_numpy(samples * gain).to(self.device)), dim=1)
         if not self._mirror_start(now):
             return now.wave[:, :0]
-        return self._run(now, (now.heard - half) // self.hop + 1 - now.frames, now.heard, made)
+        return self._run(now, (now.heard - self._wait) // self.hop + 1 - now.frames, now.heard, made)
 
     def _mirror_start(self, now: _Carried) -> bool:
         """Put the mirrored beginning before the sound once there is enough of it; whether that is done."""

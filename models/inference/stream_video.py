@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from models.timing import video_frame_index
+from models.timing import newest_seen, video_frame_index
 from utils.media.frame_grid import HOLD_SEC, JITTER_SEC
 
 
@@ -34,8 +34,8 @@ class PictureQueue:
         self.fps, self.hold_sec = fps, hold_sec
         self.next_tick = 0  # the first grid time that is not encoded
         self.state: list[torch.Tensor] | None = None  # the encoder's, after all grid times before
-        self.feature: torch.Tensor | None = None  # [D] of the last grid time encoded
-        self.seen = False  # whether that one showed a face
+        self.features: torch.Tensor | None = None  # [n, D] of the last grid times encoded, as many as may be shown again
+        self.seen: list[bool] = []  # whether those showed a face
         self._frames: tuple[tuple[float, np.ndarray | None], ...] = ()  # (seconds, crop or None: no face)
         self._newest_sec = -np.inf
         self._spacing_sec = 1.0 / fps
@@ -114,32 +114,32 @@ class VideoSide:
         self.queues = [PictureQueue(timing["fps"], hold_sec) for _ in range(streams)]
         self.device = next(encoder.parameters()).device
         self.memory_frames: int = encoder.memory_frames
+        self._kept = 2 + int(timing["lookahead_ms"] * timing["fps"] / 1000)  # grid times from an STFT frame's own to its last
 
     def snapshot(self) -> list[PictureQueue]:
         return [copy.copy(queue) for queue in self.queues]
 
     def features(self, first: int, n_frames: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Features [B, t, D] and validity [B, t] for STFT frames first .. first + n_frames - 1; None: no picture at all."""
-        ticks = video_frame_index(n_frames, **self.timing, first=first)
-        tables = self._encode(range(int(ticks[0]), int(ticks[-1]) + 1))
+        now = video_frame_index(n_frames, **self.timing | {"lookahead_ms": 0.0}, first=first)
+        ahead = video_frame_index(n_frames, **self.timing, first=first)
+        tables = self._encode(range(int(now[0]), int(ahead[-1]) + 1))
         valid = torch.zeros(len(tables), n_frames, dtype=torch.bool)
         features = torch.zeros(len(tables), n_frames, self.encoder.visual_dim, device=self.device)
         for row, (queue, (table, seen)) in enumerate(zip(self.queues, tables, strict=True)):
             if table is None:
                 continue
             # table holds grid times next_tick - len(table) .. next_tick - 1
-            place = ticks - (queue.next_tick - len(table))
-            known = (place >= 0) & (place < len(table))
-            place = place.clamp(0, len(table) - 1)
-            valid[row] = known & torch.tensor(seen)[place]
-            features[row] = table[place.to(self.device)]
+            begin = queue.next_tick - len(table)
+            place, valid[row : row + 1] = newest_seen(torch.tensor([seen]), now - begin, ahead - begin)
+            features[row] = table[place[0].to(self.device)]
         return (features, valid.to(self.device)) if valid.any() else None
 
     def _encode(self, ticks: range) -> list[tuple[torch.Tensor | None, list[bool]]]:
         """Encode what is due; per stream the features [v, D] of the newest grid times, and whether each shows a face."""
         due = [queue.due(ticks, self.memory_frames) for queue in self.queues]
         tables: list[tuple[torch.Tensor | None, list[bool]]] = [
-            (None if queue.feature is None else queue.feature[None], [queue.seen]) for queue in self.queues
+            (queue.features, queue.seen) for queue in self.queues
         ]
         for count in {len(pictures) for pictures in due} - {0}:
             rows = [row for row, pictures in enumerate(due) if len(pictures) == count]
@@ -152,11 +152,10 @@ class VideoSide:
                 queue, (table, seen) = self.queues[row], tables[row]
                 new = features[position].t()  # [v, D]
                 tables[row] = (
-                    new if table is None else torch.cat((table, new)),
-                    ([] if table is None else seen) + faces[position],
+                    new if table is None else torch.cat((table, new)), seen + faces[position],
                 )
                 queue.state = [part[position : position + 1] for part in after]
-                queue.feature, queue.seen = new[-1].clone(), tables[row][1][-1]
+                queue.features, queue.seen = tables[row][0][-self._kept :].clone(), tables[row][1][-self._kept :]
         return tables
 
     def _clip(self, pictures: list[np.ndarray | None]) -> torch.Tensor:

@@ -1,0 +1,99 @@
+"""Confidence that listens: whether what the mouth does goes with what is heard."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.vce import VCE
+
+_TRAITS = 16  # numbers that sound and video are compared by
+_BANDS = 8  # parts of the spectrum the sound is read in
+_WINDOW_SEC = 1.0
+_SMOOTH_SEC = 0.04  # one video frame: the sound changes faster than the video can
+_LAGS_SEC = (0.0, 0.08, 0.16, 0.24, 0.32, 0.4)  # either way: a shifted video agrees best elsewhere than at 0
+_LEAST_SPREAD = 0.05  # of a trait: less than this is no movement, and agrees with nothing
+DEAD_ZONE = 0.2  # a confidence up to this is none: the output is then exactly the sound-only one
+
+
+class AgreementVCE(VCE):
+    """Confidence alpha from the visual features and the encoded sound of the last second, causal.
+
+    Both become a few traits. Their normalised correlations over a running window of 1 s, at lags of up to 0.4 s either way,
+    and how much each moved go through a small perceptron; what the plan's VCE sees in a single frame is added. Of a
+    confidence p, alpha is (p - DEAD_ZONE) / (1 - DEAD_ZONE), and exactly 0 below, in training and in use alike. No gradient
+    goes back into the sound's encoder. State: [B, H, 2 * traits + 1], sound, video and validity of the past H STFT frames.
+    """
+
+    def __init__(self, in_dim: int, audio_channels: int, frames_per_sec: float) -> None:
+        super().__init__(in_dim)
+        self.window = max(2, round(_WINDOW_SEC * frames_per_sec))
+        self.smooth = max(1, round(_SMOOTH_SEC * frames_per_sec))
+        self.lags = [round(lag * frames_per_sec) for lag in _LAGS_SEC]
+        self.sight_norm = nn.LayerNorm(in_dim)
+        self.sight = nn.Linear(in_dim, _TRAITS)
+        self.hearing = nn.Sequential(nn.Linear(_BANDS * audio_channels, 32), nn.SiLU(), nn.Linear(32, _TRAITS))
+        n_inputs = (2 * len(self.lags) - 1) * _TRAITS + 2 * _TRAITS + 1
+        self.verdict = nn.Sequential(nn.Linear(n_inputs, 32), nn.SiLU(), nn.Linear(32, 1))
+
+    @property
+    def _history(self) -> int:
+        return self.window - 1 + self.lags[-1] + self.smooth - 1
+
+    def init_state(self, batch: int) -> torch.Tensor:
+        """State before the first frame: nothing heard, nothing seen, [B, H, 2 * traits + 1]."""
+        return self.output.weight.new_zeros(batch, self._history, 2 * _TRAITS + 1)
+
+    def judge(
+        self, feat: torch.Tensor, audio: torch.Tensor, state: torch.Tensor | None, valid: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """feat [B, t, in_dim], audio [B, C, t, F'], valid bool [B, t] (None: all) -> (alpha, logits [B, t, 1], state)."""
+        if valid is None:
+            valid = torch.ones(feat.shape[:2], dtype=torch.bool, device=feat.device)
+        feat = torch.where(valid[..., None], feat, 0.0)
+        bands = F.adaptive_avg_pool2d(audio.detach(), (audio.shape[2], _BANDS))  # [B, C, t, 8]
+        heard = self.hearing(bands.permute(0, 2, 1, 3).flatten(2))  # [B, t, traits]
+        seen = self.sight(self.sight_norm(feat)) * valid[..., None]
+        now = torch.cat((heard, seen, valid[..., None].to(heard.dtype)), dim=2)
+        joined = torch.cat((self.init_state(len(feat)) if state is None else state, now), dim=1)  # [B, H + t, .]
+        logits = self._logits(feat) + self.verdict(self._evidence(joined, feat.shape[1]))
+        alpha = ((torch.sigmoid(logits) - DEAD_ZONE) / (1 - DEAD_ZONE)).clamp(min=0.0)
+        alpha = torch.where(valid[..., None], alpha, torch.zeros_like(alpha))
+        return alpha, logits, joined[:, joined.shape[1] - self._history :]
+
+    def _evidence(self, joined: torch.Tensor, count: int) -> torch.Tensor:
+        """Of each of the last `count` frames: correlations, spreads and the share of valid frames, [B, count, n]."""
+        heard, seen, valid = joined.split((_TRAITS, _TRAITS, 1), dim=2)
+        heard = _running_mean(heard, self.smooth)  # [B, window - 1 + longest lag + count, traits]
+        seen, valid = (part[:, part.shape[1] - heard.shape[1] :] for part in (seen, valid))
+        reach = self.lags[-1]
+
+        def window(values: torch.Tensor) -> torch.Tensor:
+            return _running_mean(values, self.window)[:, -count:]
+
+        def moments(sound: torch.Tensor, video: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            """Correlation and both spreads over the frames of the window that have a face."""
+            both = torch.cat((sound * there, video, sound.square() * there, video.square(), sound * video, there), dim=2)
+            sums = window(both)
+            share = sums[..., -1:].clamp(min=1e-6)
+            s, v, ss, vv, sv = (part / share for part in sums[..., :-1].split(_TRAITS, dim=2))
+            s_var, v_var = (ss - s.square()).clamp(min=0.0), (vv - v.square()).clamp(min=0.0)
+            floor = _LEAST_SPREAD**2
+            return (sv - s * v) * ((s_var + floor) * (v_var + floor)).rsqrt(), (s_var + floor).sqrt(), (v_var + floor).sqrt()
+
+        n_frames = heard.shape[1]
+        here, sound_spread, video_spread = moments(heard[:, reach:], seen[:, reach:], valid[:, reach:])
+        found = [here]
+        for lag in self.lags[1:]:
+            early = slice(reach - lag, n_frames - lag)
+            found.append(moments(heard[:, early], seen[:, reach:], valid[:, reach:])[0])
+            found.append(moments(heard[:, reach:], seen[:, early], valid[:, early])[0])
+        share = window(valid[:, reach:])
+        return torch.cat((*found, sound_spread.log(), video_spread.log(), share), dim=2)
+
+
+def _running_mean(values: torch.Tensor, frames: int) -> torch.Tensor:
+    """Means over `frames` frames: [B, T, D] -> [B, T - frames + 1, D]; by sums so far, ten times faster than a pooling."""
+    sums = F.pad(values, (0, 0, 1, 0)).cumsum(1)
+    return (sums[:, frames:] - sums[:, :-frames]) / frames
