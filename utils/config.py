@@ -174,6 +174,9 @@ class VisualCfg(_Section):
 class LiteCfg(_Section):
     visual_encoder_type: Literal["mobilenet", "custom3d"] = "mobilenet"
     n_freq_enc: PositiveInt = 100
+    freq_stride: Literal[2, 4] = 2  # bins of the STFT for each encoded one; 4: kernels 5 wide, n_freq_enc 50
+    dense_depth: Annotated[int, Field(ge=1, le=4)] = 4  # layers of each dense block
+    encode_first: bool = False  # the encoder's dense block works on the encoded bins, not on those of the STFT
     use_lite_dense: bool = True
     use_vce: bool = True
     use_fsvg: bool = True
@@ -198,9 +201,12 @@ class Config(_Section):
             raise ValueError(f"stft_cfg.win_size {stft.win_size} must not exceed n_fft {stft.n_fft}")
         if stft.hop_size >= stft.win_size:
             raise ValueError(f"stft_cfg.hop_size {stft.hop_size} must be below win_size {stft.win_size}: windows overlap")
-        if stft.n_fft // 2 % 2:
-            raise ValueError(f"stft_cfg.n_fft {stft.n_fft} gives bins that cannot be halved; choose a multiple of 4")
-        bins = (stft.n_fft // 2 + 1 - 3) // 2 + 1
+        if stft.n_fft // 2 % self.lite_cfg.freq_stride:
+            stride = self.lite_cfg.freq_stride
+            cannot = "halved" if stride == 2 else "quartered"
+            raise ValueError(f"stft_cfg.n_fft {stft.n_fft} gives bins that cannot be {cannot}; choose a multiple of {2 * stride}")
+        stride = self.lite_cfg.freq_stride
+        bins = (stft.n_fft // 2 + 1 - (stride + 1)) // stride + 1
         if self.lite_cfg.n_freq_enc != bins:
             raise ValueError(
                 f"lite_cfg.n_freq_enc is {self.lite_cfg.n_freq_enc}, but n_fft {stft.n_fft} gives {bins} encoded bins"
