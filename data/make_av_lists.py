@@ -1,4 +1,4 @@
-"""Lists for the small model: clips with faces, voices without, noises, other talkers and rooms, each for training and validation.
+"""Lists for the small model: clips with faces, voices without, noises, talkers and rooms, for training and validation.
 
 --data_root is a folder laid out like this; whatever is missing of it is left out of the lists, and said:
 
