@@ -12,7 +12,8 @@ from data.make_av_lists import HELD_OUT, main, make_lists, read_held_out
 ROOT = Path(__file__).parents[1]
 FILES = (
     "grid/raw/s1/a.mpg", "grid/raw/s5/b.mpg", "elospheres/T1/c.mp4", "speech/vctk/p225/d.ogg", "speech/vctk/p228/e.ogg",
-    "speech/keele/f1/f.flac", "noise/ambience/places-cafe.ogg", "noise/ambience/places-library.ogg", "noise/events/Rain-5-1.flac",
+    "speech/keele/f1/f.flac", "noise/ambience/places-cafe.ogg", "noise/ambience/places-library.ogg",
+    "noise/events/Rain-5-1.flac",
     "noise/talkers/one_male_english.flac", "noise/talkers/one_male_chinese.flac", "rir/kitchen.flac", "rir/medium-room1.flac",
 )  # fmt: skip
 
