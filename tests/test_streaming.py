@@ -49,7 +49,7 @@ def streamed(
 
 def whole_clip(enhancer: Enhancer, wav: np.ndarray, crops: np.ndarray | None, mask: np.ndarray | None = None) -> np.ndarray:
     """The path of a clip that is there as a whole, written out without any of the streaming code."""
-    sizes = (400, 100, 400, 0.3)
+    sizes = (400, enhancer.cfg["stft_cfg"]["hop_size"], 400, 0.3)
     gain = level_gain(wav, causal=True)
     wave = torch.from_numpy(np.pad(wav * gain, (0, max(0, 400 - len(wav)))))[None]
     with torch.no_grad():
