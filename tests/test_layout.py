@@ -201,7 +201,7 @@ def test_every_recipe_builds_its_model(path: Path) -> None:
     cfg = load_config(path, ["visual_cfg.backbone_weights=none"])
     model = ARCHITECTURES[architecture(path)](cfg)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    assert trained > 50_000
+    assert trained > 20_000
     if architecture(path) == "SEMamba":
         assert trained == 2_258_769
     assert model.causal == cfg["model_cfg"]["causal"]
