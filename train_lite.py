@@ -49,6 +49,7 @@ def compute_losses(model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.
         cfg["training_cfg"]["loss"], mag_g=out.mag, pha_g=out.pha, com_g=out.com, audio_g=audio,
         clean_mag=item.clean_mag, clean_pha=item.clean_pha, clean_com=item.clean_com, clean_audio=item.clean_audio,
         stft=stft, alpha_logits=out.alpha_logits, trust=trust, trust_mask=trust_mask,
+        noisy_audio=item.noisy_audio,
     )
 
 

@@ -21,6 +21,10 @@ DEFAULT_SHARES: dict[str, float] = {
     "freeze": 0.05,
     "patch": 0.05,
 }
+# Degradations that need another stretch of video than the clip's own; the dataset fetches it (AVDataset).
+SHIFT, OTHER = "shift", "other"
+FETCHED = (SHIFT, OTHER)
+SHIFT_SEC = (0.08, 0.4)  # either way
 WHOLE_CLIP_SHARE = 0.5  # the others are degraded over a random stretch
 SHORTEST_SHARE = 0.2  # of the clip, for such a stretch
 
@@ -66,14 +70,17 @@ class VisualDegradation:
     """Degrades a clip of face crops in one randomly chosen way, over all of it or a random stretch.
 
     `shares` maps none, black, drop, noise, blur, dim, freeze, patch to relative frequencies; those left out never
-    happen. ValueError for unknown names, negative shares or shares that sum to nothing.
+    happen. Also shift (the clip's own video 80 to 400 ms early or late) and other (another person's face): those two
+    are whole clips, and whoever draws them with `draw` fetches the frames. ValueError for unknown names, negative
+    shares or shares that sum to nothing.
     """
 
     def __init__(self, shares: Mapping[str, float] | None = None) -> None:
         shares = dict(DEFAULT_SHARES if shares is None else shares)
-        unknown = sorted(set(shares) - set(DEFAULT_SHARES))
+        known = [*DEFAULT_SHARES, *FETCHED]
+        unknown = sorted(set(shares) - set(known))
         if unknown:
-            raise ValueError(f"degradation {unknown[0]!r} is not known; there are {', '.join(DEFAULT_SHARES)}")
+            raise ValueError(f"degradation {unknown[0]!r} is not known; there are {', '.join(known)}")
         total = sum(shares.values())
         if min(shares.values(), default=0) < 0 or total <= 0:
             raise ValueError(f"degradation shares must be 0 or more and not all 0, not {shares}")
@@ -82,8 +89,11 @@ class VisualDegradation:
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """frames uint8 [V, S, S, 3] -> (degraded copy, corruption float32 [V]: 1 on every degraded frame)."""
-        kind = self._names[int(rng.choice(len(self._names), p=self._shares))]
-        return self.apply(kind, frames, rng)
+        return self.apply(self.draw(rng), frames, rng)
+
+    def draw(self, rng: np.random.Generator) -> str:
+        """The name of the degradation that a clip gets."""
+        return self._names[int(rng.choice(len(self._names), p=self._shares))]
 
     def apply(
         self, kind: str, frames: np.ndarray, rng: np.random.Generator, whole_clip: bool = False
@@ -91,6 +101,8 @@ class VisualDegradation:
         """The degradation called `kind` of frames uint8 [V, S, S, 3], on request never only a stretch; as __call__."""
         count = len(frames)
         label = np.zeros(count, np.float32)
+        if kind in FETCHED:
+            raise ValueError(f"degradation {kind!r} needs other frames than these; a dataset with training_cfg.scene has them")
         if kind == "none" or count == 0:
             return frames.copy(), label
         first, end = 0, count

@@ -45,8 +45,12 @@ class Clip(Protocol):
 class FileClip:
     """A clip of a list: a video, a separate sound file, or both; `mask`: [first, end) runs of frames without a face."""
 
-    def __init__(self, video: str | None, audio: str | None, mask: Sequence[tuple[int, int]], cfg: Mapping) -> None:
+    def __init__(
+        self, video: str | None, audio: str | None, mask: Sequence[tuple[int, int]], cfg: Mapping,
+        speaker: str | None = None,
+    ) -> None:
         self._video, self._audio, self._mask, self._cfg = video, audio, mask, cfg
+        self.speaker = speaker  # as the list says it
         self._duration_sec: float | None = None
 
     @property
@@ -198,5 +202,5 @@ def open_clips(source: str | os.PathLike, key: str, cfg: Mapping) -> Sequence[Cl
             raise ValueError(f'{key}: entry {number} of {source} should be {{"video": path, "audio": path}}, not {item!r}')
         found = {name: resolve(path, Path(source).parent) for name, path in paths.items()}
         mask = [(int(first), int(end)) for first, end in item.get("mask") or ()]
-        clips.append(FileClip(found.get("video"), found.get("audio"), mask, cfg))
+        clips.append(FileClip(found.get("video"), found.get("audio"), mask, cfg, item.get("speaker")))
     return clips

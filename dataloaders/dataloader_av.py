@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from dataloaders.augment_rir import RIRAugmentor
-from dataloaders.augment_video import CropJitter, VisualDegradation
+from dataloaders.augment_video import FETCHED, OTHER, SHIFT_SEC, CropJitter, VisualDegradation
 from dataloaders.clip_dataset import AVItem, ClipDataset, ListError, read_paths, spectrum
 from dataloaders.clip_sources import Clip, open_clips
 from dataloaders.mixing import active_samples, fit_length, mix_audio, scale_noise
+from dataloaders.scene import Scene, SceneMaker, speaker_of
 from models.level import level_gain
 from utils.config import complete_config
 from utils.media.sound import load_audio, media_duration_sec
@@ -26,6 +27,7 @@ WHOLE_SEC = 30.0  # clips up to this long are read whole: headers of MPEG files 
 ROOM_SEC = 1.0  # sound before the window that a room still answers to
 WINDOW_DRAWS = 8  # windows tried for one in which somebody speaks
 NOISE_DRAWS = 20
+MOSTLY = 0.9  # of a window's frames corrupted: its face says nothing
 AUDIBLE_POWER = 1e-8  # -80 dB re full scale: noise below this is a recording's pause
 
 _log = logging.getLogger(__name__)
@@ -77,16 +79,27 @@ class AVDataset(ClipDataset):
         if split == "valid" and self._training["valid_clips"]:
             count = min(self._training["valid_clips"], len(entries))
             entries = [entries[i * len(entries) // count] for i in range(count)]
+        options = self._training["scene"] if split == "train" else None
+        clips = entries
+        # Items that belong side by side in a batch: item 2k and 2k + 1 are a pair scene of clip k, or two scenes.
+        self.group = 2 if options and options["pair_share"] else 1
+        if self.group == 2:
+            entries = [clip for clip in clips for _ in range(2)]
         super().__init__(entries, str(data_json), cfg["env_setting"]["seed"], fixed=split != "train")
         self._degrade = self._rooms = self._jitter = None
         if split == "train":
             self._jitter = CropJitter() if self._training["crop_jitter"] else None
             rir_json = cfg["data_cfg"]["train_rir_json"]
             if visual_augmentation is None and self._training["visual_degradation"]:
-                visual_augmentation = VisualDegradation()
+                visual_augmentation = VisualDegradation(self._training["degradation_shares"])
             if rir_augmentor is None and rir_json:
                 rir_augmentor = RIRAugmentor(rir_json, self._training["rir_prob"], self._rate)
             self._degrade, self._rooms = visual_augmentation, rir_augmentor
+        self._scenes: SceneMaker | None = None
+        if options:
+            talkers_json = cfg["data_cfg"]["train_talkers_json"]
+            talkers = open_clips(talkers_json, "data_cfg.train_talkers_json", cfg) if talkers_json else []
+            self._scenes = SceneMaker(clips, talkers, self._audible_noise, self._rooms, cfg)
         self._durations_sec: dict[str, float] = {}
         self.noise_failures: dict[str, str] = {}
 
@@ -95,13 +108,37 @@ class AVDataset(ClipDataset):
         return self._entries[index].name
 
     def _item(self, clip: Clip, index: int, rng: np.random.Generator) -> AVItem:
+        if self._scenes is not None:
+            return self._scene_item(clip, index, rng)
         sound = self._draw_speech(clip, rng)
         noise, snr_db = self._draw_noise(sound.speech, index, rng)
         noise = scale_noise(sound.speech, noise, snr_db, self._rate)
         noisy = (sound.speech + noise).astype(np.float32)
+        return self._finish(sound.target, noisy, *self._draw_video(clip, sound, rng))
+
+    def _scene_item(self, clip: Clip, index: int, rng: np.random.Generator) -> AVItem:
+        """An item of a drawn scene; both items of a pair scene draw it from the same generator."""
+        options, role = self._training["scene"], None
+        if self.group == 2:
+            shared = np.random.default_rng([self._seed, int(self._epoch[0]), index // 2, 1])
+            if shared.random() < options["pair_share"] and clip.has_picture:
+                scene, role = self._scenes.scene(clip, shared, index % 2), index % 2
+        if role is None:
+            if self.group == 2 and index % 2:
+                clip = self._scenes.other_clip(clip, rng, with_face=False)
+            scene = self._scenes.scene(clip, rng)
+        video, mask, corruption = self._scene_video(scene, rng)
+        target = scene.target
+        if options["faceless_target"] == "everybody" and (not len(mask) or float(corruption.mean()) > MOSTLY):
+            target = scene.everybody
+        return self._finish(target, scene.noisy, video, mask, corruption)
+
+    def _finish(
+        self, target: np.ndarray, noisy: np.ndarray, video: torch.Tensor, mask: torch.Tensor, corruption: torch.Tensor
+    ) -> AVItem:
+        """The item of a target and a mixture [L] and their video, levelled and transformed."""
         gain = level_gain(noisy, self._causal, self._rate)
-        clean_audio, noisy_audio = (torch.from_numpy(wave.astype(np.float32) * gain) for wave in (sound.target, noisy))
-        video, mask, corruption = self._draw_video(clip, sound, rng)
+        clean_audio, noisy_audio = (torch.from_numpy(wave.astype(np.float32) * gain) for wave in (target, noisy))
         clean_mag, clean_pha, clean_com = spectrum(clean_audio, *self._sizes)
         noisy_mag, noisy_pha, _ = spectrum(noisy_audio, *self._sizes)
         return AVItem(
@@ -153,7 +190,10 @@ class AVDataset(ClipDataset):
         else:
             snrs_db = self._training["valid_snrs_db"]
             snr_db = float(snrs_db[index % len(snrs_db)])
-        active = active_samples(speech, self._rate)
+        return self._audible_noise(active_samples(speech, self._rate), rng), snr_db
+
+    def _audible_noise(self, active: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Noise [L] that is audible where `active` bool [L] is True."""
         noise: np.ndarray | None = None
         for _ in range(NOISE_DRAWS):
             path = self._noises[int(rng.integers(len(self._noises)))]
@@ -161,7 +201,7 @@ class AVDataset(ClipDataset):
             if path in self.noise_failures:
                 continue
             try:
-                noise = self._noise_window(path, len(speech), place)
+                noise = self._noise_window(path, len(active), place)
             except (ValueError, OSError) as error:
                 self.noise_failures[path] = str(error)
                 _log.warning("noise %s left out: %s", path, error)
@@ -171,7 +211,7 @@ class AVDataset(ClipDataset):
         if noise is None:
             last = list(self.noise_failures.values())[-1]
             raise ListError(f"{self._noise_list}: no noise could be read in {NOISE_DRAWS} draws; last failure: {last}")
-        return noise, snr_db
+        return noise
 
     def _noise_window(self, path: str, length: int, place: float) -> np.ndarray:
         """`length` samples of a noise recording from `place` (0 to 1) of where they may begin; short ones start over."""
@@ -210,3 +250,54 @@ class AVDataset(ClipDataset):
         # frames [V, S, S, 3] -> video [3, V, S, S]
         video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2))).float().div_(255.0)
         return video, torch.from_numpy(mask), torch.from_numpy(corruption)
+
+    def _scene_video(
+        self, scene: Scene, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Video [3, V, S, S], mask bool [V] and corruption [V] of the face that a scene shows, or of what stands for it."""
+        size, count = self._size, len(scene.frames)
+        if not self._visual["use_visual"]:
+            return torch.zeros(3, 0, size, size), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
+        dropped = rng.random() < self._training["video_dropout"]
+        kind = self._degrade.draw(rng) if self._degrade is not None else "none"
+        frames, mask = np.zeros((count, size, size, 3), np.uint8), np.zeros(count, bool)
+        corruption = np.zeros(count, np.float32)
+        clip, wanted = scene.shown.clip, scene.frames
+        if clip.has_picture and not dropped:
+            if kind in FETCHED:
+                clip, wanted = self._other_frames(kind, clip, wanted, rng)
+                corruption[:] = 1.0
+            first = int(wanted.min())
+            there, seen = clip.frames(first, int(wanted.max()) - first + 1)
+            frames, mask = there[wanted - first], seen[wanted - first]
+            if scene.target.any():  # padding of the sound has no picture; a closed mouth has
+                mask = mask & (np.arange(count) / self._fps < scene.shown.n_real / self._rate)
+            if self._jitter is not None:
+                frames = self._jitter(frames, rng)
+            frames[~mask] = 0
+        if self._degrade is not None and kind not in FETCHED and mask.any():
+            frames, corruption = self._degrade.apply(kind, frames, rng)
+            frames[~mask] = 0
+        corruption = np.maximum(corruption, (~mask).astype(np.float32))
+        # frames [V, S, S, 3] -> video [3, V, S, S]
+        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2))).float().div_(255.0)
+        return video, torch.from_numpy(mask), torch.from_numpy(corruption)
+
+    def _other_frames(
+        self, kind: str, clip: Clip, wanted: np.ndarray, rng: np.random.Generator
+    ) -> tuple[Clip, np.ndarray]:
+        """(clip, frames of it) shown in the place of the wanted frames [V]: too early, too late, or somebody else's."""
+        if kind == OTHER:
+            other = self._scenes.other_clip(clip, rng, with_face=True)
+            last = max(0, int((other.duration_sec() or 0.0) * self._fps) - len(wanted))
+            if speaker_of(other) != speaker_of(clip):
+                return other, int(rng.integers(last + 1)) + wanted - wanted[0]
+        shift = max(1, round(float(rng.uniform(*SHIFT_SEC)) * self._fps))
+        late = rng.random() < 0.5
+        last = int((clip.duration_sec() or 0.0) * self._fps) - 1
+        if wanted.min() < shift:
+            late = False
+        elif wanted.max() + shift > last:
+            late = True
+        moved = wanted - shift if late else wanted + shift
+        return clip, np.clip(moved, 0, max(0, last))

@@ -18,21 +18,21 @@ from models.ops.dense_layer import compiled_for, dense_layer, pack_layer
 from models.ops.packed_weights import Packed
 
 
-def _frequency_conv(channels: int, light: bool) -> nn.Module:
-    """(1, 3) convolution of stride (1, 2): F bins in, F' out."""
+def _frequency_conv(channels: int, light: bool, stride: int = 2) -> nn.Module:
+    """(1, stride + 1) convolution of that stride over frequency: F bins in, F' out."""
     if light:
-        return DepthwiseSeparableConv2d(channels, channels, (1, 3), stride=(1, 2))
-    return nn.Conv2d(channels, channels, (1, 3), stride=(1, 2))
+        return DepthwiseSeparableConv2d(channels, channels, (1, stride + 1), stride=(1, stride))
+    return nn.Conv2d(channels, channels, (1, stride + 1), stride=(1, stride))
 
 
-def _frequency_up(channels: int, light: bool) -> nn.Module:
-    """(1, 3) transposed convolution of stride (1, 2): F' bins in, F out."""
+def _frequency_up(channels: int, light: bool, stride: int = 2) -> nn.Module:
+    """(1, stride + 1) transposed convolution of that stride over frequency: F' bins in, F out."""
     if light:
         return nn.Sequential(
-            nn.ConvTranspose2d(channels, channels, (1, 3), stride=(1, 2), groups=channels, bias=False),
+            nn.ConvTranspose2d(channels, channels, (1, stride + 1), stride=(1, stride), groups=channels, bias=False),
             PointwiseConv2d(channels, channels),
         )
-    return nn.ConvTranspose2d(channels, channels, (1, 3), stride=(1, 2))
+    return nn.ConvTranspose2d(channels, channels, (1, stride + 1), stride=(1, stride))
 
 
 class DenseBlock(nn.Module):
@@ -142,7 +142,9 @@ class _Codec(nn.Module):
         model = cfg["model_cfg"]
         self.channels = model["hid_feature"]
         self.norm = model.get("norm") or ("channel" if model.get("causal") else "instance")
-        self.dense_block = self.block(cfg)
+        lite = cfg.get("lite_cfg", {}) if self.block.light else {}  # SEMamba's own codec knows none of these
+        self.freq_stride, self.encode_first = lite.get("freq_stride", 2), lite.get("encode_first", False)
+        self.dense_block = self.block(cfg, depth=lite.get("dense_depth", 4))
 
     def init_state(self, x: torch.Tensor) -> Any:
         """Zero state for inputs of x's batch size and bins, x [B, ., ., F]."""
@@ -153,7 +155,10 @@ class _Codec(nn.Module):
 
 
 class DenseEncoder(_Codec):
-    """(magnitude, phase) [B, 2, T, F] -> features [B, C, T, F']."""
+    """(magnitude, phase) [B, 2, T, F] -> features [B, C, T, F'].
+
+    With `lite_cfg.encode_first` the dense block follows the strided convolution instead of preceding it.
+    """
 
     def __init__(self, cfg: Mapping) -> None:
         super().__init__(cfg)
@@ -166,12 +171,18 @@ class DenseEncoder(_Codec):
             with torch.no_grad():
                 self.dense_conv_1[0].weight[:, 1] *= 0.1
         self.dense_conv_2 = nn.Sequential(
-            _frequency_conv(channels, self.block.light), make_norm(self.norm, channels), nn.PReLU(channels)
+            _frequency_conv(channels, self.block.light, self.freq_stride), make_norm(self.norm, channels), nn.PReLU(channels)
         )
 
     def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        if self.encode_first:
+            return self.dense_block.step(self.dense_conv_2(self.dense_conv_1(x)), state)
         x, state = self.dense_block.step(self.dense_conv_1(x), state)
         return self.dense_conv_2(x), state
+
+    def encoded_bins(self, bins: int) -> int:
+        """F' of F bins."""
+        return (bins - (self.freq_stride + 1)) // self.freq_stride + 1
 
 
 class MagDecoder(_Codec):
@@ -181,7 +192,7 @@ class MagDecoder(_Codec):
         super().__init__(cfg)
         channels, outputs = self.channels, cfg["model_cfg"]["output_channel"]
         self.mask_conv = nn.Sequential(
-            _frequency_up(channels, self.block.light),
+            _frequency_up(channels, self.block.light, self.freq_stride),
             PointwiseConv2d(channels, outputs),
             make_norm(self.norm, outputs),
             nn.PReLU(outputs),
@@ -212,7 +223,7 @@ class PhaseDecoder(_Codec):
         super().__init__(cfg)
         channels, outputs = self.channels, cfg["model_cfg"]["output_channel"]
         self.phase_conv = nn.Sequential(
-            _frequency_up(channels, self.block.light), make_norm(self.norm, channels), nn.PReLU(channels)
+            _frequency_up(channels, self.block.light, self.freq_stride), make_norm(self.norm, channels), nn.PReLU(channels)
         )
         self.phase_conv_r = PointwiseConv2d(channels, outputs)
         self.phase_conv_i = PointwiseConv2d(channels, outputs)

@@ -71,9 +71,9 @@ class SEMamba(nn.Module):
         if not self.causal:
             raise ValueError("this model is not causal (model_cfg.causal: false): it needs the whole input at once")
         wide = noisy_mag.new_empty(noisy_mag.shape[0], 1, 0, noisy_mag.shape[1])  # [B, 1, 0, F]
-        narrow = wide[..., : (noisy_mag.shape[1] - 3) // 2 + 1]  # [B, 1, 0, F']
+        narrow = wide[..., : self.dense_encoder.encoded_bins(noisy_mag.shape[1])]  # [B, 1, 0, F']
         return {
-            "encoder": self.dense_encoder.init_state(wide),
+            "encoder": self.dense_encoder.init_state(narrow if self.dense_encoder.encode_first else wide),
             "blocks": [block.init_state(narrow) for block in self.TSMamba],
             "mask": self.mask_decoder.init_state(narrow),
             "phase": self.phase_decoder.init_state(narrow),

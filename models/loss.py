@@ -16,6 +16,7 @@ from utils.scores.metrics import SILENCE_POWER, mean_score, score_many
 # In dB it would be ten times that, and the other terms would no longer count.
 SI_SDR_UNIT_DB = 10.0
 SI_SDR_LIMIT_DB = 30.0
+SILENCE_LIMIT_DB = 30.0  # an output this far below the input is silent enough
 
 
 def anti_wrapping(angle: torch.Tensor) -> torch.Tensor:
@@ -73,6 +74,19 @@ def si_sdr_loss(
     return loss_db.sum() / heard.sum().clamp(min=1)
 
 
+def silence_loss(reference: torch.Tensor, estimation: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
+    """Level of the output over the input's where silence is wanted, in bels, softly held to -30 dB and above.
+
+    reference, estimation, noisy [B, L] -> scalar: the mean over the clips whose reference is silent, 0 without any. It is
+    to them what SI-SDR, which they do not have, is to the others.
+    """
+    silent = reference.square().sum(dim=-1) <= SILENCE_POWER * reference.shape[-1]
+    power_in = noisy.float().square().mean(dim=-1).clamp(min=SILENCE_POWER)
+    power_out = estimation.float().square().mean(dim=-1)
+    loss = torch.log10(power_out / power_in + 10 ** (-SILENCE_LIMIT_DB / 10))
+    return torch.where(silent, loss, 0.0).sum() / silent.sum().clamp(min=1)
+
+
 def confidence_loss(
     alpha_logits: torch.Tensor, trust: torch.Tensor, trust_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -92,6 +106,7 @@ def generator_losses(
     audio_g: torch.Tensor, clean_mag: torch.Tensor, clean_pha: torch.Tensor, clean_com: torch.Tensor,
     clean_audio: torch.Tensor, stft: Mapping, alpha_logits: torch.Tensor | None = None,
     trust: torch.Tensor | None = None, trust_mask: torch.Tensor | None = None, metric_g: torch.Tensor | None = None,
+    noisy_audio: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The generator's loss: (weighted total, {term: its value unweighted}).
 
@@ -99,7 +114,8 @@ def generator_losses(
     whose weight is 0 or missing is neither computed nor listed; nor is confidence in a batch without video, nor metric
     without `metric_g` [B, 1], what the discriminator says of mag_g (1 is the best there is; MSE to that).
     Terms, as in SEMamba: magnitude (MSE), phase (IP + GD + IAF), complex (2 MSE), time (L1), consistancy (2 MSE of
-    com_g and the spectrum of audio_g); beside them si_sdr (-SI-SDR in bels) and confidence (`confidence_loss`).
+    com_g and the spectrum of audio_g); beside them si_sdr (-SI-SDR in bels), silence (`silence_loss`, with noisy_audio
+    [B, L]) and confidence (`confidence_loss`).
     """
 
     def consistancy() -> torch.Tensor:
@@ -116,6 +132,8 @@ def generator_losses(
     }
     if alpha_logits is not None and trust is not None:
         recipe["confidence"] = lambda: confidence_loss(alpha_logits, trust, trust_mask)
+    if noisy_audio is not None:
+        recipe["silence"] = lambda: silence_loss(clean_audio, audio_g, noisy_audio)
     if metric_g is not None:
         recipe["metric"] = lambda: F.mse_loss(metric_g, torch.ones_like(metric_g))
     terms = {name: term() for name, term in recipe.items() if weights.get(name, 0.0) > 0}

@@ -202,7 +202,7 @@ def test_every_recipe_builds_its_model(path: Path) -> None:
     cfg = load_config(path, ["visual_cfg.backbone_weights=none"])
     model = ARCHITECTURES[architecture(path)](cfg)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    assert trained > 100_000
+    assert trained > 20_000
     if architecture(path) == "SEMamba":
         assert trained == 2_258_769
     assert model.causal == cfg["model_cfg"]["causal"]
@@ -248,7 +248,7 @@ def test_the_full_recipe_keeps_the_numbers_of_the_design() -> None:
     assert (training["segment_size"], training["snr_range"], training["use_discriminator"]) == (16000, [-5, 20], False)
     assert training["loss"] == {
         "metric": 0, "magnitude": 0.9, "phase": 0.3, "complex": 0.1, "time": 0, "consistancy": 0.1, "si_sdr": 0.3,
-        "confidence": 0.05,
+        "confidence": 0.05, "silence": 0,
     }  # fmt: skip
     assert (model["hid_feature"], model["num_tfmamba"], model["d_state"], model["d_conv"], model["expand"]) == (64, 4, 16, 4, 4)
     assert model["causal"] and model["phase_residual"] and lite["visual_encoder_type"] == "mobilenet" and lite["use_lite_dense"]

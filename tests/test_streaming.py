@@ -49,7 +49,7 @@ def streamed(
 
 def whole_clip(enhancer: Enhancer, wav: np.ndarray, crops: np.ndarray | None, mask: np.ndarray | None = None) -> np.ndarray:
     """The path of a clip that is there as a whole, written out without any of the streaming code."""
-    sizes = (400, 100, 400, 0.3)
+    sizes = (400, enhancer.cfg["stft_cfg"]["hop_size"], 400, 0.3)
     gain = level_gain(wav, causal=True)
     wave = torch.from_numpy(np.pad(wav * gain, (0, max(0, 400 - len(wav)))))[None]
     with torch.no_grad():
@@ -369,3 +369,15 @@ def test_the_readout_counts(enhancer: Enhancer) -> None:
     assert readout.worst_call_ms >= readout.last_call_ms > 0
     assert readout.backlog_samples == 8010 - 7700
     assert "latency 400 samples" in readout.line() and "threads: 1" in readout.line() and "\n" not in readout.line()
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["dense first", "encoded first"])
+def test_a_coarser_codec_streams_what_it_gives_offline(first: bool) -> None:
+    coarse = Enhancer(*tiny_model(
+        model_cfg=CAUSAL, stft_cfg={"hop_size": 200},
+        lite_cfg={"freq_stride": 4, "n_freq_enc": 50, "encode_first": first, "dense_depth": 2},
+    ))  # fmt: skip
+    noisy = voice(1.0, seed=4)
+    whole = whole_clip(coarse, noisy, None)
+    assert snr_db(streamed(StreamingEnhancer(coarse), noisy, [400, 37, 1200]), whole) > 110
+    assert len(coarse.model.dense_encoder.dense_block.dense_block) == 2 and coarse.model.dense_encoder.encoded_bins(201) == 50

@@ -70,6 +70,7 @@ class DataCfg(_Section):
     valid_noise_json: str | None = None
     test_noise_json: str | None = None
     train_rir_json: str | None = None
+    train_talkers_json: str | None = None  # further competing voices of training_cfg.scene: clips with or without video
 
 
 class LossCfg(_Section):
@@ -80,12 +81,41 @@ class LossCfg(_Section):
     time: NonNegativeFloat = 0.0
     consistancy: NonNegativeFloat = 0.1
     si_sdr: NonNegativeFloat = 0.0
+    silence: NonNegativeFloat = 0.0  # level of the output where the target is silent, in bels over the input's
     confidence: NonNegativeFloat = 0.0  # BCE of alpha against the per-frame corruption label
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> LossCfg:
         if not any(self.model_dump().values()):
             raise ValueError("every weight is 0, so there is nothing to learn; SEMamba's recipe has magnitude: 0.9")
+        return self
+
+
+class SceneCfg(_Section):
+    """Mixtures of several voices (dataloaders.scene); shares are probabilities of a scene, or of a voice in it."""
+
+    talker_shares: Annotated[list[NonNegativeFloat], Field(min_length=1, max_length=4)] = [0.4, 0.4, 0.15, 0.05]
+    talker_snr_range: tuple[float, float] = (-5.0, 10.0)  # dB, of the target over each competing talker
+    noise_share: Probability = 0.6  # of scenes with talkers; without there is always noise
+    same_speaker_share: Probability = 0.15  # of competing talkers: another clip of the target's own voice
+    pair_share: Probability = 0.0  # the same mixture given once with each of two faces, side by side in the batch
+    silent_share: Probability = 0.0  # the target's mouth is closed while the others talk
+    speed_share: Probability = 0.3  # of voices: sound and video together
+    speed_range: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.1)
+    equalizer_share: Probability = 0.3  # of voices
+    level_range_db: tuple[float, float] = (-10.0, 5.0)
+    clip_share: Probability = 0.03
+    narrow_band_share: Probability = 0.03
+    faceless_target: Literal["everybody", "one"] = "everybody"  # where no face that can be trusted says whom to keep
+
+    @model_validator(mode="after")
+    def _ranges_and_shares(self) -> SceneCfg:
+        for key in ("talker_snr_range", "speed_range", "level_range_db"):
+            low, high = getattr(self, key)
+            if low > high:
+                raise ValueError(f"{key} {[low, high]} must be [lowest, highest]")
+        if not sum(self.talker_shares):
+            raise ValueError("talker_shares are all 0; [1] means scenes without competing talkers")
         return self
 
 
@@ -108,6 +138,8 @@ class TrainingCfg(_Section):
     rir_prob: Probability = 0.3
     rir_target: Literal["early", "reverberant"] = "early"
     visual_degradation: bool = True
+    degradation_shares: dict[str, NonNegativeFloat] | None = None  # None: those of dataloaders.degrade
+    scene: SceneCfg | None = None  # None: one voice and one noise
     crop_jitter: bool = True  # face crops moved, scaled, turned, mirrored and lit at random in training
     video_dropout: Probability = 0.0
     valid_clips: PositiveInt | None = None  # None: all of them
@@ -176,6 +208,9 @@ class VisualCfg(_Section):
 class LiteCfg(_Section):
     visual_encoder_type: Literal["mobilenet", "custom3d", "distilled"] = "mobilenet"
     n_freq_enc: PositiveInt = 100
+    freq_stride: Literal[2, 4] = 2  # bins of the STFT for each encoded one; 4: kernels 5 wide, n_freq_enc 50
+    dense_depth: Annotated[int, Field(ge=1, le=4)] = 4  # layers of each dense block
+    encode_first: bool = False  # the encoder's dense block works on the encoded bins, not on those of the STFT
     use_lite_dense: bool = True
     use_vce: bool = True
     use_fsvg: bool = True
@@ -200,9 +235,13 @@ class Config(_Section):
             raise ValueError(f"stft_cfg.win_size {stft.win_size} must not exceed n_fft {stft.n_fft}")
         if stft.hop_size >= stft.win_size:
             raise ValueError(f"stft_cfg.hop_size {stft.hop_size} must be below win_size {stft.win_size}: windows overlap")
-        if stft.n_fft // 2 % 2:
-            raise ValueError(f"stft_cfg.n_fft {stft.n_fft} gives bins that cannot be halved; choose a multiple of 4")
-        bins = (stft.n_fft // 2 + 1 - 3) // 2 + 1
+        if stft.n_fft // 2 % self.lite_cfg.freq_stride:
+            stride = self.lite_cfg.freq_stride
+            cannot = "halved" if stride == 2 else "quartered"
+            right = f"choose a multiple of {2 * stride}"
+            raise ValueError(f"stft_cfg.n_fft {stft.n_fft} gives bins that cannot be {cannot}; {right}")
+        stride = self.lite_cfg.freq_stride
+        bins = (stft.n_fft // 2 + 1 - (stride + 1)) // stride + 1
         if self.lite_cfg.n_freq_enc != bins:
             raise ValueError(
                 f"lite_cfg.n_freq_enc is {self.lite_cfg.n_freq_enc}, but n_fft {stft.n_fft} gives {bins} encoded bins"

@@ -9,8 +9,14 @@ import numpy as np
 GROUP_RUNS = 4  # runs that are shuffled with each other, and that a reader keeps in memory at once
 
 
-def epoch_order(n_items: int, per_epoch: int | None, seed: int, epoch: int) -> list[int]:
-    """Order of items in an epoch: the same for the same seed and epoch, whatever came before."""
+def epoch_order(n_items: int, per_epoch: int | None, seed: int, epoch: int, group: int = 1) -> list[int]:
+    """Order of items in an epoch: the same for the same seed and epoch, whatever came before.
+
+    `group`: so many neighbours (items 2k and 2k + 1 for 2) stay side by side; their number is a multiple of it.
+    """
+    if group > 1:
+        wanted = None if per_epoch is None else -(-per_epoch // group)
+        return [k * group + part for k in epoch_order(n_items // group, wanted, seed, epoch) for part in range(group)]
     order = np.random.default_rng([seed, epoch]).permutation(n_items)
     wanted = per_epoch or n_items
     repeats = -(-wanted // n_items)

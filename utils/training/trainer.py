@@ -277,7 +277,7 @@ class Trainer:
         drawn = self.training["clips_per_epoch"], self.env["seed"], self.epoch
         runs = getattr(self.dataset, "runs", None)
         if runs is None:
-            order = epoch_order(len(self.dataset), *drawn)
+            order = epoch_order(len(self.dataset), *drawn, getattr(self.dataset, "group", 1))
         else:
             order = run_order(runs, *drawn, size, self.group.size, self.env["num_workers"])
         starts = range(self.position * size, len(order) - size + 1, size)
