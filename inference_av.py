@@ -73,7 +73,7 @@ def build_jobs(args: argparse.Namespace) -> list[Job]:
 
 def drawing_of(enhancer: Enhancer) -> Look:
     from evaluation.reporting.figures import require_matplotlib  # enhancing needs neither it nor what scores
-    from evaluation.spectrogram_viz import draw_recording
+    from evaluation.reporting.spectrograms import draw_recording
 
     require_matplotlib()
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.reporting.tables import common_means, complete
-from evaluation.spectrogram_viz import spectrogram_figure
+from evaluation.reporting.spectrograms import spectrogram_figure
+from evaluation.reporting.tables import COLUMNS, common_means, complete
 from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import write_wav
 from models.inference.results import EnhanceResult
@@ -20,7 +20,6 @@ from utils.media.sound import VIDEO_EXTENSIONS, load_audio
 from utils.scores.metrics import METRICS, require_scorers, score_clip
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = {"pesq": ("PESQ-WB", ".2f"), "stoi": ("STOI", ".3f"), "estoi": ("ESTOI", ".3f"), "si_sdr": ("SI-SDR/dB", ".2f")}
 NOISY, AUDIO_ONLY, AUDIO_VISUAL = "noisy", "audio only", "audio-visual"
 
 

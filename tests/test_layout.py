@@ -25,6 +25,18 @@ LEFT_OF = {
     "evaluation": {"utils", "models", "dataloaders"},
     "data": {"utils"},
 }
+# Between the sub-packages of a package, too: each may import itself and what stands here.
+INNER_LEFT_OF = {
+    "utils": set(), "utils.media": {"utils"}, "utils.faces": {"utils", "utils.media"}, "utils.scores": {"utils"},
+    "utils.training": {"utils"},
+    "models.ops.kernels": set(), "models.ops": {"models.ops.kernels"}, "models": {"models.ops"},
+    "models.inference": {"models", "models.ops"}, "models.inference.files": {"models", "models.ops", "models.inference"},
+    "dataloaders": set(),
+    "evaluation.testset": set(), "evaluation.reporting": {"evaluation.testset"}, "evaluation.benchmarks": set(),
+    "evaluation.web": {"evaluation.reporting"},
+    "evaluation": {"evaluation.testset", "evaluation.reporting", "evaluation.benchmarks"},
+    "data.tools": set(), "data.synthesis": set(), "data": {"data.tools", "data.synthesis"},
+}  # fmt: skip
 SCRIPTS_MAY_IMPORT = {"utils", "models", "dataloaders", "evaluation"}
 SCORING_ONLY = {"pesq", "pystoi"}
 NOT_FOR_ENHANCING = ["pesq", "pystoi", "matplotlib", "tensorboard", "webdataset", "torchvision", "torchaudio", "pytest"]
@@ -82,6 +94,28 @@ def test_imports_only_point_left(path: Path) -> None:
         if what.startswith(".") or (what in ours and what not in allowed)
     ]  # fmt: skip
     assert not wrong, f"{name(path)} may import {sorted(allowed)}; (line, import): {wrong}"
+
+
+def package_of(module: str) -> str:
+    """The innermost package that a dotted name lies in: "models.ops.scan.selective_scan" -> "models.ops"."""
+    parts = module.split(".")
+    while parts and ".".join(parts) not in INNER_LEFT_OF:
+        parts.pop()
+    return ".".join(parts)
+
+
+@pytest.mark.parametrize("path", [path for path in PRODUCT if path.parent != ROOT], ids=name)
+def test_imports_between_rooms_of_a_package_only_point_left(path: Path) -> None:
+    own = ".".join(path.relative_to(ROOT).parent.parts)
+    assert own in INNER_LEFT_OF, f"{own} is a package that no rule is written for"
+    wrong = []
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == own.split(".")[0]:
+            for alias in node.names:
+                other = package_of(f"{node.module}.{alias.name}")
+                if other != own and other not in INNER_LEFT_OF[own]:
+                    wrong.append((node.lineno, other))
+    assert not wrong, f"{name(path)} may import {sorted(INNER_LEFT_OF[own])}; (line, import): {wrong}"
 
 
 @pytest.mark.parametrize("path", PRODUCT, ids=name)

@@ -10,7 +10,7 @@ import soundfile
 from conftest import all_files, only_line, tiny_model, voice
 
 from evaluation import spectrogram_viz
-from evaluation.spectrogram_viz import spectrogram_db, spectrogram_figure
+from evaluation.reporting.spectrograms import spectrogram_db, spectrogram_figure
 from models.inference.results import EnhanceResult
 
 

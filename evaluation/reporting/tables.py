@@ -13,6 +13,8 @@ from utils.scores.stats import FEW_GROUPS, mean_interval
 from utils.util import atomic_write
 
 ALL = "all"
+# What the demo and the web page show of a metric: (heading, format).
+COLUMNS = {"pesq": ("PESQ-WB", ".2f"), "stoi": ("STOI", ".3f"), "estoi": ("ESTOI", ".3f"), "si_sdr": ("SI-SDR/dB", ".2f")}
 LABELS = {"pesq": "PESQ-WB", "stoi": "STOI", "estoi": "ESTOI", "si_sdr": "SI-SDR in dB"}
 DIGITS = {"pesq": 2, "stoi": 3, "estoi": 3, "si_sdr": 2}
 ROW_LABELS = {NOISY: "noisy", AUDIO_ONLY: "audio only", AUDIO_VISUAL: "audio-visual"}

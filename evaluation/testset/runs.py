@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.make_testset import SNRS_DB, add_mixture_options, check_mixture_options, make_testset, options_of
+from evaluation.testset.draw import SNRS_DB, add_mixture_options, check_mixture_options, make_testset, options_of
 from evaluation.testset.manifest import Manifest, json_sha256, read_manifest
 from evaluation.testset.score_rows import RowStore, Setup, file_sha256, score_rows
 from models.inference.enhancer import Enhancer

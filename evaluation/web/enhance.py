@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from dataloaders.mixing import active_samples
-from evaluation.spectrogram_viz import spectrogram_figure
+from evaluation.reporting.spectrograms import spectrogram_figure
 from evaluation.web.recording import Limits, Recording, Wish, read_recording
 from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import write_wav

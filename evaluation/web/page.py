@@ -17,7 +17,7 @@ from PIL import Image
 from starlette.middleware import Middleware
 from starlette.routing import WebSocketRoute
 
-from evaluation.demo import COLUMNS
+from evaluation.reporting.tables import COLUMNS
 from evaluation.web.enhance import Answer, answer
 from evaluation.web.live import LiveRoom
 from evaluation.web.recording import AS_IT_IS, CORRUPTIONS, OFF, Complaint, Limits, Wish, sample_noise, spoken
