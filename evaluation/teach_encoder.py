@@ -233,7 +233,8 @@ def pack_encoder(weights: Mapping[str, torch.Tensor], cfg: Mapping, meta: Mappin
     """Contents of a file for `visual_cfg.encoder_weights`; halves of floats are enough."""
     return {
         "visual_encoder": {key: value.half() for key, value in weights.items()},
-        "visual_encoder_type": "distilled", "config": dict(cfg), "meta": dict(meta),
+        "visual_encoder_type": "distilled", "meta": dict(meta),
+        "config": {name: keys for name, keys in cfg.items() if name != "data_cfg"},  # where the data lay is nobody's business
     }  # fmt: skip
 
 

@@ -265,6 +265,9 @@ NO_ALPHA = {"training_cfg.loss.confidence": (0.05, 0.0)}
         ("ablations/LiteAVSE_no_fsvg", {"lite_cfg.use_fsvg": (True, False)}),
         ("ablations/LiteAVSE_audio_only", {"visual_cfg.use_visual": (True, False), **NO_ALPHA,
                                            "training_cfg.video_dropout": (0.15, 0.0)}),
+        ("ablations/LiteAVSE_distilled", {"lite_cfg.visual_encoder_type": ("mobilenet", "distilled"),
+                                          "visual_cfg.visual_dim": (512, 128),
+                                          "visual_cfg.encoder_weights": (None, "ckpts/visual_encoder.pth")}),
         ("ablations/LiteAVSE_custom3d", {"lite_cfg.visual_encoder_type": ("mobilenet", "custom3d")}),
     ],
 )  # fmt: skip
