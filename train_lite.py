@@ -74,7 +74,7 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     start = cfg["training_cfg"]["init_checkpoint"]
     if start is not None and latest_pair(exp_path) is None:
         group.say(start_from(model, cfg, start, cfg["training_cfg"]["init_parts"]))
-    validation = Validation(make_valid_set(cfg), cfg["env_setting"]["num_workers"])
+    validation = Validation(make_valid_set(cfg), cfg["env_setting"]["num_workers"], cfg["training_cfg"])
     enhancer = Enhancer(model, cfg, device)
     torch.manual_seed(cfg["env_setting"]["seed"] + group.rank)  # the weights are alike, what is drawn in training is not
     return Trainer(

@@ -112,6 +112,8 @@ class AVDataset(ClipDataset):
             return self._scene_item(clip, index, rng)
         sound = self._draw_speech(clip, rng)
         noise, snr_db = self._draw_noise(sound.speech, index, rng)
+        if self.split != "train":
+            noise = self._interference(clip, sound.speech, noise, index, rng)
         noise = scale_noise(sound.speech, noise, snr_db, self._rate)
         noisy = (sound.speech + noise).astype(np.float32)
         return self._finish(sound.target, noisy, *self._draw_video(clip, sound, rng))
@@ -191,6 +193,24 @@ class AVDataset(ClipDataset):
             snrs_db = self._training["valid_snrs_db"]
             snr_db = float(snrs_db[index % len(snrs_db)])
         return self._audible_noise(active_samples(speech, self._rate), rng), snr_db
+
+    def _interference(
+        self, clip: Clip, speech: np.ndarray, noise: np.ndarray, index: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """What disturbs a fixed item, by its kind in turn: the noise [L], another speaker's clip, or both as loud."""
+        kinds = self._training["valid_kinds"]
+        # SNRs take turns too: a kind's turn comes round with each of them.
+        kind = kinds[index // len(self._training["valid_snrs_db"]) % len(kinds)]
+        if kind == "noise":
+            return noise
+        others = [k for k in range(len(self._entries)) if speaker_of(self._entries[k]) != speaker_of(clip)]
+        if not others:
+            raise ListError(f"{self._list}: valid_kinds {kind} needs clips of two speakers, in folders of their own")
+        talker = self._entries[others[int(rng.integers(len(others)))]].sound(0.0, self._training["valid_max_sec"])
+        talker = fit_length(np.asarray(talker, np.float64), len(speech))
+        if kind == "talker":
+            return talker
+        return talker + scale_noise(talker, noise, 0.0, self._rate)
 
     def _audible_noise(self, active: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Noise [L] that is audible where `active` bool [L] is True."""

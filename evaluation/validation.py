@@ -11,13 +11,15 @@ import argparse
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from dataloaders.clip_dataset import UnreadableClip
-from dataloaders.dataloader_av import AVDataset
+from dataloaders.dataloader_av import AVDataset, AVItem
 from evaluation.reporting.tables import common_means
+from evaluation.testset.conditions import NONE, check_condition, degrade
 from evaluation.testset.score_rows import NOISY
 from models.inference.enhancer import Enhancer
 from utils.config import complete_config
@@ -34,10 +36,17 @@ class Validation:
 
     dataset: items of dataloaders.dataloader_av.AVDataset with split "valid" or "test". The noisy input is scored once.
     Clips that cannot be read are left out, with a warning each time; ValueError when that leaves none.
+
+    training: a recipe's section, whose valid_conditions (each clip once under each condition of its video) and
+    valid_criterion (weights of the mean scores; their sum is "criterion", by which the best is chosen) are kept to.
     """
 
-    def __init__(self, dataset: Dataset, workers: int = 1) -> None:
+    def __init__(self, dataset: Dataset, workers: int = 1, training: Mapping | None = None) -> None:
         require_scorers()
+        training = training or {}
+        self.conditions, self.criterion = training.get("valid_conditions") or [], training.get("valid_criterion")
+        for name in self.conditions:
+            check_condition(name)
         self.dataset, self.workers = dataset, max(1, workers)
         self._noisy: dict[int, dict] = {}  # scores, by index
 
@@ -47,16 +56,23 @@ class Validation:
 
         Means and gains are over the clips that could be scored before and after.
         """
-        clips, unreadable = self.score(enhancer, {ENHANCED: use_video})
+        rows = {name: name for name in self.conditions} or {ENHANCED: use_video}
+        clips, unreadable = self.score(enhancer, rows)
         means = common_means(clips)
+        means[ENHANCED] = {m: float(np.mean([means[row][m] for row in rows])) for m in METRICS}
         result = means[ENHANCED] | {f"{m}_improvement": means[ENHANCED][m] - means[NOISY][m] for m in METRICS}
         failed = sum(any(_failed(scores) for scores in clip.values()) for clip in clips)
+        for row in self.conditions:
+            result |= {f"{row}_{m}": means[row][m] for m in METRICS}
+        if self.criterion:
+            result["criterion"] = sum(weight * means[ENHANCED][m] for m, weight in self.criterion.items())
         return result | {"n": len(clips), "n_failed": failed, "n_unreadable": len(unreadable)}
 
-    def score(self, enhancer: Enhancer, rows: Mapping[str, bool]) -> tuple[list[dict[str, dict]], list[str]]:
+    def score(self, enhancer: Enhancer, rows: Mapping[str, bool | str]) -> tuple[list[dict[str, dict]], list[str]]:
         """Scores of each clip by row, and why others could not be read.
 
-        A clip's rows are NOISY, and one of the enhanced sound for each of `rows`, {name: whether with video}.
+        A clip's rows are NOISY, and one of the enhanced sound for each of `rows`, {name: whether with video, or under
+        which condition of it}.
         """
         clean, noisy, enhanced, read, unreadable = [], [], {row: [] for row in rows}, [], []
         for index in range(len(self.dataset)):
@@ -69,10 +85,8 @@ class Validation:
             gain = item.gain.numpy()
             clean.append(item.clean_audio.numpy() / gain)
             noisy.append(item.noisy_audio.numpy() / gain)
-            for row, use_video in rows.items():
-                video = mask = None
-                if use_video and item.video.shape[1]:
-                    video, mask = item.video.numpy().transpose(1, 2, 3, 0), item.video_mask.numpy()  # [V, S, S, 3], [V]
+            for row, shown in rows.items():
+                video, mask = self._video(item, index, shown, enhancer)
                 enhanced[row].append(enhancer.enhance(noisy[-1], enhancer.sample_rate, video=video, video_mask=mask).wav)
         if unreadable:
             said = f"{len(unreadable)} of {len(self.dataset)} validation clips cannot be read; first: {unreadable[0]}"
@@ -85,6 +99,30 @@ class Validation:
         scored = {NOISY: [self._noisy[index] for index in read]}
         scored |= {row: self._score(clean, wavs, enhancer.sample_rate) for row, wavs in enhanced.items()}
         return [dict(zip(scored, clip, strict=True)) for clip in zip(*scored.values(), strict=True)], unreadable
+
+    def _video(
+        self, item: AVItem, index: int, shown: bool | str, enhancer: Enhancer
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Crops [V, S, S, 3] and mask [V] of an item, or what a condition makes of them; None twice: withheld."""
+        if shown is False or shown == NONE or not item.video.shape[1]:
+            return None, None
+        video, mask = item.video.numpy().transpose(1, 2, 3, 0), item.video_mask.numpy()
+        if shown is True:
+            return video, mask
+        crops = np.round(255 * video).astype(np.uint8)
+        other = self.dataset[self._somebody_else(index)]
+        theirs = np.round(255 * other.video.numpy().transpose(1, 2, 3, 0)).astype(np.uint8), other.video_mask.numpy()
+        picture = degrade(shown, crops, mask, enhancer.video_fps, index, theirs)
+        return picture.crops, picture.mask
+
+    def _somebody_else(self, index: int) -> int:
+        """The next item of another folder, so of another speaker; the next one where there is a single folder."""
+        folders = [Path(self.dataset.name(k)).parent for k in range(len(self.dataset))]
+        for step in range(1, len(folders)):
+            place = (index + step) % len(folders)
+            if folders[place] != folders[index]:
+                return place
+        return (index + 1) % len(folders)
 
     def _score(self, references: list[np.ndarray], estimates: list[np.ndarray], sample_rate: int) -> list[dict]:
         return score_many(list(zip(references, estimates, strict=True)), self.workers, sample_rate)

@@ -145,6 +145,10 @@ class TrainingCfg(_Section):
     valid_clips: PositiveInt | None = None  # None: all of them
     valid_snrs_db: Annotated[list[float], Field(min_length=1)] = [0.0]
     valid_max_sec: PositiveFloat = 10.0
+    valid_kinds: Annotated[list[Literal["noise", "talker", "both"]], Field(min_length=1)] = ["noise"]  # in turn over the clips
+    valid_conditions: list[str] | None = None  # of the video (evaluation.video_conditions); None: as it is
+    valid_criterion: dict[Literal["pesq", "stoi", "estoi", "si_sdr"], float] | None = None  # weights of the best's score
+    validate_at_end: bool = False  # also the last step's weights, averaged if there is an average, may be the best
     nan_patience: PositiveInt = 10  # bad batches in a row before the last checkpoint is reloaded
     loss: LossCfg = LossCfg()
     use_discriminator: bool = False

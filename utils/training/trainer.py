@@ -116,6 +116,7 @@ class Trainer:
         self.validation_due = False  # of this step; saved, so that a run that was stopped before it goes on with it
         self.best = {"pesq": float("-inf"), "step": -1}
         self.bad_batches = self.bad_in_row = self.reloads = 0
+        self._validated_step = -1
         self._stop_signal: int | None = None
         self._stop_asked_sec = 0.0
 
@@ -300,15 +301,16 @@ class Trainer:
             return
         if self.group.is_main:  # the others wait for it where saving brings them together
             self._validate(log)
-        self.validation_due = False
+        self.validation_due, self._validated_step = False, self.step
         self.save()
 
     def _validate(self, log: RunLog) -> None:
         self.generator.eval()
         with self.averaged_weights():
             scores = self.validate()
-            if not math.isnan(scores.get("pesq", math.nan)) and scores["pesq"] > self.best["pesq"]:
-                self.best = {"pesq": scores["pesq"], "step": self.step}
+            key = "criterion" if "criterion" in scores else "pesq"
+            if not math.isnan(scores.get(key, math.nan)) and scores[key] > self.best.get(key, -math.inf):
+                self.best = {"pesq": scores["pesq"], key: scores[key], "step": self.step}
                 save_checkpoint(self.exp_path / "best.pth", self.pack({"step": self.step, "scores": scores}))
         self.generator.train()
         shown = ", ".join(f"{k} {v:.3f}" for k, v in scores.items() if isinstance(v, float))
@@ -334,8 +336,12 @@ class Trainer:
         try:
             with tqdm(total=wanted, initial=self.step, unit="step", dynamic_ncols=True, disable=quiet) as bar:
                 self._validate_if_due(log)
+                self._validated_step = self.step  # a run that was finished before is not validated anew
                 while not self.done and not self._stopping():
                     self._run_epoch(bar, log)
+                if self.done and self.training["validate_at_end"] and self._validated_step != self.step:
+                    self.validation_due = True
+                    self._validate_if_due(log)
             self.save()
         finally:
             log.close()
