@@ -16,13 +16,13 @@ import soundfile
 import torch
 import yaml
 from conftest import face_crops, only_line, voice
-from utils.media.sound.clip_writer import write_clip
 
 import train_lite
 from evaluation.validation import Validation
 from models.pretrained import load_generator
 from utils.checkpoint import latest_pair, load_checkpoint, prune_pairs
 from utils.config import load_config
+from utils.media.clip_writer import write_clip
 from utils.training.trainer import Trainer, epoch_order
 from utils.util import initialize_seed, write_json
 
