@@ -1,4 +1,4 @@
-"""The README's commands: each one parses with today's options, and each one is run, in the order in which they stand there."""
+"""The commands of README.md and docs/: each one parses with today's options, and each one is run, page by page, in order."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ from utils.config import Config, load_config
 from utils.media.clip_writer import write_clip
 
 ROOT = Path(__file__).resolve().parents[1]
+# In the order in which a reader would follow them: what one page makes, the next may use.
+PAGES = [ROOT / "docs" / f"{name}.md" for name in (
+    "enhance", "streaming", "web_page", "train", "evaluate", "audio_only", "recipes", "architecture", "limits_and_licences",
+)] + [ROOT / "README.md"]  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RECIPES_PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+LARGEST_README = 9_000  # bytes
 CHECKPOINT = ROOT / "ckpts" / "LiteAVSE_small.pth"
 LARGEST_CHECKPOINT = 15e6  # bytes
 
@@ -67,7 +73,8 @@ class Command(NamedTuple):
 
 
 def blocks() -> list[Block]:
-    return [Block(*match) for match in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    return [Block(*match) for match in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)]
 
 
 def lines(block: Block) -> list[str]:
@@ -105,6 +112,13 @@ def parsed(command: Command, monkeypatch: pytest.MonkeyPatch) -> argparse.Namesp
     with pytest.raises(_ParsedError) as stopped:
         importlib.import_module(command.module).main(command.arguments)
     return stopped.value.args[0]
+
+
+def test_the_readme_is_short_and_every_page_is_tested() -> None:
+    assert (ROOT / "README.md").stat().st_size <= LARGEST_README
+    assert set(PAGES) | {ROOT / "docs" / f"{name}.md" for name in ("benchmarks", "training_small")} == {
+        *(ROOT / "docs").glob("*.md"), ROOT / "README.md",
+    }  # fmt: skip
 
 
 def test_every_block_says_what_it_is() -> None:
@@ -246,14 +260,14 @@ def test_five_lines_of_python_are_five() -> None:
 
 
 def test_links_into_the_repository_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#]+)\)", README)
-    assert targets
-    for target in targets:
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+    assert len(re.findall(r"\]\(docs/", README)) >= 8
 
 
 def test_keys_that_are_explained_exist() -> None:
-    table = README.split("| key | |")[1].split("\n\n")[0]
+    table = RECIPES_PAGE.split("| key | |")[1].split("\n\n")[0]
     section, known = None, 0
     for cell in re.findall(r"^\| (.+?) \|", table, re.MULTILINE)[1:]:
         for key in re.findall(r"`([\w.]+)`", cell):
@@ -266,7 +280,7 @@ def test_keys_that_are_explained_exist() -> None:
 
 @pytest.mark.parametrize("stem", ["LiteAVSE", "LiteAVSE_offline", "LiteAVSE_small", "LiteAVSE_smoke"])
 def test_parameter_counts_are_true(stem: str) -> None:
-    row = next(line for line in README.splitlines() if line.startswith(f"| `{stem}.yaml`"))
+    row = next(line for line in RECIPES_PAGE.splitlines() if line.startswith(f"| `{stem}.yaml`"))
     cfg = load_config(ROOT / "recipes" / "LiteAVSE" / f"{stem}.yaml", ["visual_cfg.backbone_weights=none"])
     weights = list(ARCHITECTURES["LiteAVSEMamba"](cfg).parameters())
     every, trained = sum(w.numel() for w in weights), sum(w.numel() for w in weights if w.requires_grad)
@@ -276,12 +290,22 @@ def test_parameter_counts_are_true(stem: str) -> None:
 
 def test_files_in_the_map_exist() -> None:
     section = README.split("## Map")[1].split("\n## ")[0]
-    folders = re.findall(r"`(\w+)/`", section)
-    assert len(folders) >= 8
-    for folder in folders:
-        assert folder == "ckpts" or (ROOT / folder).is_dir(), folder
-    for module in ("generator", "scan", "enhancer"):
-        assert f"`{module}.py`" in README and (ROOT / "models" / f"{module}.py").is_file()
+    folders = re.findall(r"^\| ((?:`\w+/`(?:, )?)+) \|", section, re.MULTILINE)
+    named = [folder for cell in folders for folder in re.findall(r"`(\w+)/`", cell)]
+    assert len(named) >= 8
+    for folder in named:
+        assert (ROOT / folder).is_dir(), folder
+
+
+def test_files_that_the_architecture_page_names_exist() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:models|utils|dataloaders|evaluation|data|tests)/[\w/]+\.py)(?::([\w.]+))?`", text)
+    assert len(named) > 30
+    for file, member in named:
+        assert (ROOT / file).is_file(), file
+        if member:
+            defined = rf"^ *(?:class |def )?{re.escape(member.split('.')[-1])}\b"
+            assert re.search(defined, (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), f"{file}:{member}"
 
 
 def results_table() -> list[list[str]]:
