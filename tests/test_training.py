@@ -107,27 +107,6 @@ def test_killed_and_started_again_gives_the_same_numbers(recipe, tmp_path):
     assert _log(folder) == before
 
 
-def test_a_run_of_scenes_resumes_bit_for_bit(recipe, tmp_path):
-    scene = "training_cfg.scene={pair_share: 0.5, talker_shares: [0, 1], speed_share: 0.5, silent_share: 0.2}"
-    shares = "training_cfg.degradation_shares={none: 1, shift: 1, other: 1}"
-    assert _train(recipe, tmp_path, "whole", scene, shares) == 0
-    for last in ("training_cfg.max_steps=1", "training_cfg.max_steps=3", "training_cfg.max_steps=5"):
-        assert _train(recipe, tmp_path, "parts", scene, shares, last) == 0
-    assert _log(tmp_path / "whole") == _log(tmp_path / "parts")
-
-
-def test_the_end_of_a_run_is_a_candidate_for_the_best_where_the_recipe_says_so(recipe, tmp_path):
-    options = ("training_cfg.max_steps=3", "training_cfg.valid_criterion={si_sdr: 1.0}")
-    assert _train(recipe, tmp_path, "plain", *options) == 0
-    assert not (tmp_path / "plain" / "best.pth").exists() and not _log(tmp_path / "plain", "validation")
-    for _ in range(2):  # a finished run is not validated anew
-        assert _train(recipe, tmp_path, "end", *options, "training_cfg.validate_at_end=true") == 0
-    scores = _log(tmp_path / "end", "validation")
-    assert len(scores) == 1 and scores[0]["step"] == 3
-    best = load_checkpoint(tmp_path / "end" / "do_00000003.pth")["best"]
-    assert best == {"pesq": scores[0]["pesq"], "criterion": pytest.approx(scores[0]["si_sdr"]), "step": 3}
-
-
 def test_a_half_written_pair_is_not_resumed_from(recipe, tmp_path):
     assert _train(recipe, tmp_path, "run", "training_cfg.max_steps=4") == 0
     (tmp_path / "run" / "do_00000004.pth").unlink()
