@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from dataloaders.clip_sources import open_clips
-from evaluation.face_variety import PACES, another_face, paced, worse_camera
-from evaluation.visual_readout import band_energies_db, readout_correlation
+from evaluation.teaching.face_variety import PACES, another_face, paced, worse_camera
+from evaluation.teaching.visual_readout import band_energies_db, readout_correlation
 from models.distilled_encoder import LiteVisualEncoderC
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import load_config

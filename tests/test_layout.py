@@ -34,7 +34,8 @@ INNER_LEFT_OF = {
     "dataloaders": set(),
     "evaluation.testset": set(), "evaluation.reporting": {"evaluation.testset"}, "evaluation.benchmarks": set(),
     "evaluation.web": {"evaluation.reporting"},
-    "evaluation": {"evaluation.testset", "evaluation.reporting", "evaluation.benchmarks"},
+    "evaluation.teaching": set(),
+    "evaluation": {"evaluation.testset", "evaluation.reporting", "evaluation.benchmarks", "evaluation.teaching"},
     "data.tools": set(), "data.synthesis": set(), "data": {"data.tools", "data.synthesis"},
 }  # fmt: skip
 SCRIPTS_MAY_IMPORT = {"utils", "models", "dataloaders", "evaluation"}

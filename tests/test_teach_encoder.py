@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import tiny_model, voice
 
-from evaluation.face_variety import another_face, paced, worse_camera
 from evaluation.teach_encoder import TEACHER_PREFIX, Teacher, main
-from evaluation.visual_readout import band_energies_db, readout_correlation
+from evaluation.teaching.face_variety import another_face, paced, worse_camera
+from evaluation.teaching.visual_readout import band_energies_db, readout_correlation
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.media.clip_writer import write_clip
 from utils.util import write_json
