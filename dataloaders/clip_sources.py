@@ -19,6 +19,9 @@ from utils.media.sound import load_audio, media_duration_sec
 from utils.training.epoch_order import GROUP_RUNS
 from utils.util import load_json_file
 
+WHOLE_SEC = 30.0  # clips up to this long are read whole: headers of MPEG files are only nearly right
+ROOM_SEC = 1.0  # sound before the window that a room still answers to
+WINDOW_DRAWS = 8  # windows tried for one in which somebody speaks
 RUN_BYTES = 16 << 20  # of a shard that are read in one go, and stay in memory while their clips are drawn
 
 
@@ -204,3 +207,32 @@ def open_clips(source: str | os.PathLike, key: str, cfg: Mapping) -> Sequence[Cl
         mask = [(int(first), int(end)) for first, end in item.get("mask") or ()]
         clips.append(FileClip(found.get("video"), found.get("audio"), mask, cfg, item.get("speaker")))
     return clips
+
+
+def draw_window(
+    clip: Clip, length: int, sample_rate: int, fps: float, rng: np.random.Generator
+) -> tuple[np.ndarray, int, int]:
+    """A random window of `length` samples that begins with a video frame, and the sound before it that a room answers to.
+
+    Returns (stretch float32 [up to context + length], context in samples, the video frame at which the window begins).
+    A few windows are tried for one in which somebody speaks. ValueError for a clip without sound.
+    """
+    hop = sample_rate / fps  # samples per video frame
+    duration_sec = clip.duration_sec() or 0.0
+    whole = clip.sound() if duration_sec <= WHOLE_SEC else None
+    n_samples = len(whole) if whole is not None else int(duration_sec * sample_rate)
+    last = max(0, int((n_samples - length) / hop))
+    for _ in range(WINDOW_DRAWS):
+        first_frame = int(rng.integers(last + 1))
+        start = round(first_frame * hop)
+        context = min(start, round(ROOM_SEC * sample_rate))
+        if whole is not None:
+            stretch = whole[start - context : start + length]
+        else:
+            stretch = clip.sound((start - context) / sample_rate, (context + length) / sample_rate)
+        loudest = float(np.max(np.abs(stretch if whole is None else whole), initial=0.0))
+        if np.max(np.abs(stretch[context:]), initial=0.0) > 0.01 * loudest:
+            break
+    if not len(stretch):
+        raise ValueError(f"{clip.name} holds no sound")
+    return stretch, context, first_frame

@@ -14,7 +14,7 @@ import torch
 from dataloaders.augment_rir import RIRAugmentor
 from dataloaders.augment_video import FETCHED, OTHER, SHIFT_SEC, CropJitter, VisualDegradation
 from dataloaders.clip_dataset import AVItem, ClipDataset, ListError, read_paths, spectrum
-from dataloaders.clip_sources import Clip, open_clips
+from dataloaders.clip_sources import Clip, draw_window, open_clips
 from dataloaders.mixing import active_samples, fit_length, mix_audio, scale_noise
 from dataloaders.scene import Scene, SceneMaker, speaker_of
 from models.level import level_gain
@@ -23,9 +23,6 @@ from utils.media.sound import load_audio, media_duration_sec
 
 __all__ = ["AVDataset", "AVItem", "ListError", "VisualDegradation", "mix_audio"]
 
-WHOLE_SEC = 30.0  # clips up to this long are read whole: headers of MPEG files are only nearly right
-ROOM_SEC = 1.0  # sound before the window that a room still answers to
-WINDOW_DRAWS = 8  # windows tried for one in which somebody speaks
 NOISE_DRAWS = 20
 MOSTLY = 0.9  # of a window's frames corrupted: its face says nothing
 AUDIBLE_POWER = 1e-8  # -80 dB re full scale: noise below this is a recording's pause
@@ -160,24 +157,7 @@ class AVDataset(ClipDataset):
                 raise ValueError(f"{clip.name} has {len(speech)} samples, under one analysis window")
             return _Sound(speech, speech, 0, len(speech))
         length = self._training["segment_size"]
-        hop = self._rate / self._fps  # samples per video frame
-        duration_sec = clip.duration_sec() or 0.0
-        whole = clip.sound() if duration_sec <= WHOLE_SEC else None
-        n_samples = len(whole) if whole is not None else int(duration_sec * self._rate)
-        last = max(0, int((n_samples - length) / hop))
-        for _ in range(WINDOW_DRAWS):
-            first_frame = int(rng.integers(last + 1))
-            start = round(first_frame * hop)
-            context = min(start, round(ROOM_SEC * self._rate))
-            begin, end = start - context, start + length
-            if whole is not None:
-                stretch = whole[begin:end]
-                loudest = float(np.max(np.abs(whole)))
-            else:
-                stretch = clip.sound(begin / self._rate, (end - begin) / self._rate)
-                loudest = float(np.max(np.abs(stretch)))
-            if np.max(np.abs(stretch[context:]), initial=0.0) > 0.01 * loudest:
-                break
+        stretch, context, first_frame = draw_window(clip, length, self._rate, self._fps, rng)
         speech = target = stretch
         if self._rooms is not None:
             speech, target = self._rooms(stretch, rng, self._training["rir_target"])

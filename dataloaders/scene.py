@@ -15,12 +15,9 @@ import numpy as np
 from scipy.signal import butter, resample_poly, sosfilt
 
 from dataloaders.augment_rir import RIRAugmentor
-from dataloaders.clip_sources import Clip
+from dataloaders.clip_sources import Clip, draw_window
 from dataloaders.mixing import active_samples, scale_noise
 
-ROOM_SEC = 1.0  # sound before the window that a room still answers to
-WHOLE_SEC = 30.0  # clips up to this long are read whole
-WINDOW_DRAWS = 8  # windows tried for one in which somebody speaks
 SPEED_STEPS = 100  # speeds are multiples of 1/100: resampled by a ratio of small integers
 EQUALIZER_HZ = (80.0, 250.0, 700.0, 1800.0, 4000.0, 7500.0)
 EQUALIZER_DB = 8.0  # either way, in each of these places
@@ -130,30 +127,13 @@ class SceneMaker:
 
     def voice(self, clip: Clip, rng: Generator) -> Voice:
         """A random window of a clip: its speed, colour and room drawn too."""
-        options, hop = self.options, self._rate / self._fps
+        options = self.options
         steps = SPEED_STEPS
         if rng.random() < options["speed_share"]:
             steps = round(SPEED_STEPS * rng.uniform(*options["speed_range"]))
         speed, gains_db = steps / SPEED_STEPS, rng.uniform(-EQUALIZER_DB, EQUALIZER_DB, len(EQUALIZER_HZ))
         coloured = rng.random() < options["equalizer_share"]
-        length = math.ceil(self._length * speed)
-        duration_sec = clip.duration_sec() or 0.0
-        whole = clip.sound() if duration_sec <= WHOLE_SEC else None
-        n_samples = len(whole) if whole is not None else int(duration_sec * self._rate)
-        last = max(0, int((n_samples - length) / hop))
-        for _ in range(WINDOW_DRAWS):
-            first_frame = int(rng.integers(last + 1))
-            start = round(first_frame * hop)
-            context = min(start, round(ROOM_SEC * self._rate))
-            if whole is not None:
-                stretch = whole[start - context : start + length]
-            else:
-                stretch = clip.sound((start - context) / self._rate, (context + length) / self._rate)
-            loudest = float(np.max(np.abs(whole if whole is not None else stretch), initial=0.0))
-            if np.max(np.abs(stretch[context:]), initial=0.0) > 0.01 * loudest:
-                break
-        if not len(stretch):
-            raise ValueError(f"{clip.name} holds no sound")
+        stretch, context, first_frame = draw_window(clip, math.ceil(self._length * speed), self._rate, self._fps, rng)
         if steps != SPEED_STEPS:
             stretch = resample_poly(stretch, SPEED_STEPS, steps)
             context = round(context / speed)

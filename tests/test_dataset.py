@@ -110,7 +110,7 @@ def test_every_window_shows_the_picture_of_its_sound(tmp_path: Path, fps: float)
 def test_windows_of_long_clips_are_read_without_the_rest_and_line_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dataloaders.dataloader_av.WHOLE_SEC", 1.0)
+    monkeypatch.setattr("dataloaders.clip_sources.WHOLE_SEC", 1.0)
     test_every_window_shows_the_picture_of_its_sound(tmp_path, 25.0)
 
 
