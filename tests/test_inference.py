@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import (
+
+import inference_av
+from helpers.paths import ROOT
+from helpers.tiny import (
     all_files,
     broken_inputs,
     bytes_file,
@@ -26,13 +29,9 @@ from conftest import (
     wav_file,
     write_mpg,
 )
-
-import inference_av
 from models.inference.files import enhance_file as enhance_files
 from utils.checkpoint import save_checkpoint
 from utils.media.clip_writer import write_clip
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

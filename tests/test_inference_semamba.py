@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from conftest import all_files, broken_inputs, only_line, save_tiny_checkpoint, tiny_config, tiny_model, voice, wav_file
 
 import inference
+from helpers.tiny import all_files, broken_inputs, only_line, save_tiny_checkpoint, tiny_config, tiny_model, voice, wav_file
 from utils.checkpoint import save_checkpoint
 
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import save_tiny_checkpoint
 
+from helpers.paths import ROOT
+from helpers.tiny import save_tiny_checkpoint
 from models.pretrained import ARCHITECTURES
 from utils.config import load_config
 
-ROOT = Path(__file__).resolve().parents[1]
 # Each may import itself and what stands here: imports only point left.
 LEFT_OF = {
     "utils": set(),

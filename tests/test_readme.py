@@ -12,16 +12,16 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import soundfile
-from conftest import all_files, face_crops, save_tiny_checkpoint, voice, write_mpg
-from zenodo import Zenodo, serving, zipped
 
 from data import download
+from helpers.paths import ROOT
+from helpers.tiny import all_files, face_crops, save_tiny_checkpoint, voice, write_mpg
+from helpers.zenodo import Zenodo, serving, zipped
 from models.pretrained import ARCHITECTURES
 from utils.checkpoint import load_checkpoint
 from utils.config import Config, load_config
 from utils.media.clip_writer import write_clip
 
-ROOT = Path(__file__).resolve().parents[1]
 # In the order in which a reader would follow them: what one page makes, the next may use.
 PAGES = [ROOT / "docs" / f"{name}.md" for name in (
     "enhance", "streaming", "web_page", "train", "evaluate", "audio_only", "recipes", "architecture", "limits_and_licences",
@@ -83,7 +83,7 @@ def lines(block: Block) -> list[str]:
 
 def python_command(line: str) -> Command | None:
     words = shlex.split(line, comments=True)
-    if words[0] == "torchrun":  # run here by this process alone; tests/test_batch.py and test_distributed.py start several
+    if words[0] == "torchrun":  # run here by this process alone; tests/helpers/processes.py starts several
         words = ["python", *words[3:]]
     if words[0] != "python":
         return None
@@ -205,7 +205,7 @@ LEAVES_BEHIND = {
 
 
 def build_page_only(monkeypatch: pytest.MonkeyPatch, served: list) -> None:
-    """Keep app.py from waiting for visitors (tests/test_web_server.py lets it), and from changing this process."""
+    """Keep app.py from waiting for visitors (tests/evaluation/web lets it), and from changing this process."""
     from evaluation.web import page as web_page
 
     def serve_page(page, *_: object) -> None:

@@ -9,54 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import only_line, save_tiny_checkpoint, tiny_model, voice, wav_file
 
 import inference
 import train
 import train_lite
+from helpers.paths import GOLDEN
+from helpers.semamba_training import run, trainer_of, write_semamba_recipe
+from helpers.tiny import only_line, save_tiny_checkpoint, tiny_model, voice, wav_file
 from models.discriminator import MetricDiscriminator
 from models.loss import discriminator_losses
 from models.pretrained import load_generator
 from utils.checkpoint import latest_pair, load_checkpoint, save_checkpoint
 from utils.config import load_config
-from utils.training.trainer import Trainer
 from utils.util import write_json
-
-RECIPE = {
-    "env_setting": {
-        "num_gpus": 0, "num_workers": 0, "seed": 7, "stdout_interval": 1, "checkpoint_interval": 2, "validation_interval": 1000,
-    },
-    "training_cfg": {
-        "batch_size": 2, "segment_size": 8000, "max_steps": 4, "valid_clips": 1,
-        "loss": {"metric": 0.05, "magnitude": 0.9, "phase": 0.3, "complex": 0.1, "time": 0.2, "consistancy": 0.1},
-    },
-    "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2},
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A recipe over four pairs."""
-    folder = tmp_path_factory.mktemp("pairs")
-    for i in range(4):
-        clean = voice(1.0, seed=i)
-        wav_file(folder / "clean" / f"p{i}.wav", clean)
-        wav_file(folder / "noisy" / f"p{i}.wav", clean + 0.03 * np.random.default_rng(i).standard_normal(len(clean)))
-    lists = {}
-    for kind in ("clean", "noisy"):
-        write_json(folder / f"{kind}.json", [f"{kind}/p{i}.wav" for i in range(4)])
-        lists |= {f"{split}_{kind}_json": str(folder / f"{kind}.json") for split in ("train", "valid")}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"data_cfg": lists}), encoding="utf-8")
-    return folder / "recipe.yaml"
-
-
-def run(recipe: Path, folder: Path, name: str, *overrides: str) -> int:
-    return train.main(["--config", str(recipe), "--exp_folder", str(folder), "--exp_name", name, "--override", *overrides])
-
-
-def trainer_of(recipe: Path, folder: Path, *overrides: str) -> Trainer:
-    return train.build_trainer(load_config(recipe, overrides), folder, torch.device("cpu"))
+    return write_semamba_recipe(tmp_path_factory.mktemp("corpus"))
 
 
 def log_of(folder: Path, kind: str = "train") -> list[dict]:
@@ -195,7 +165,7 @@ def test_a_run_of_semambas_own_goes_on(recipe, tmp_path) -> None:
     newer g_ file may lie without a partner."""
     trainer = trainer_of(recipe, tmp_path)
     trainer.train_step(next(iter(trainer._batches())))
-    spec = json.loads((Path(__file__).parent / "golden" / "semamba_state_dict.json").read_text())
+    spec = json.loads((GOLDEN / "semamba_state_dict.json").read_text())
     ours = trainer.generator.state_dict()
     theirs = {name: ours[name] for name in spec["SEMamba"] if name in ours}  # in the order in which SEMamba saves them
     assert set(theirs) == set(ours)

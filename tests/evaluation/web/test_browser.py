@@ -1,0 +1,281 @@
+"""The web page in a real browser: Debian's Chromium, driven by Playwright, its microphone and camera fed from files.
+
+Skipped, saying so, where Chromium or Playwright is not installed; `.ci/run` installs Chromium.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from helpers.tiny import bytes_file, voice, wav_file
+from helpers.web import ROOT, Server, status_of
+from utils.media.decode import probe_media
+from utils.media.sound import load_audio
+
+playwright = pytest.importorskip("playwright.sync_api", reason="they need Playwright: pip install -r requirements-dev.txt")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="browser tests need Chromium: apt-get install chromium"),
+    pytest.mark.timeout(300),
+]
+WAIT_MS = 100_000
+SAMPLE = ROOT / "samples" / "cafe_slt.mp4"
+
+
+def fake_devices(folder: Path) -> list[str]:
+    """Chromium's options for a microphone that plays the sample, and a camera that shows it."""
+    soundfile.write(folder / "mic.wav", load_audio(SAMPLE, 48000), 48000)
+    with av.open(str(SAMPLE)) as container, open(folder / "camera.y4m", "wb") as file:
+        file.write(b"YUV4MPEG2 W240 H240 F25:1 Ip A1:1 C420jpeg\n")
+        for frame in container.decode(video=0):
+            file.write(b"FRAME\n" + frame.to_ndarray(format="yuv420p").tobytes())
+    return [
+        "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+        f"--use-file-for-fake-audio-capture={folder / 'mic.wav'}", f"--use-file-for-fake-video-capture={folder / 'camera.y4m'}",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    options = [*fake_devices(tmp_path_factory.mktemp("devices")), "--autoplay-policy=no-user-gesture-required"]
+    if os.geteuid() == 0:
+        options.append("--no-sandbox")  # Chromium has none for root
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, server: Server) -> Iterator[Callable]:
+    """Opens the page as a visitor of its own; at the end: nothing was asked of another host, no script failed."""
+    with contextlib.ExitStack() as stack:
+        trouble: list[str] = []
+
+        def open_page():
+            context = browser.new_context(viewport={"width": 1280, "height": 900})
+            stack.callback(context.close)
+            context.set_default_timeout(WAIT_MS)
+            page = context.new_page()
+            page.on("pageerror", lambda error: trouble.append(f"script: {error}"))
+            page.on("request", lambda request: trouble.append(request.url) if _elsewhere(request.url, server) else None)
+            page.goto(server.url)
+            page.wait_for_selector("#run")
+            return page
+
+        yield open_page
+    assert not trouble
+
+
+def _elsewhere(url: str, server: Server) -> bool:
+    return not url.startswith((server.url, "data:", "blob:"))
+
+
+def give(page, where: str, path: Path) -> None:
+    """Upload a file into a component, and wait until the page has it."""
+    with page.expect_response(re.compile("/upload")):
+        page.set_input_files(f"#{where} input[type=file]", str(path))
+    page.wait_for_function("(where) => !document.querySelector(`#${where} input[type=file]`)", arg=where)
+
+
+def durations(page) -> dict[str, float]:
+    found = {}
+    for which in ("before", "after"):
+        page.wait_for_function(f"document.querySelector('#{which} audio')?.duration > 0")
+        found[which] = page.evaluate(f"document.querySelector('#{which} audio').duration")
+    return found
+
+
+def finished(page) -> None:
+    """Wait for the last step, the downloads (and scores) being there."""
+    page.wait_for_selector("#figure img")
+    page.wait_for_function("document.querySelector('#figure img').naturalWidth > 500")
+
+
+def download(page, which: str, folder: Path) -> Path:
+    with page.expect_download() as downloading:
+        page.click(f"#{which}")
+    path = folder / downloading.value.suggested_filename
+    downloading.value.save_as(path)
+    return path
+
+
+def test_an_example_in_one_click(visit: Callable, tmp_path: Path) -> None:
+    page = visit()
+    page.click("text=Café babble")
+    page.wait_for_selector("#scores table")
+    finished(page)
+    assert durations(page) == pytest.approx({"before": 5.0, "after": 5.0}, abs=0.05)
+    assert page.locator("#scores tr").count() == 5 and "clean reference" in page.inner_text("#scores")
+    for name in ("RTF", "latency", "mean alpha"):
+        assert name in page.inner_text("#facts")
+    page.wait_for_function("document.querySelector('#crops video').duration > 4.9")
+    sound, video = download(page, "wav", tmp_path), download(page, "mp4", tmp_path)
+    assert (sound.name, video.name) == ("cafe_slt_enhanced.wav", "cafe_slt_enhanced.mp4")
+    assert soundfile.info(sound).duration == 5.0
+    info = probe_media(video, full=True)
+    assert info.has_audio and info.has_video and info.duration_sec == pytest.approx(5.0, abs=0.15)
+
+
+def test_two_sounds_play_one_at_a_time_and_switch_in_place(visit: Callable) -> None:
+    page = visit()
+    page.click("text=Pink noise")
+    durations(page)
+    state = "(id) => { const sound = document.querySelector(`#${id} audio`); return [sound.paused, sound.currentTime]; }"
+    page.evaluate("document.querySelector('#before audio').play()")
+    page.wait_for_function("document.querySelector('#before audio').currentTime > 0.3")
+    page.click("#switch button")
+    page.wait_for_function("document.querySelector('#after audio').currentTime > 0.4")
+    assert page.evaluate(state, "before")[0] is True
+    assert page.evaluate(state, "after")[0] is False
+    page.evaluate("document.querySelector('#before audio').play()")
+    page.wait_for_function("document.querySelector('#after audio').paused")
+
+
+def test_own_files_with_the_video_off_and_a_sound_of_their_own(visit: Callable, tmp_path: Path) -> None:
+    page = visit()
+    give(page, "video", SAMPLE)
+    give(page, "audio", wav_file(tmp_path / "mine.flac", voice(3.0, 44100), 44100))
+    page.click("#run")
+    finished(page)
+    assert durations(page) == pytest.approx({"before": 3.0, "after": 3.0}, abs=0.05)
+    assert "mean alpha" in page.inner_text("#facts")
+    page.click("#picture input")
+    page.click("[role=option]:has-text('video off')")
+    page.click("#run")
+    page.wait_for_function("!document.querySelector('#facts').innerText.includes('mean alpha')")
+    page.wait_for_selector("#crops", state="hidden")
+
+
+def test_a_recording_made_with_camera_and_microphone(visit: Callable, tmp_path: Path) -> None:
+    page = visit()
+    page.click("#video [aria-label='Capture from camera']")
+    page.click("#video button:has-text('Access Webcam')")
+    page.click("#video .capture-button")
+    page.wait_for_timeout(1500)
+    page.click("#video .capture-button")
+    page.click("#run")
+    finished(page)
+    assert "mean alpha" in page.inner_text("#facts") and 1 < durations(page)["after"] < 4
+    video = probe_media(download(page, "mp4", tmp_path), full=True)
+    assert video.has_audio and video.has_video
+
+
+def test_what_cannot_be_enhanced_is_told_in_a_sentence(visit: Callable, server: Server, tmp_path: Path) -> None:
+    two_hours = tmp_path / "two_hours.flac"
+    soundfile.write(two_hours, np.zeros(2 * 3600 * 1000, np.int16), 1000)
+    files = {
+        bytes_file(tmp_path / "letter.wav", b"no sound at all " * 100): "letter.wav is neither sound nor video",
+        wav_file(tmp_path / "quiet.wav", np.zeros(16000)): "quiet.wav is silent",
+        two_hours: "two_hours.flac lasts 120 minutes; up to 2 minutes are taken here",
+    }
+    page = visit()
+    page.click("#run")
+    page.wait_for_selector("#told:has-text('Nothing to enhance yet')")
+    for path, told in files.items():
+        give(page, "audio", path)
+        page.click("#run")
+        page.wait_for_selector(f"#told:has-text('{told}')")
+        assert str(server.temporary) not in page.inner_text("body") and "Traceback" not in page.inner_text("body")
+        page.click("#audio [aria-label=Clear]")
+    page.click("text=Hum and knocks")  # it goes on
+    assert durations(page)["after"] == pytest.approx(5.0, abs=0.05)
+    assert "hum_kal16" in page.inner_text("#told")
+
+
+def test_two_visitors_at_once_each_get_their_own(visit: Callable) -> None:
+    first, second = visit(), visit()
+    first.click("text=Café babble")
+    second.click("text=Hum and knocks")
+    places = {}
+    for page, name in ((first, "cafe_slt"), (second, "hum_kal16")):
+        durations(page)
+        finished(page)
+        places[name] = page.evaluate("[...document.querySelectorAll('#results audio, #figure img')].map((it) => it.src)")
+        assert len(places[name]) == 3 and all(name in place for place in places[name])
+    assert not set(places["cafe_slt"]) & set(places["hum_kal16"])
+
+
+def test_a_page_closed_midway_is_no_trouble_to_the_next(visit: Callable, server: Server, tmp_path: Path) -> None:
+    page = visit()
+    give(page, "audio", wav_file(tmp_path / "minute.wav", voice(100.0)))
+    page.click("#run")
+    page.wait_for_selector("#told :text('enhancing')")
+    page.close()
+    began = time.monotonic()
+    after = visit()
+    after.click("text=Pink noise")
+    assert durations(after)["after"] == pytest.approx(5.0, abs=0.05)
+    assert time.monotonic() - began < 30 and status_of(server.url) == 200
+    assert "Traceback" not in server.log()
+
+
+# Live ----------------------------------------------------------------------------------------------------------------
+
+
+def begin_live(page) -> None:
+    page.click("role=tab[name='Live']")
+    page.click("#live-start")
+
+
+def number(page, name: str) -> float:
+    return float(page.inner_text(f"#live-{name}").split()[0])
+
+
+def heard(page, seconds: float) -> None:
+    page.wait_for_function("(seconds) => parseFloat(document.querySelector('#live-heard').innerText) >= seconds", arg=seconds)
+
+
+def test_live_sound_goes_out_and_comes_back(visit: Callable) -> None:
+    page = visit()
+    begin_live(page)
+    page.wait_for_selector("#live-status:has-text('Live.')")
+    heard(page, 3.0)
+    assert page.inner_text("#live-face") == "face found"
+    assert 0 < number(page, "alpha") < 1 and 0 < number(page, "rtf") < 1
+    assert number(page, "backlog") < 1000 and 25 <= number(page, "latency") < 2000
+    crop = "Math.max(...document.querySelector('#live-crop').getContext('2d').getImageData(90, 90, 10, 10).data.slice(0, 3))"
+    assert page.evaluate(crop) > 20  # the crop has arrived
+    page.select_option("#live-picture", "off")
+    page.wait_for_function("document.querySelector('#live-alpha').innerText === '0.00'")
+    assert page.inner_text("#live-face") == "video off"
+    page.click("#live-stop")
+    page.wait_for_selector("#live-status:has-text('Stopped.')")
+
+
+def test_the_third_live_visitor_waits_until_a_tab_is_closed(visit: Callable) -> None:
+    pages = [visit() for _ in range(3)]
+    for page in pages[:2]:
+        begin_live(page)
+        heard(page, 0.5)
+    begin_live(pages[2])
+    pages[2].wait_for_selector("#live-status:has-text('Others are live')")
+    pages[0].close()
+    for _ in range(50):
+        pages[2].click("#live-start")
+        pages[2].wait_for_selector("#live-status:has-text('Live.'), #live-status:has-text('Others')")
+        if "Live." in pages[2].inner_text("#live-status"):
+            break
+        time.sleep(0.2)
+    heard(pages[2], 0.5)
+    before = number(pages[1], "heard")
+    heard(pages[1], before + 0.5)  # who stayed was not disturbed
+
+
+def test_a_browser_without_a_microphone_is_told(visit: Callable) -> None:
+    page = visit()
+    refuse = "async () => { throw new DOMException('', 'NotAllowedError'); }"
+    page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {refuse}; }}")
+    begin_live(page)
+    page.wait_for_selector("#live-status:has-text('does not let this page use the microphone')")

@@ -1,0 +1,276 @@
+"""Live streams of the web page: as offline whatever the blocks, bounded, refused politely, freed when the tab closes."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers.tiny import face_crops, voice
+
+pytest.importorskip("gradio", reason="the web page's packages are missing: pip install -r requirements-app.txt")
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from evaluation.web.live import HEADER, LARGEST_MESSAGE, MOST_WAITING_SEC, Inbox, LiveRoom
+from evaluation.web.recording import OFF, Complaint
+from evaluation.web.session import PICTURE, SOUND, LiveSession, Message, decode_picture
+from models.inference.enhancer import Enhancer
+from utils.faces.cropper import FaceBox
+from utils.faces.live_cropper import LiveCropper
+
+
+@pytest.fixture(scope="module")
+def enhancer(causal_checkpoint: Path) -> Enhancer:
+    return Enhancer.from_checkpoint(causal_checkpoint, "cpu")
+
+
+def pcm(sound: np.ndarray) -> bytes:
+    return np.round(32767 * sound).astype("<i2").tobytes()
+
+
+def jpeg(picture: np.ndarray) -> bytes:
+    packed = io.BytesIO()
+    Image.fromarray(picture).save(packed, "JPEG", quality=95)
+    return packed.getvalue()
+
+
+def heard(replies: list[tuple[int, float, bytes]]) -> np.ndarray:
+    return np.concatenate([np.frombuffer(content, "<i2") for kind, _, content in replies if kind == SOUND]) / 32767
+
+
+def stream(session: LiveSession, sound: np.ndarray, rate: int, blocks: list[int]) -> list[tuple[int, float, bytes]]:
+    replies, position = [], 0
+    while position < len(sound):
+        block = sound[position : position + blocks[len(replies) % len(blocks)]]
+        replies += session.work([Message(SOUND, position / rate, pcm(block))])
+        position += len(block)
+    return replies
+
+
+@pytest.mark.parametrize(("rate", "blocks"), [(16000, [640]), (48000, [1920]), (48000, [100, 5000, 1]), (44100, [1764])])
+def test_a_stream_is_what_offline_gives(enhancer: Enhancer, rate: int, blocks: list[int]) -> None:
+    sound = np.round(32767 * voice(1.5, rate)) / 32767
+    session = LiveSession(enhancer, rate)
+    replies = stream(session, sound, rate, blocks)
+    out = heard(replies)
+    expected = enhancer.enhance(sound.astype(np.float32), rate).wav
+    if rate != 16000:
+        import soxr
+
+        expected = soxr.resample(expected, rate, 16000)
+    assert len(out) > 16000
+    assert np.abs(out - expected[: len(out)])[800:].max() < 3e-3
+    # What came back is told exactly: until where on the visitor's clock it goes.
+    assert replies[-1][1] == pytest.approx(len(out) / 16000, abs=2e-4)
+    assert 1.5 - replies[-1][1] < 0.12
+
+
+def test_pictures_are_seen_until_they_are_switched_off(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.faces.live_cropper.best_detector", lambda: lambda picture: [FaceBox(48, 48, 96)])
+    session = LiveSession(enhancer, 16000)
+    crops, alphas, shown = face_crops(50), [], []
+    for tick in range(50):
+        if tick == 25:
+            session.picture_mode = OFF
+        at_sec = tick / 25
+        replies = session.work([
+            Message(PICTURE, at_sec, jpeg(crops[tick])), Message(SOUND, at_sec, pcm(voice(0.04, seed=tick))),
+        ])  # fmt: skip
+        alphas.append(session.readout()["alpha"])
+        shown += [content for kind, _, content in replies if kind == PICTURE]
+    assert min(alphas[2:25]) > 0 and max(alphas[32:]) == 0
+    assert 4 <= len(shown) <= 6 and decode_picture(shown[0]).shape == (96, 96, 3)
+
+
+def test_a_spoilt_picture_is_what_the_model_sees(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.faces.live_cropper.best_detector", lambda: lambda picture: [FaceBox(48, 48, 96)])
+    session = LiveSession(enhancer, 16000)
+    session.picture_mode = "black"
+    replies = session.work([Message(PICTURE, 0.0, jpeg(face_crops(1)[0])), Message(SOUND, 0.0, pcm(voice(0.04)))])
+    assert decode_picture(next(content for kind, _, content in replies if kind == PICTURE)).max() <= 2
+
+
+def test_after_a_gap_the_stream_goes_on(enhancer: Enhancer) -> None:
+    session = LiveSession(enhancer, 16000)
+    stream(session, voice(0.4), 16000, [640])
+    replies = session.work([Message(SOUND, 2.0, pcm(voice(0.4)))])
+    assert session.readout()["skipped_sec"] == pytest.approx(1.6, abs=0.01)
+    assert replies[0][1] == pytest.approx(2.0 + len(heard(replies)) / 16000, abs=1e-3)
+    with pytest.raises(Complaint, match="older"):
+        session.work([Message(SOUND, 1.0, pcm(voice(0.1)))])
+
+
+def test_what_no_browser_sends_is_refused(enhancer: Enhancer) -> None:
+    for rate in (0, 7999, 10**9):
+        with pytest.raises(Complaint, match="cannot be streamed"):
+            LiveSession(enhancer, rate)
+    with pytest.raises(Complaint, match="no JPEG"):
+        decode_picture(b"GIF89a" + bytes(100))
+    with pytest.raises(Complaint, match="pixels"):
+        decode_picture(jpeg(np.zeros((10, 1300, 3), np.uint8)))
+    with pytest.raises(Complaint, match="older"):
+        LiveSession(enhancer, 16000).work([Message(SOUND, float("nan"), b"")])
+
+
+def test_a_model_that_cannot_stream_is_told(av_checkpoint: Path) -> None:
+    with pytest.raises(Complaint, match="not causal"):
+        LiveSession(Enhancer.from_checkpoint(av_checkpoint, "cpu"), 16000)
+
+
+def test_the_inbox_never_holds_more_than_a_second() -> None:
+    import asyncio
+
+    async def fill() -> Inbox:
+        inbox = Inbox(16000)
+        for k in range(200):
+            inbox.put(Message(SOUND, k / 25, bytes(1280)))
+            inbox.put(Message(PICTURE, k / 25, bytes(10)))
+        return inbox
+
+    waiting = asyncio.run(fill()).take()
+    sound = [message for message in waiting if message.kind == SOUND]
+    assert sum(len(message.content) for message in sound) / 2 / 16000 <= MOST_WAITING_SEC
+    assert sound[-1].at_sec == 199 / 25 and len(waiting) < 200  # the newest is kept
+
+
+def test_live_cropping_holds_on_to_one_face() -> None:
+    picture = np.zeros((100, 200, 3), np.uint8)
+    picture[:, :100], picture[:, 100:] = 50, 200
+    left, right = FaceBox(50, 50, 60), FaceBox(150, 50, 70)
+    looks = iter([[left], [left, right], [], [right], [right]])
+    cropper = LiveCropper(16, lambda picture: next(looks))
+    seen = []
+    for tick in range(25):
+        crop, there = cropper(picture, tick / 25)
+        seen.append((int(crop.mean()), there))
+    assert seen[:15] == [(50, True)] * 15  # a larger face comes, then a look without any: the same face
+    assert seen[20] == (200, True) and cropper.n_faces == 1  # gone for too long: the next one
+    lost = LiveCropper(16, lambda picture: [])
+    assert lost(picture, 0.0)[1] is False
+
+
+# The socket ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def room(enhancer: Enhancer) -> LiveRoom:
+    return LiveRoom(enhancer, most_visitors=1)
+
+
+@pytest.fixture
+def client(room: LiveRoom) -> Iterator[TestClient]:
+    with TestClient(Starlette(routes=[WebSocketRoute("/live", room.serve)])) as client:
+        yield client
+
+
+def begin(socket) -> None:
+    socket.send_text(json.dumps({"rate": 48000}))
+    assert socket.receive_json() == {"ready": 16000}
+
+
+def emptied(room: LiveRoom) -> bool:
+    for _ in range(100):
+        if room.visitors == 0:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_sound_comes_back_and_a_closed_tab_frees_its_place(client: TestClient, room: LiveRoom) -> None:
+    for _ in range(2):
+        with client.websocket_connect("/live", headers={"origin": "http://testserver"}) as socket:
+            begin(socket)
+            assert room.visitors == 1
+            socket.send_text(json.dumps({"picture": "off"}))
+            for k in range(5):
+                socket.send_bytes(HEADER.pack(SOUND, k * 0.04) + pcm(voice(0.04, 48000)))
+            got = 0
+            while got < 500:
+                packet = socket.receive()
+                got += (len(packet["bytes"]) - HEADER.size) // 2 if packet.get("bytes") else 0
+        assert emptied(room)
+
+
+def test_one_visitor_too_many_is_told(client: TestClient, room: LiveRoom) -> None:
+    with client.websocket_connect("/live") as first:
+        begin(first)
+        with client.websocket_connect("/live") as second:
+            assert "one at a time" in second.receive_json()["stop"]
+    assert emptied(room)
+
+
+def test_pages_of_others_are_not_served(client: TestClient) -> None:
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/live", headers={"origin": "http://elsewhere.org"}):
+        pass
+    behind_a_proxy = {"origin": "https://ours.org", "x-forwarded-host": "ours.org"}
+    with client.websocket_connect("/live", headers=behind_a_proxy) as socket:
+        begin(socket)
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        (["no json"], "no message"),
+        (['{"rate": "high"}'], "at which rate"),
+        (['{"rate": Infinity}'], "at which rate"),
+        ([b"binary"], "no message"),
+        (["[" * 1000], "no message"),
+        (['{"rate": 5}'], "cannot be streamed"),
+        (['{"rate": 48000}', b"short"], "a message of 5 bytes"),
+        (['{"rate": 48000}', bytes(LARGEST_MESSAGE + 1)], "a message of"),
+        (['{"rate": 48000}', HEADER.pack(7, 0.0)], "neither sound nor picture"),
+        (['{"rate": 48000}', HEADER.pack(PICTURE, 0.0) + b"no picture"], "no JPEG"),
+    ],
+)
+def test_nonsense_ends_one_stream_with_a_sentence(
+    client: TestClient, room: LiveRoom, messages: list[str | bytes], told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with client.websocket_connect("/live") as socket:
+        for message in messages:
+            socket.send_text(message) if isinstance(message, str) else socket.send_bytes(message)
+        packet = socket.receive_json()
+        while "stop" not in packet:
+            packet = socket.receive_json()
+        assert told in packet["stop"] and "/" not in packet["stop"]
+    assert emptied(room) and "Traceback" not in caplog.text
+
+
+def test_a_stream_ends_when_its_time_is_over(client: TestClient, room: LiveRoom) -> None:
+    room.longest_sec = 0.0
+    with client.websocket_connect("/live") as socket:
+        begin(socket)
+        socket.send_bytes(HEADER.pack(SOUND, 0.0) + pcm(voice(0.04, 48000)))
+        assert "minutes are over" in socket.receive_json()["stop"]
+
+
+def chatter(socket, seconds: float) -> dict:
+    """Send text alone, again and again -> what the server says in the end."""
+    for _ in range(round(seconds / 0.05)):
+        socket.send_text(json.dumps({"picture": "off"}))
+        time.sleep(0.05)
+    return socket.receive()
+
+
+def test_time_is_over_also_for_who_sends_neither_sound_nor_picture(client: TestClient, room: LiveRoom) -> None:
+    room.longest_sec = 0.6
+    with client.websocket_connect("/live") as socket:
+        begin(socket)
+        assert "minutes are over" in json.loads(chatter(socket, 1.0)["text"])["stop"]
+    assert emptied(room)
+
+
+def test_text_is_no_sign_of_life(client: TestClient, room: LiveRoom, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evaluation.web.live.SILENT_SEC", 0.5)
+    with client.websocket_connect("/live") as socket:
+        begin(socket)
+        assert chatter(socket, 1.0)["type"] == "websocket.close"
+    assert emptied(room)

@@ -1,0 +1,201 @@
+"""What visitors give: refused in a sentence that names no folder, or made ready as they wished."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from av import VideoFrame
+
+from dataloaders.mixing import snr_db
+from evaluation.web.enhance import answer, loudness_gain_db
+from evaluation.web.recording import CORRUPTIONS, OFF, Complaint, Limits, Wish, read_recording, sample_noise
+from helpers.paths import ROOT
+from helpers.tiny import broken_inputs, bytes_file, face_crops, voice, wav_file, write_mpg
+from models.inference.enhancer import Enhancer
+from utils.media.clip_writer import write_clip
+from utils.media.decode import Decoder, probe_media
+from utils.media.frame_grid import grid_frames
+from utils.media.sound import load_audio
+from utils.scores.metrics import ScoringPool
+
+SAMPLES = ROOT / "samples"
+
+
+@pytest.fixture(scope="module")
+def enhancer(causal_checkpoint: Path) -> Enhancer:
+    return Enhancer.from_checkpoint(causal_checkpoint, "cpu")
+
+
+def refusal(enhancer: Enhancer, wish: Wish, limits: Limits = Limits()) -> str:  # noqa: B008 - frozen
+    with pytest.raises(Complaint) as refused:
+        read_recording(enhancer, wish, limits)
+    text = str(refused.value)
+    assert "/" not in text.replace("sound/", "") and "Traceback" not in text and "\n" not in text and text.endswith(".")
+    return text
+
+
+def test_nothing_given_is_told(enhancer: Enhancer) -> None:
+    assert "example" in refusal(enhancer, Wish())
+
+
+def test_broken_files_are_told_by_name_and_without_folders(enhancer: Enhancer, tmp_path: Path) -> None:
+    for path in broken_inputs(tmp_path).values():
+        assert path.name in refusal(enhancer, Wish(audio=path))
+
+
+def test_a_type_is_known_by_content_not_by_name(enhancer: Enhancer, tmp_path: Path) -> None:
+    text = bytes_file(tmp_path / "letter.wav", b"Dear all, this is no sound.\n" * 50)
+    assert "neither sound nor video" in refusal(enhancer, Wish(audio=text))
+    renamed = wav_file(tmp_path / "real.wav").rename(tmp_path / "real.mp4")
+    assert len(read_recording(enhancer, Wish(video=renamed), Limits()).noisy) == 6400
+
+
+def test_a_list_of_the_servers_files_is_not_followed(enhancer: Enhancer, tmp_path: Path) -> None:
+    wav_file(tmp_path / "secret.wav")
+    listed = bytes_file(tmp_path / "list.mp4", b"ffconcat version 1.0\nfile secret.wav\n")
+    assert "neither sound nor video" in refusal(enhancer, Wish(video=listed))
+
+
+def test_silence_is_told(enhancer: Enhancer, tmp_path: Path) -> None:
+    quiet = wav_file(tmp_path / "quiet.wav", np.zeros(8000))
+    assert "quiet.wav is silent" in refusal(enhancer, Wish(audio=quiet))
+
+
+def test_too_long_is_told_by_header_and_where_the_header_lies(
+    enhancer: Enhancer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = wav_file(tmp_path / "long.wav", voice(3.0))
+    assert "long.wav lasts 3 seconds; up to 2 seconds" in refusal(enhancer, Wish(audio=long), Limits(longest_sec=2.0))
+    honest = probe_media(long)
+    monkeypatch.setattr("evaluation.web.recording.probe_media", lambda path, **_: type(honest)(None, True, False))
+    assert "too long" in refusal(enhancer, Wish(audio=long), Limits(longest_sec=2.0))
+
+
+def test_a_picture_too_large_is_told_before_it_is_decoded(
+    enhancer: Enhancer, talking_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.web.recording.MOST_PIXELS", 95 * 96)
+    decoded = []
+    original = Decoder.__iter__
+    monkeypatch.setattr(
+        Decoder, "__iter__", lambda self: (decoded.append(type(frame)) or frame for frame in original(self))
+    )
+    assert "96 x 96 pixels" in refusal(enhancer, Wish(video=talking_clip))
+    assert VideoFrame not in decoded
+
+
+def test_too_large_is_told(enhancer: Enhancer, tmp_path: Path) -> None:
+    large = wav_file(tmp_path / "large.wav", voice(40.0))
+    assert "1 MB" in refusal(enhancer, Wish(audio=large), Limits(largest_mb=1))
+
+
+def test_a_video_without_sound_asks_for_one_and_takes_it(enhancer: Enhancer, tmp_path: Path) -> None:
+    mute = write_mpg(tmp_path / "mute.mpg", face_crops(10), None)
+    assert "no sound: add" in refusal(enhancer, Wish(video=mute))
+    recording = read_recording(enhancer, Wish(video=mute, audio=wav_file(tmp_path / "a.wav")), Limits())
+    assert recording.crops is not None and len(recording.crops) == 10
+
+
+def test_what_is_no_face_is_told_and_enhanced_by_sound(enhancer: Enhancer, tmp_path: Path) -> None:
+    wall = tmp_path / "wall.mp4"
+    write_clip(wall, np.full((25, 120, 160, 3), 90, np.uint8), voice(1.0))
+    recording = read_recording(enhancer, Wish(video=wall), Limits())
+    assert recording.crops is None and "no face was found in wall.mp4" in recording.notes[0]
+
+
+def test_of_several_faces_the_one_asked_for_is_followed_and_told(enhancer: Enhancer, tmp_path: Path) -> None:
+    left, right = (np.stack(list(grid_frames(SAMPLES / f"{name}.mp4", 0, 1.5))) for name in ("cafe_slt", "hum_kal16"))
+    two = tmp_path / "two.mp4"
+    write_clip(two, np.concatenate([left, right], axis=2), voice(1.5))
+    first, second = (read_recording(enhancer, Wish(video=two, face=face), Limits()) for face in (1, 2))
+    assert first.faces.startswith("2 faces") and "as asked for" in first.notes[0]
+    assert np.abs(first.crops.astype(int) - second.crops).mean() > 10
+    nobody = read_recording(enhancer, Wish(video=two, face=3), Limits())
+    assert nobody.crops is None and "there are 2" in nobody.notes[0]
+
+
+def test_the_picture_is_withheld_or_spoilt_as_wished(enhancer: Enhancer, talking_clip: Path) -> None:
+    plain = read_recording(enhancer, Wish(video=talking_clip), Limits())
+    assert read_recording(enhancer, Wish(video=talking_clip, picture=OFF), Limits()).crops is None
+    for kind in CORRUPTIONS:
+        spoilt = read_recording(enhancer, Wish(video=talking_clip, picture=kind), Limits())
+        assert spoilt.crops.shape == plain.crops.shape and (spoilt.crops != plain.crops).any(), kind
+        assert np.array_equal(spoilt.noisy, plain.noisy)
+
+
+def test_noise_is_added_at_the_snr_and_the_sound_before_is_the_reference(enhancer: Enhancer, tmp_path: Path) -> None:
+    noise = sample_noise(SAMPLES / "hum_kal16.mp4", SAMPLES / "hum_kal16_clean.flac", 16000)
+    sound = wav_file(tmp_path / "talk.wav", voice(2.0))
+    recording = read_recording(enhancer, Wish(audio=sound, noise=noise, snr_db=-3.0), Limits())
+    assert snr_db(recording.reference, recording.noisy - recording.reference) == pytest.approx(-3.0, abs=0.1)
+    assert "before noise" in recording.reference_name
+
+
+def test_the_noise_of_an_example_is_what_is_not_its_voice() -> None:
+    video, clean = SAMPLES / "pink_rms.mp4", SAMPLES / "pink_rms_clean.flac"
+    noise, speech = sample_noise(video, clean, 16000), load_audio(clean)
+    assert np.abs(load_audio(video) - speech - noise).max() < 1e-6 and noise.std() > 0.001
+
+
+def test_a_reference_of_another_length_is_told(enhancer: Enhancer, tmp_path: Path) -> None:
+    wish = Wish(audio=wav_file(tmp_path / "a.wav", voice(1.0)), reference=wav_file(tmp_path / "b.wav", voice(2.0)))
+    assert "hardly the same recording" in refusal(enhancer, wish)
+
+
+def test_loudness_is_matched_where_there_is_speech() -> None:
+    speech = np.concatenate([voice(1.0), np.zeros(16000, np.float32)])
+    assert loudness_gain_db(speech, speech / 4) == pytest.approx(12.04, abs=0.01)
+    noisy = speech + 0.02 * np.random.default_rng(0).standard_normal(len(speech)).astype(np.float32)
+    assert loudness_gain_db(noisy, speech) < 0  # pauses that are now silent do not count
+    assert loudness_gain_db(np.zeros(100), speech) == 0.0 and loudness_gain_db(speech, 1e-4 * speech) == 20.0
+
+
+def test_an_answer_comes_in_steps_and_is_what_the_enhancer_gives(
+    enhancer: Enhancer, talking_clip: Path, tmp_path: Path
+) -> None:
+    clean = wav_file(tmp_path / "clean.wav", voice(1.0))
+    told: list[tuple[float, str]] = []
+    out = tmp_path / "out"
+    out.mkdir()
+    with ScoringPool(1) as pool:
+        wish = Wish(video=talking_clip, reference=clean)
+        steps = list(answer(enhancer, wish, Limits(), out, pool, lambda share, what: told.append((share, what))))
+    assert [(step.figure is not None, step.scores is not None) for step in steps] == [
+        (False, False), (True, False), (True, True),
+    ]  # fmt: skip
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares) and {"reading the sound", "enhancing", "drawing", "scoring"} <= {what for _, what in told}
+    last = steps[-1]
+    sounds = {path: soundfile.read(path)[0] for path in (last.before, last.after, last.enhanced)}
+    assert {len(sound) for sound in sounds.values()} == {16000}
+    crops, mask = enhancer.load_video(talking_clip, 1.0)
+    expected = enhancer.enhance(load_audio(talking_clip), 16000, crops, mask).wav
+    assert np.abs(sounds[last.enhanced] - expected).max() < 1e-4
+    # Both players are equally loud.
+    assert loudness_gain_db(sounds[last.before], sounds[last.after]) == pytest.approx(0.0, abs=0.1)
+    assert last.scores["si_sdr"][0] > 20 and last.scored_against == "the clean reference"
+    for video in (last.crops, last.video):
+        info = probe_media(video, full=True)
+        assert info.has_audio and info.has_video and info.duration_sec == pytest.approx(1.0, abs=0.15)
+
+
+def test_some_noise_is_left_as_wished(enhancer: Enhancer, tmp_path: Path) -> None:
+    noisy = wav_file(tmp_path / "a.wav", voice(1.0))
+    (first, _) = answer(enhancer, Wish(audio=noisy, limit_db=0.0), Limits(), tmp_path, None)
+    assert np.abs(soundfile.read(first.enhanced)[0] - load_audio(noisy)).max() < 1e-4
+
+
+def test_what_progress_raises_ends_the_work(enhancer: Enhancer, tmp_path: Path) -> None:
+    class Left(Exception):
+        pass
+
+    def leave(share: float, what: str) -> None:
+        if what == "enhancing":
+            raise Left
+
+    steps = answer(enhancer, Wish(audio=wav_file(tmp_path / "a.wav", voice(3.0))), Limits(), tmp_path, None, leave)
+    with pytest.raises(Left):
+        next(steps)

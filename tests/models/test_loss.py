@@ -1,0 +1,273 @@
+"""Losses: SEMamba's numbers, the size of si_sdr beside the others, finite gradients on awkward clips."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers.paths import GOLDEN
+from helpers.tiny import voice
+from models.loss import (
+    SI_SDR_LIMIT_DB,
+    anti_wrapping,
+    confidence_loss,
+    generator_losses,
+    pesq_score,
+    phase_losses,
+    si_sdr_loss,
+    si_sdr_score,
+    stoi_score,
+)
+from models.lsigmoid import LearnableSigmoid1D, LearnableSigmoid2D
+from models.stfts import mag_phase_istft, mag_phase_stft
+from utils.config import complete_config
+from utils.scores.metrics import si_sdr
+
+STFT = {"n_fft": 400, "hop_size": 100, "win_size": 400, "compress_factor": 0.3}
+CFG = {"stft_cfg": {**STFT, "sampling_rate": 16000}}
+RECIPE = {"magnitude": 0.9, "phase": 0.3, "complex": 0.1, "time": 0.0, "consistancy": 0.1, "si_sdr": 0.3}
+
+
+def noisy_pair(snr_db: float, seed: int = 0, n: int = 8000) -> tuple[torch.Tensor, torch.Tensor]:
+    """A clean clip of RMS 1 and the same with white noise, [2, n] each."""
+    clean = torch.from_numpy(np.stack([voice(n / 16000, seed=seed + i) for i in range(2)])) / 0.05
+    noise = torch.randn(2, n, generator=torch.Generator().manual_seed(seed))
+    return clean, clean + noise * 10 ** (-snr_db / 20)
+
+
+def loss_inputs(clean: torch.Tensor, estimate: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What generator_losses takes, with gradients on the estimate's magnitude and phase."""
+    clean_mag, clean_pha, clean_com = mag_phase_stft(clean, **STFT)
+    mag, pha, _ = mag_phase_stft(estimate, **STFT)
+    mag, pha = mag.requires_grad_(), pha.requires_grad_()
+    return {
+        "mag_g": mag, "pha_g": pha, "com_g": torch.stack((mag * pha.cos(), mag * pha.sin()), dim=-1),
+        "audio_g": mag_phase_istft(mag, pha, **STFT, length=clean.shape[1]),
+        "clean_mag": clean_mag, "clean_pha": clean_pha, "clean_com": clean_com, "clean_audio": clean,
+    }
+
+
+# --- phase ---
+
+
+def test_phase_losses_match_semamba() -> None:
+    with np.load(GOLDEN / "semamba.npz") as golden:
+        losses = phase_losses(torch.from_numpy(golden["pha"]), torch.from_numpy(golden["out_pha"]), CFG)
+        np.testing.assert_allclose([float(x) for x in losses], golden["phase_losses"], rtol=0, atol=1e-4)
+
+
+def test_phase_losses_match_the_difference_matrices() -> None:
+    """The definition with SEMamba's dense matrices (upper first diagonal minus the main one)."""
+    rng = torch.Generator().manual_seed(0)
+    bins, frames = 201, 7
+    r, g = (torch.rand(2, bins, frames, generator=rng, dtype=torch.float64) * 6 - 3 for _ in range(2))
+    over_bins, over_frames = (torch.ones(n, n, dtype=r.dtype).triu(1).tril(1) - torch.eye(n) for n in (bins, frames))
+    expected = (
+        anti_wrapping(r - g).mean(),
+        anti_wrapping((r.mT @ over_bins) - (g.mT @ over_bins)).mean(),
+        anti_wrapping((r @ over_frames) - (g @ over_frames)).mean(),
+    )
+    torch.testing.assert_close(phase_losses(r, g, CFG), expected)
+
+
+def test_phase_losses_do_not_see_whole_turns() -> None:
+    rng = torch.Generator().manual_seed(0)
+    r = torch.rand(1, 201, 5, generator=rng, dtype=torch.float64)
+    turned = r + 2 * torch.pi * torch.randint(-2, 3, r.shape, generator=rng).double()
+    assert max(float(x) for x in phase_losses(r, turned, CFG)) < 1e-12
+
+
+def test_phase_losses_refuse_another_n_fft() -> None:
+    with pytest.raises(ValueError, match="201"):
+        phase_losses(torch.zeros(1, 129, 4), torch.zeros(1, 129, 4), CFG)
+
+
+# --- SI-SDR ---
+
+
+@pytest.mark.parametrize("snr_db", [-20, 0, 15, 40])
+def test_si_sdr_loss_is_minus_the_score(snr_db: float) -> None:
+    clean, noisy = noisy_pair(snr_db)
+    expected = np.mean([si_sdr(c.numpy(), n.numpy()) for c, n in zip(clean, noisy, strict=True)])
+    assert float(si_sdr_loss(clean, noisy)) == pytest.approx(-expected, abs=0.01)
+    assert float(si_sdr_loss(clean[0], noisy[0])) == pytest.approx(-si_sdr(clean[0].numpy(), noisy[0].numpy()), abs=0.01)
+
+
+def test_si_sdr_loss_does_not_see_scale() -> None:
+    clean, noisy = noisy_pair(5)
+    assert float(si_sdr_loss(clean, 1e-3 * noisy)) == pytest.approx(float(si_sdr_loss(clean, noisy)), abs=1e-3)
+    assert float(si_sdr_loss(1e-2 * clean, noisy)) == pytest.approx(float(si_sdr_loss(clean, noisy)), abs=1e-3)
+
+
+def test_zero_mean_takes_an_offset_off() -> None:
+    clean, noisy = noisy_pair(10)
+    without, shifted = si_sdr_loss(clean, noisy, zero_mean=True), si_sdr_loss(clean, noisy + 3, zero_mean=True)
+    assert float(shifted) == pytest.approx(float(without), abs=1e-3)
+    assert float(si_sdr_loss(clean, noisy + 3)) > float(without) + 5
+
+
+@pytest.mark.parametrize("limit_db", [30.0, 80.0])
+@pytest.mark.parametrize("case", ["silent reference", "silent estimate", "perfect", "opposite", "unrelated"])
+def test_si_sdr_loss_and_gradient_are_finite(case: str, limit_db: float) -> None:
+    clean, noisy = noisy_pair(0)
+    reference = clean * 0 if case == "silent reference" else clean
+    estimate = {"silent estimate": clean * 0, "perfect": clean.clone(), "opposite": -clean}.get(case, noisy - clean)
+    estimate.requires_grad_()
+    loss = si_sdr_loss(reference, estimate, limit_db=limit_db)
+    loss.backward()
+    assert abs(float(loss.detach())) <= limit_db + 1e-3
+    assert torch.isfinite(estimate.grad).all()
+    # The change of the loss in dB per change of the estimate by the reference's own size; without limits it is unbounded.
+    assert estimate.grad.norm() * clean[0].norm() < 4.4 * 10 ** (limit_db / 20)
+
+
+def test_silent_references_count_for_nothing() -> None:
+    clean, noisy = noisy_pair(5)
+    half = torch.cat((clean[:1], 0 * clean[1:]))
+    estimate = noisy.clone().requires_grad_()
+    loss = si_sdr_loss(half, estimate)
+    assert float(loss.detach()) == pytest.approx(float(si_sdr_loss(clean[:1], noisy[:1])))
+    loss.backward()
+    assert estimate.grad[1].abs().max() == 0
+
+
+def test_si_sdr_loss_refuses_other_shapes() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        si_sdr_loss(torch.zeros(2, 100), torch.zeros(100))
+
+
+# --- together ---
+
+
+def test_terms_are_semambas() -> None:
+    inputs = loss_inputs(*noisy_pair(5))
+    total, terms = generator_losses({**RECIPE, "time": 0.2}, stft=STFT, **inputs)
+    assert set(terms) == {"magnitude", "phase", "complex", "time", "consistancy", "si_sdr"}
+    torch.testing.assert_close(terms["magnitude"], F.mse_loss(inputs["clean_mag"], inputs["mag_g"]))
+    torch.testing.assert_close(terms["complex"], 2 * F.mse_loss(inputs["clean_com"], inputs["com_g"]))
+    torch.testing.assert_close(terms["time"], F.l1_loss(inputs["clean_audio"], inputs["audio_g"]))
+    torch.testing.assert_close(terms["phase"], sum(phase_losses(inputs["clean_pha"], inputs["pha_g"], CFG)))
+    weighted = sum({**RECIPE, "time": 0.2}[name] * value for name, value in terms.items())
+    torch.testing.assert_close(total, weighted)
+    assert float(terms["si_sdr"].detach()) == pytest.approx(-0.5, abs=0.1)  # 5 dB, in bels
+
+
+def test_consistancy_is_small_for_a_real_signals_spectrum_only() -> None:
+    inputs = loss_inputs(*noisy_pair(5))
+    _, terms = generator_losses({"consistancy": 1.0}, stft=STFT, **inputs)
+    assert float(terms["consistancy"].detach()) < 1e-6
+    inputs["com_g"] = inputs["com_g"] + 0.3
+    _, worse = generator_losses({"consistancy": 1.0}, stft=STFT, **inputs)
+    assert float(worse["consistancy"].detach()) == pytest.approx(2 * 0.3**2, rel=0.01)
+
+
+def test_terms_without_weight_are_not_computed() -> None:
+    inputs = loss_inputs(*noisy_pair(5))
+    inputs["audio_g"] = inputs["com_g"] = None  # would fail if touched
+    total, terms = generator_losses({"magnitude": 2.0, "phase": 0, "metric": 0.05, "confidence": 1.0}, stft=STFT, **inputs)
+    assert list(terms) == ["magnitude"]
+    torch.testing.assert_close(total, 2 * terms["magnitude"])
+
+
+def test_the_configurations_weights_are_taken_as_they_are() -> None:
+    weights = complete_config({"training_cfg": {"loss": {"metric": 0.05, "si_sdr": 0.3}}})["training_cfg"]["loss"]
+    _, terms = generator_losses(weights, stft=STFT, **loss_inputs(*noisy_pair(5)))
+    assert set(terms) == {"magnitude", "phase", "complex", "consistancy", "si_sdr"}
+
+
+def test_gradients_are_finite_on_silence_and_on_perfect_output() -> None:
+    clean, _ = noisy_pair(5)
+    for target, estimate in ((clean, clean.clone()), (0 * clean, clean.clone())):
+        inputs = loss_inputs(target, estimate)
+        total, _ = generator_losses({**RECIPE, "time": 0.2}, stft=STFT, **inputs)
+        total.backward()
+        assert torch.isfinite(inputs["mag_g"].grad).all()
+        assert torch.isfinite(inputs["pha_g"].grad).all()
+
+
+def test_a_silent_output_has_a_finite_gradient() -> None:
+    inputs = loss_inputs(*noisy_pair(5))
+    inputs["audio_g"] = torch.zeros_like(inputs["clean_audio"]).requires_grad_()
+    generator_losses({**RECIPE, "time": 0.2}, stft=STFT, **inputs)[0].backward()
+    assert torch.isfinite(inputs["audio_g"].grad).all()
+
+
+def test_si_sdr_cannot_drown_the_other_terms_at_the_start_of_training() -> None:
+    """Random phases, as an untrained decoder draws them: without the limit the gradient is hundreds of times larger."""
+    clean, noisy = noisy_pair(5)
+    rng = torch.Generator().manual_seed(3)
+    ratio = []
+    for _ in range(5):
+        inputs = loss_inputs(clean, noisy)
+        pha = (6.28 * torch.rand(inputs["pha_g"].shape, generator=rng)).requires_grad_()
+        audio = mag_phase_istft(inputs["mag_g"], pha, **STFT, length=clean.shape[1])
+        audio.retain_grad()
+        generator_losses({"si_sdr": 1.0}, stft=STFT, **{**inputs, "audio_g": audio})[0].backward()
+        ratio.append(float(audio.grad.norm() * audio.detach().norm()))
+    # Gradient times signal is the change of the loss per change of the signal by its own size.
+    assert max(ratio) < 10 ** (SI_SDR_LIMIT_DB / 20)
+
+
+def test_confidence_is_cross_entropy_over_seen_frames() -> None:
+    logits = torch.tensor([[[2.0], [-1.0], [30.0]]], requires_grad=True)
+    trust, mask = torch.tensor([[1.0, 0.25, 0.0]]), torch.tensor([[True, True, False]])
+    loss = confidence_loss(logits, trust, mask)
+    p = 1 / (1 + math.exp(1.0))
+    expected = (math.log(1 + math.exp(-2.0)) - 0.25 * math.log(p) - 0.75 * math.log(1 - p)) / 2
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert logits.grad[0, 2] == 0
+    assert float(confidence_loss(logits, trust, mask & False).detach()) == 0
+
+
+def test_confidence_enters_the_total() -> None:
+    logits = torch.zeros(2, 81, 1, requires_grad=True)
+    total, terms = generator_losses(
+        {"confidence": 0.5}, stft=STFT, **loss_inputs(*noisy_pair(5)),
+        alpha_logits=logits, trust=torch.ones(2, 81), trust_mask=torch.ones(2, 81, dtype=torch.bool),
+    )
+    assert float(total.detach()) == pytest.approx(0.5 * math.log(2), rel=1e-5)
+    total.backward()
+    assert (logits.grad < 0).all()  # towards trust
+
+
+# --- scores by SEMamba's names ---
+
+
+def test_scores_take_lists_of_tensors_of_any_length() -> None:
+    cfg = complete_config({"env_setting": {"num_workers": 0}})
+    utts_r = [torch.from_numpy(voice(1.5)), torch.from_numpy(voice(2.0, seed=1))]
+    rng = torch.Generator().manual_seed(0)
+    utts_g = [x + 0.02 * torch.randn(x.shape, generator=rng) for x in utts_r]
+    expected = np.mean([si_sdr(r.numpy(), g.numpy()) for r, g in zip(utts_r, utts_g, strict=True)])
+    assert si_sdr_score(utts_r, utts_g) == pytest.approx(expected)
+    assert si_sdr_score([r[None] for r in utts_r], [g[None] for g in utts_g]) == pytest.approx(expected)
+    assert 0.3 < stoi_score(utts_r, utts_g, cfg) < 1
+    assert 1 < pesq_score(utts_r, utts_g, cfg) < 4.7
+
+
+def test_a_failed_clip_is_not_averaged_in() -> None:
+    cfg = complete_config({"env_setting": {"num_workers": 0}})
+    good, silent = torch.from_numpy(voice(1.5)), torch.zeros(8000)
+    noisy = good + 0.01 * torch.randn(good.shape, generator=torch.Generator().manual_seed(0))
+    alone = pesq_score([good], [noisy], cfg)
+    assert pesq_score([good, silent], [noisy, silent], cfg) == alone
+    assert math.isnan(pesq_score([silent], [silent], cfg))
+
+
+# --- learnable sigmoid ---
+
+
+def test_learnable_sigmoids_hold_a_slope_per_feature() -> None:
+    one, two = LearnableSigmoid1D(3), LearnableSigmoid2D(3, beta=2.0)
+    assert one.state_dict()["slope"].shape == (3,)
+    assert two.state_dict()["slope"].shape == (3, 1)
+    assert float(one(torch.zeros(2, 3)).mean().detach()) == 0.5
+    torch.nn.init.constant_(two.slope[1:2], 2.0)
+    y = two(torch.ones(1, 3, 4))
+    assert y.shape == (1, 3, 4)
+    torch.testing.assert_close(y[0, :, 0], 2 / (1 + torch.exp(-torch.tensor([1.0, 2.0, 1.0]))))
