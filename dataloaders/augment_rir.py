@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from scipy.signal import fftconvolve
 
 from utils.media.sound import load_audio
 from utils.util import load_json_file
@@ -77,6 +76,8 @@ def reverberate(
     "early": the target keeps the direct sound and 50 ms of reflections; "reverberant": the target is what is heard.
     One gain for both gives the direct and early part the RMS of the dry speech.
     """
+    from scipy.signal import fftconvolve  # here, not above: it costs every start of a program half a second
+
     if rir_target not in ("early", "reverberant"):
         raise ValueError(f"rir_target {rir_target!r} is not known; use early or reverberant")
     dry = np.asarray(audio, np.float64)

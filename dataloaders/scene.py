@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.signal import butter, resample_poly, sosfilt
 
 from dataloaders.augment_rir import RIRAugmentor
 from dataloaders.clip_sources import Clip, draw_window
@@ -65,6 +64,8 @@ def equalize(audio: np.ndarray, gains_db: Sequence[float], sample_rate: int) -> 
 
 def narrow_band(audio: np.ndarray, sample_rate: int) -> np.ndarray:
     """audio [L] as a telephone passes it on -> [L]."""
+    from scipy.signal import butter, sosfilt  # here, not above: it costs every start of a program half a second
+
     return sosfilt(butter(4, NARROW_BAND_HZ, "bandpass", fs=sample_rate, output="sos"), audio)
 
 
@@ -135,6 +136,8 @@ class SceneMaker:
         coloured = rng.random() < options["equalizer_share"]
         stretch, context, first_frame = draw_window(clip, math.ceil(self._length * speed), self._rate, self._fps, rng)
         if steps != SPEED_STEPS:
+            from scipy.signal import resample_poly
+
             stretch = resample_poly(stretch, SPEED_STEPS, steps)
             context = round(context / speed)
         if coloured:

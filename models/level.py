@@ -8,7 +8,6 @@ gain, sample by sample, so that the output is as loud as the input.
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal import lfilter
 
 BLOCK_SAMPLES = 100  # one STFT hop: the gain moves once per block, in a straight line between blocks
 SLOW_SEC, FAST_SEC = 3.0, 0.1
@@ -54,12 +53,15 @@ class RunningLevel:
 
     def _levels(self, power: np.ndarray) -> np.ndarray:
         """Power of further blocks [..., k] -> the level known after each of them [..., k]."""
-        slow, fast = [1.0, -self._slow_decay], [1.0, -self._fast_decay]
-        slow_sum, _ = lfilter([1.0], slow, power, zi=self._slow_decay * self._slow_sum)
-        count, _ = lfilter([1.0], slow, np.ones_like(power), zi=self._slow_decay * self._slow_count)
-        near, _ = lfilter([1.0 - self._fast_decay], fast, power, zi=self._fast_decay * self._fast_power)
-        self._slow_sum, self._slow_count, self._fast_power = slow_sum[..., -1:], count[..., -1:], near[..., -1:]
-        return np.maximum(np.maximum(slow_sum / count, FAST_WEIGHT * near), FLOOR_POWER)
+        # A loop of ours: the import of scipy.signal, which has one, takes longer than this does for an hour of sound.
+        levels = np.empty_like(power)
+        for k in range(power.shape[-1]):
+            new = power[..., k : k + 1]
+            self._slow_sum = new + self._slow_decay * self._slow_sum
+            self._slow_count = 1.0 + self._slow_decay * self._slow_count
+            self._fast_power = (1.0 - self._fast_decay) * new + self._fast_decay * self._fast_power
+            levels[..., k : k + 1] = np.maximum(self._slow_sum / self._slow_count, FAST_WEIGHT * self._fast_power)
+        return np.maximum(levels, FLOOR_POWER)
 
 
 def level_gain(x: np.ndarray, causal: bool, sample_rate: int = 16000) -> np.ndarray:

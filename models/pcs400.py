@@ -7,7 +7,6 @@ padded with zeros) computes it; librosa itself is not needed.
 from __future__ import annotations
 
 import numpy as np
-from scipy.signal.windows import hamming
 
 N_FFT = 400
 HOP_SAMPLES = 100
@@ -47,7 +46,7 @@ def cal_pcs(wav: np.ndarray) -> np.ndarray:
         raise ValueError("PCS: the waveform holds NaN or infinite samples")
     if not wav.any():
         return wav.copy()
-    window = hamming(N_FFT)  # the symmetric one, as in PCS
+    window = np.hamming(N_FFT)  # the symmetric one, as in PCS
     padded = np.pad(wav, N_FFT // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP_SAMPLES]  # [T, N_FFT]
     spectrum = np.fft.rfft(frames * window)

@@ -39,7 +39,6 @@ def _usable_on(device_type: str) -> list[str]:
     return [name for name in available_backends() if _DEVICES[name] in (None, device_type)]
 
 
-@torch.compiler.assume_constant_result
 def resolve_backend(device: torch.device | str, backend: str | None = None) -> str:
     """The backend for a device: `backend` if given, else the environment's LITEAVSE_SCAN, else the fastest there is.
 
@@ -58,6 +57,11 @@ def resolve_backend(device: torch.device | str, backend: str | None = None) -> s
         reason = "cannot be used: " + (_why_not(wanted) or f"it runs on {_DEVICES[wanted]}, not on {device_type}")
     source = f"backend={wanted!r}" if backend else f"{_ENV}={wanted}"
     raise ValueError(f"{source} {reason}; available on {device_type}: {', '.join(usable)}")
+
+
+# What torch.compiler.assume_constant_result does: torch.compile takes the answer as it is. The decorator itself would import
+# torch._dynamo, which costs every start of a program a second.
+resolve_backend._dynamo_marked_constant = True
 
 
 def describe_backend(device: torch.device | str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from models.ops.backend import resolve_backend
+from models.ops.operators import LIBRARY, cpu_operator
 from models.ops.packed_weights import padded
 
 PIECE = 16  # of models/ops/kernels/depthwise.py, which is imported only where it is used
@@ -93,7 +94,7 @@ def pack_layer(
             padded(slope), padded(torch.ones_like(bias))]  # fmt: skip
 
 
-@torch.library.custom_op("liteavse::dense_forward", mutates_args=(), device_types="cpu")
+@cpu_operator("dense_forward")
 def dense_forward(
     sources: list[Tensor], before: list[Tensor], packed: list[Tensor], dilation: int, eps: float
 ) -> Tensor:
@@ -123,7 +124,7 @@ def dense_forward(
     return y
 
 
-@dense_forward.register_fake
+@torch.library.register_fake(dense_forward, lib=LIBRARY)
 def _(sources, before, packed, dilation, eps):
     return sources[0].new_empty(sources[0].shape)
 
@@ -134,7 +135,7 @@ def _units(B: int, T: int) -> int:
     return B * -(-T // SEGMENT)
 
 
-@torch.library.custom_op("liteavse::depthwise_forward", mutates_args=(), device_types="cpu")
+@cpu_operator("depthwise_forward")
 def depthwise_forward(sources: list[Tensor], before: list[Tensor], weight: Tensor, dilation: int) -> Tensor:
     """sources, S of [B, T, F, C]; before, S of [B, R >= 2 dilation, F, C] or none; weight [S C, 3, 3] -> [B, T, F, S C]."""
     from models.ops.kernels.threads import threads
@@ -149,13 +150,13 @@ def depthwise_forward(sources: list[Tensor], before: list[Tensor], weight: Tenso
     return y
 
 
-@depthwise_forward.register_fake
+@torch.library.register_fake(depthwise_forward, lib=LIBRARY)
 def _(sources, before, weight, dilation):
     B, T, F, C = sources[0].shape
     return sources[0].new_empty(B, T, F, len(sources) * C)
 
 
-@torch.library.custom_op("liteavse::depthwise_backward", mutates_args=(), device_types="cpu")
+@cpu_operator("depthwise_backward")
 def depthwise_backward(gy: Tensor, sources: list[Tensor], weight: Tensor, dilation: int) -> list[Tensor]:
     """Gradients of the sources (no frames before them), then of the weight."""
     from models.ops.kernels.threads import threads
@@ -176,7 +177,7 @@ def depthwise_backward(gy: Tensor, sources: list[Tensor], weight: Tensor, dilati
     return [*gx, gw.reshape(S * C, 3, 3)]
 
 
-@depthwise_backward.register_fake
+@torch.library.register_fake(depthwise_backward, lib=LIBRARY)
 def _(gy, sources, weight, dilation):
     return [*(x.new_empty(x.shape) for x in sources), weight.new_empty(weight.shape)]
 
@@ -193,7 +194,7 @@ def _gradient(ctx, gy):
     return gx, [], gw, None
 
 
-depthwise_forward.register_autograd(_gradient, setup_context=_save)
+torch.library.register_autograd(depthwise_forward, _gradient, setup_context=_save, lib=LIBRARY)
 
 
 def depthwise_rows(

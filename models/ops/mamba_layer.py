@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from models.ops.backend import resolve_backend
+from models.ops.operators import LIBRARY, cpu_operator
 from models.ops.packed_weights import padded
 
 PACKED = ("w_in", "w_conv", "b_conv", "w_x", "w_dt", "b_dt", "a", "skip", "w_out")
@@ -52,7 +53,7 @@ def pack_weights(
     ]
 
 
-@torch.library.custom_op("liteavse::mixer_forward", mutates_args=(), device_types="cpu")
+@cpu_operator("mixer_forward")
 def mixer_forward(
     x: Tensor, packed: list[Tensor], conv0: Tensor | None, h0: Tensor | None, d_inner: int, d_state: int, eps: float,
     reverse: bool,
@@ -94,7 +95,7 @@ def _multiply_adds(C: int, D: int, N: int, K: int, rank: int) -> int:
     return C * 2 * D + D * (rank + 2 * N) + rank * D + D * C + D * K + 3 * D * N
 
 
-@mixer_forward.register_fake
+@torch.library.register_fake(mixer_forward, lib=LIBRARY)
 def _(x, packed, conv0, h0, d_inner, d_state, eps, reverse):
     return _outputs(x, packed[PACKED.index("w_conv")].shape[0], d_inner, d_state)
 

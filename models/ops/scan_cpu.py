@@ -16,6 +16,7 @@ from models.ops.kernels import conv as conv_numba
 from models.ops.kernels import scan as scan_numba
 from models.ops.kernels.simd import LANES, compiled
 from models.ops.kernels.threads import launch, threads
+from models.ops.operators import LIBRARY, cpu_operator
 
 # Sums over the batch are kept in this many parts, whatever the number of threads: same bits on any machine.
 _GROUPS = 16
@@ -71,7 +72,7 @@ def _chunk(N: int) -> int:
     return 16 if N <= 16 else 32
 
 
-@torch.library.custom_op("liteavse::scan_forward", mutates_args=(), device_types="cpu")
+@cpu_operator("scan_forward")
 def scan_forward(
     u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor | None, z: Tensor | None,
     bias: Tensor | None, h0: Tensor | None, softplus: bool, reverse: bool, save: bool,
@@ -96,12 +97,12 @@ def _scan_outputs(u: Tensor, a: Tensor, save: bool) -> tuple[Tensor, Tensor, Ten
     return u.new_empty(B, L, D), u.new_empty(B, N, D), u.new_empty(B, n_chunks, N, D)
 
 
-@scan_forward.register_fake
+@torch.library.register_fake(scan_forward, lib=LIBRARY)
 def _(u, delta, a, b, c, skip, z, bias, h0, softplus, reverse, save):
     return _scan_outputs(u, a, save)
 
 
-@torch.library.custom_op("liteavse::scan_backward", mutates_args=(), device_types="cpu")
+@cpu_operator("scan_backward")
 def scan_backward(
     gy: Tensor, glast: Tensor | None, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor | None,
     z: Tensor | None, bias: Tensor | None, chunks: Tensor, softplus: bool, reverse: bool,
@@ -125,7 +126,7 @@ def scan_backward(
     return [gu, gdelta, _total(ga), _total(gb), _total(gc), _total(gskip), gz, _total(gbias), gh0]
 
 
-@scan_backward.register_fake
+@torch.library.register_fake(scan_backward, lib=LIBRARY)
 def _(gy, glast, u, delta, a, b, c, skip, z, bias, chunks, softplus, reverse):
     (B, L, D), N = u.shape, a.shape[0]
     gz = u.new_empty((B, L, D) if z is not None else 0)
@@ -151,10 +152,10 @@ def _scan_grad(ctx, gy, glast, _):
     return gu, gdelta, ga, gb, gc, *rest, None, None, None
 
 
-scan_forward.register_autograd(_scan_grad, setup_context=_scan_save)
+torch.library.register_autograd(scan_forward, _scan_grad, setup_context=_scan_save, lib=LIBRARY)
 
 
-@torch.library.custom_op("liteavse::conv_forward", mutates_args=(), device_types="cpu")
+@cpu_operator("conv_forward")
 def conv_forward(x: Tensor, w: Tensor, bias: Tensor | None, s0: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
     """x [B, L, D], w [K, D], s0 [B, K-1, D] -> silu of the causal depthwise convolution, and its last K-1 inputs."""
     threads.settle()
@@ -167,13 +168,13 @@ def conv_forward(x: Tensor, w: Tensor, bias: Tensor | None, s0: Tensor | None, r
     return y, last
 
 
-@conv_forward.register_fake
+@torch.library.register_fake(conv_forward, lib=LIBRARY)
 def _(x, w, bias, s0, reverse):
     B, L, D = x.shape
     return x.new_empty(B, L, D), x.new_empty(B, w.shape[0] - 1, D)
 
 
-@torch.library.custom_op("liteavse::conv_backward", mutates_args=(), device_types="cpu")
+@cpu_operator("conv_backward")
 def conv_backward(
     gy: Tensor, glast: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, s0: Tensor | None, reverse: bool
 ) -> list[Tensor]:
@@ -198,7 +199,7 @@ def conv_backward(
     return [gx, _total(gw), _total(gbias), gs0]
 
 
-@conv_backward.register_fake
+@torch.library.register_fake(conv_backward, lib=LIBRARY)
 def _(gy, glast, x, w, bias, s0, reverse):
     (B, L, D), K = x.shape, w.shape[0]
     return [x.new_empty(s) for s in ((B, L, D), (K, D), (D,), (B, K - 1, D))]
@@ -217,7 +218,7 @@ def _conv_grad(ctx, gy, glast):
     return gx, gw, None if bias is None else gbias, None if s0 is None else gs0, None
 
 
-conv_forward.register_autograd(_conv_grad, setup_context=_conv_save)
+torch.library.register_autograd(conv_forward, _conv_grad, setup_context=_conv_save, lib=LIBRARY)
 
 
 # Multiply-adds count as two, as everywhere in torch's counter; exponentials and gates are not counted.

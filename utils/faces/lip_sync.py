@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 STEP_SEC = 0.01  # of the sound's analysis and of the offsets tried
 FARTHEST_SEC = 0.6  # offsets looked for
@@ -62,6 +61,8 @@ class OffsetEstimate:
 
 def sound_activity(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     """float [n, 2] each STEP_SEC: how much the spectrum of samples [L] changes, and how fast it grows louder."""
+    from scipy.ndimage import gaussian_filter1d  # here, not above: it costs every start of a program half a second
+
     hop, size = round(STEP_SEC * sample_rate), round(0.032 * sample_rate)
     padded = np.pad(np.asarray(samples, np.float32), (size // 2, size))
     n_steps = len(samples) // hop
