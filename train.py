@@ -21,7 +21,7 @@ from evaluation.validation import Validation
 from models.discriminator import MetricDiscriminator, batch_pesq
 from models.generator import SEMamba
 from models.inference.enhancer import Enhancer
-from models.loss import discriminator_losses, generator_losses
+from models.loss import Signal, discriminator_losses, generator_losses
 from models.ops.backend import describe_backend
 from models.pretrained import pack_generator, start_from
 from models.stfts import mag_phase_istft, stft_options
@@ -37,17 +37,14 @@ class Made(NamedTuple):
     """A batch and what the generator made of it."""
 
     item: AVItem  # fields [B, ...]
-    mag: torch.Tensor  # [B, F, T] compressed
-    pha: torch.Tensor  # [B, F, T] radians
-    com: torch.Tensor  # [B, F, T, 2] compressed
-    audio: torch.Tensor  # [B, L]
+    estimate: Signal
 
 
 def enhance_batch(model: SEMamba, item: AVItem, cfg: dict, device: torch.device) -> Made:
     item = AVItem(*(field.to(device, non_blocking=True) for field in item))
     mag, pha, com = model(item.noisy_mag, item.noisy_pha)
     audio = mag_phase_istft(mag, pha, **stft_options(cfg), length=item.clean_audio.shape[1])
-    return Made(item, mag, pha, com, audio)
+    return Made(item, Signal(mag, pha, com, audio))
 
 
 def compute_losses(made: Made, cfg: dict, discriminator: MetricDiscriminator | None) -> Losses:
@@ -55,14 +52,11 @@ def compute_losses(made: Made, cfg: dict, discriminator: MetricDiscriminator | N
     metric_g = None
     if discriminator is not None:
         discriminator.requires_grad_(False)  # it says in which direction PESQ rises, and is not itself moved
-        metric_g = discriminator(made.item.clean_mag, made.mag)
+        metric_g = discriminator(made.item.clean_mag, made.estimate.mag)
         discriminator.requires_grad_(True)
     item = made.item
-    return generator_losses(
-        cfg["training_cfg"]["loss"], mag_g=made.mag, pha_g=made.pha, com_g=made.com, audio_g=made.audio,
-        clean_mag=item.clean_mag, clean_pha=item.clean_pha, clean_com=item.clean_com, clean_audio=item.clean_audio,
-        stft=stft_options(cfg), metric_g=metric_g,
-    )
+    clean = Signal(item.clean_mag, item.clean_pha, item.clean_com, item.clean_audio)
+    return generator_losses(cfg["training_cfg"]["loss"], made.estimate, clean, stft_options(cfg), metric_g=metric_g)
 
 
 class PesqAdversary(Adversary):
@@ -80,11 +74,11 @@ class PesqAdversary(Adversary):
         return enhance_batch(self._model, batch, self._cfg, self._device)
 
     def compute_losses(self, made: Made) -> Losses:
-        scores, scored = batch_pesq(made.item.clean_audio, made.audio, pool=self._pool)
+        scores, scored = batch_pesq(made.item.clean_audio, made.estimate.audio, pool=self._pool)
         counts = self._group.total(torch.tensor([float(scored.sum()), float(len(scored))], device=self._device)).tolist()
         self.report["pesq_failed"] += round(counts[1] - counts[0])
         metric_r = self.module(made.item.clean_mag, made.item.clean_mag)
-        metric_g = self.module(made.item.clean_mag, made.mag.detach())
+        metric_g = self.module(made.item.clean_mag, made.estimate.mag.detach())
         # Over the mean number of scored clips, so that the mean of all processes' gradients is that of the whole batch.
         n_scored = counts[0] / self._group.size
         return discriminator_losses(metric_r, metric_g, scores.to(self._device), scored.to(self._device), n_scored)

@@ -14,7 +14,7 @@ from dataloaders.dataloader_av import AVDataset, AVItem
 from evaluation.validation import Validation
 from models.generator import LiteAVSEMamba
 from models.inference.enhancer import Enhancer
-from models.loss import generator_losses
+from models.loss import Signal, Trust, generator_losses
 from models.ops.backend import describe_backend
 from models.pretrained import pack_generator, start_from, third_party_keys
 from models.stfts import mag_phase_istft, stft_options
@@ -41,15 +41,14 @@ def compute_losses(model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.
     stft = stft_options(cfg)
     out = model.forward_with_gates(item.noisy_mag, item.noisy_pha, item.video, item.video_mask)
     audio = mag_phase_istft(out.mag, out.pha, **stft, length=item.clean_audio.shape[1])
-    trust = trust_mask = None
+    trust = None
     if out.alpha_logits is not None:
-        index, trust_mask = shown_frames(item.video_mask, out.mag.shape[2], **model.timing)  # as in encode_video
-        trust = 1.0 - item.corruption.gather(1, index)
+        index, valid = shown_frames(item.video_mask, out.mag.shape[2], **model.timing)  # as in encode_video
+        trust = Trust(out.alpha_logits, 1.0 - item.corruption.gather(1, index), valid)
+    estimate = Signal(out.mag, out.pha, out.com, audio)
+    clean = Signal(item.clean_mag, item.clean_pha, item.clean_com, item.clean_audio)
     return generator_losses(
-        cfg["training_cfg"]["loss"], mag_g=out.mag, pha_g=out.pha, com_g=out.com, audio_g=audio,
-        clean_mag=item.clean_mag, clean_pha=item.clean_pha, clean_com=item.clean_com, clean_audio=item.clean_audio,
-        stft=stft, alpha_logits=out.alpha_logits, trust=trust, trust_mask=trust_mask,
-        noisy_audio=item.noisy_audio,
+        cfg["training_cfg"]["loss"], estimate, clean, stft, trust=trust, noisy_audio=item.noisy_audio
     )
 
 

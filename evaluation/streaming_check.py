@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.inference.crop_stream import Pictures
+from models.inference.crop_stream import CropStream
 from models.inference.enhancer import Enhancer
 from models.inference.files.stream_file import chunks_with_pictures
 from models.inference.stream_batch import StreamBatch
@@ -70,7 +70,7 @@ def streamed(enhancer: Enhancer, wav: np.ndarray, sizes: Sequence[int], crops: n
     stream = StreamingEnhancer(enhancer)
     edges = np.cumsum(np.resize(sizes, 2 * len(wav) // max(1, int(np.mean(sizes))) + 2))
     chunks = (piece for piece in np.split(wav, edges[edges < len(wav)]))
-    pictures = None if crops is None else Pictures([(crops, np.ones(len(crops), bool))], len(crops))
+    pictures = None if crops is None else CropStream([(crops, np.ones(len(crops), bool))], len(crops))
     outputs = []
     for samples, frames, times, mask in chunks_with_pictures(chunks, pictures, enhancer.sample_rate, enhancer.video_fps):
         if len(frames):

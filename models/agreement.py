@@ -1,4 +1,4 @@
-"""Confidence that listens: whether what the mouth does goes with what is heard."""
+"""A confidence estimator that compares the movement of the mouth with the sound."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from torch import nn
 
 from models.vce import VCE
 
-_TRAITS = 16  # numbers that sound and video are compared by
-_BANDS = 8  # parts of the spectrum the sound is read in
+_TRAITS = 16  # numbers per frame in which sound and video are compared
+_BANDS = 8  # parts of the spectrum over which the sound is averaged
 _WINDOW_SEC = 1.0
 _SMOOTH_SEC = 0.04  # one video frame: the sound changes faster than the video can
-_LAGS_SEC = (0.0, 0.08, 0.16, 0.24, 0.32, 0.4)  # either way: a shifted video agrees best elsewhere than at 0
-_LEAST_SPREAD = 0.05  # of a trait: less than this is no movement, and agrees with nothing
-DEAD_ZONE = 0.2  # a confidence up to this is none: the output is then exactly the sound-only one
+_LAGS_SEC = (0.0, 0.08, 0.16, 0.24, 0.32, 0.4)  # in both directions: a shifted video correlates best at another lag than 0
+_LEAST_SPREAD = 0.05  # of a trait: a smaller spread is no movement, and gives no correlation
+DEAD_ZONE = 0.2  # up to this confidence alpha is 0, and the output exactly that of the sound alone
 
 
 class AgreementVCE(VCE):
-    """Confidence alpha from the visual features and the encoded sound of the last second, causal.
+    """Causal confidence alpha from the visual features and the encoded sound of the last second.
 
-    Both become a few traits. Their normalised correlations over a running window of 1 s, at lags of up to 0.4 s either way,
-    and how much each moved go through a small perceptron; what the plan's VCE sees in a single frame is added. Of a
-    confidence p, alpha is (p - DEAD_ZONE) / (1 - DEAD_ZONE), and exactly 0 below, in training and in use alike. No gradient
-    goes back into the sound's encoder. State: [B, H, 2 * traits + 1], sound, video and validity of the past H STFT frames.
+    Two projections reduce sound and video to a few traits. A small perceptron reads the traits' normalised correlations over a
+    running window of 1 s, at lags of up to 0.4 s in both directions, and their spreads; the logits of `VCE`, which sees
+    single frames, are added. A confidence p gives alpha = max(0, (p - DEAD_ZONE) / (1 - DEAD_ZONE)), in training as in use. No
+    gradient reaches the sound's encoder. The state is [B, H, 2 * traits + 1]: sound, video, valid of the past H STFT frames.
     """
 
     def __init__(self, in_dim: int, audio_channels: int, frames_per_sec: float) -> None:
@@ -42,11 +42,11 @@ class AgreementVCE(VCE):
         return self.window - 1 + self.lags[-1] + self.smooth - 1
 
     def init_state(self, batch: int) -> torch.Tensor:
-        """State before the first frame: nothing heard, nothing seen, [B, H, 2 * traits + 1]."""
+        """The state before the first frame, [B, H, 2 * traits + 1]: silence, and no valid frame."""
         return self.output.weight.new_zeros(batch, self._history, 2 * _TRAITS + 1)
 
     def judge(
-        self, feat: torch.Tensor, audio: torch.Tensor, state: torch.Tensor | None, valid: torch.Tensor | None
+        self, feat: torch.Tensor, audio: torch.Tensor, state: torch.Tensor, valid: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """feat [B, t, in_dim], audio [B, C, t, F'], valid bool [B, t] (None: all) -> (alpha, logits [B, t, 1], state)."""
         if valid is None:
@@ -56,14 +56,14 @@ class AgreementVCE(VCE):
         heard = self.hearing(bands.permute(0, 2, 1, 3).flatten(2))  # [B, t, traits]
         seen = self.sight(self.sight_norm(feat)) * valid[..., None]
         now = torch.cat((heard, seen, valid[..., None].to(heard.dtype)), dim=2)
-        joined = torch.cat((self.init_state(len(feat)) if state is None else state, now), dim=1)  # [B, H + t, .]
+        joined = torch.cat((state, now), dim=1)  # [B, H + t, .]
         logits = self._logits(feat) + self.verdict(self._evidence(joined, feat.shape[1]))
         alpha = ((torch.sigmoid(logits) - DEAD_ZONE) / (1 - DEAD_ZONE)).clamp(min=0.0)
         alpha = torch.where(valid[..., None], alpha, torch.zeros_like(alpha))
         return alpha, logits, joined[:, joined.shape[1] - self._history :]
 
     def _evidence(self, joined: torch.Tensor, count: int) -> torch.Tensor:
-        """Of each of the last `count` frames: correlations, spreads and the share of valid frames, [B, count, n]."""
+        """Correlations, spreads and the share of valid frames for each of the last `count` frames, [B, count, n]."""
         heard, seen, valid = joined.split((_TRAITS, _TRAITS, 1), dim=2)
         heard = _running_mean(heard, self.smooth)  # [B, window - 1 + longest lag + count, traits]
         seen, valid = (part[:, part.shape[1] - heard.shape[1] :] for part in (seen, valid))
@@ -73,7 +73,7 @@ class AgreementVCE(VCE):
             return _running_mean(values, self.window)[:, -count:]
 
         def moments(sound: torch.Tensor, video: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            """Correlation and both spreads over the frames of the window that have a face."""
+            """Correlation and both spreads over the valid frames of the window."""
             both = torch.cat((sound * there, video, sound.square() * there, video.square(), sound * video, there), dim=2)
             sums = window(both)
             share = sums[..., -1:].clamp(min=1e-6)
@@ -94,6 +94,6 @@ class AgreementVCE(VCE):
 
 
 def _running_mean(values: torch.Tensor, frames: int) -> torch.Tensor:
-    """Means over `frames` frames: [B, T, D] -> [B, T - frames + 1, D]; by sums so far, ten times faster than a pooling."""
+    """Means over `frames` frames: [B, T, D] -> [B, T - frames + 1, D]. Cumulative sums are ten times faster than pooling."""
     sums = F.pad(values, (0, 0, 1, 0)).cumsum(1)
     return (sums[:, frames:] - sums[:, :-frames]) / frames

@@ -1,7 +1,7 @@
 """Encoder and decoders of SEMamba (after MP-SENet, Lu et al. 2023) and their depthwise-separable light versions.
 
-One implementation: the light classes differ in which convolution they are built from, the causal ones in its padding and
-in the normalisation. Tensors are [B, C, T, F]; F' is the number of bins after the encoder's stride of 2.
+There is one implementation. The light classes are built from another convolution; a causal recipe changes the padding and
+the norm. Tensors are [B, C, T, F]; F' is the number of bins after the encoder's stride. `cfg` is a complete recipe.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from models.layers import ConvNormAct, DepthwiseSeparableConv2d, PointwiseConv2d, TimeConv2d, make_norm
+from models.layers import ConvNormAct, DepthwiseSeparableConv2d, PointwiseConv2d, TimeConv2d, TimeLayer, make_norm
 from models.lsigmoid import LearnableSigmoid2D
 from models.ops.dense_layer import compiled_for, dense_layer, pack_layer
 from models.ops.packed_weights import Packed
 
 
 def _frequency_conv(channels: int, light: bool, stride: int = 2) -> nn.Module:
-    """(1, stride + 1) convolution of that stride over frequency: F bins in, F' out."""
+    """A (1, stride + 1) convolution with that stride over frequency: F bins -> F'."""
     if light:
         return DepthwiseSeparableConv2d(channels, channels, (1, stride + 1), stride=(1, stride))
     return nn.Conv2d(channels, channels, (1, stride + 1), stride=(1, stride))
 
 
 def _frequency_up(channels: int, light: bool, stride: int = 2) -> nn.Module:
-    """(1, stride + 1) transposed convolution of that stride over frequency: F' bins in, F out."""
+    """A (1, stride + 1) transposed convolution with that stride over frequency: F' bins -> F."""
     if light:
         return nn.Sequential(
             nn.ConvTranspose2d(channels, channels, (1, stride + 1), stride=(1, stride), groups=channels, bias=False),
@@ -35,16 +36,15 @@ def _frequency_up(channels: int, light: bool, stride: int = 2) -> nn.Module:
     return nn.ConvTranspose2d(channels, channels, (1, stride + 1), stride=(1, stride))
 
 
-class DenseBlock(nn.Module):
-    """Four 3x3 convolutions with time dilation 1, 2, 4, 8, each fed with all earlier outputs, newest first."""
+class DenseBlock(TimeLayer, nn.Module):
+    """Four 3x3 convolutions with time dilation 1, 2, 4, 8. Each reads the input and all earlier outputs, newest first."""
 
     light = False
 
     def __init__(self, cfg: Mapping, kernel_size: tuple[int, int] = (3, 3), depth: int = 4) -> None:
         super().__init__()
         model = cfg["model_cfg"]
-        channels, causal = model["hid_feature"], bool(model.get("causal", False))
-        norm = model.get("norm") or ("channel" if causal else "instance")
+        channels, causal = model["hid_feature"], model["causal"]
         self.causal, self.channels = causal, channels
         self.dense_block = nn.ModuleList()
         for i in range(depth):
@@ -57,33 +57,29 @@ class DenseBlock(nn.Module):
                 )
             else:
                 conv = TimeConv2d(*args, causal=causal, padding=across, dilation=(dilation, 1))
-            self.dense_block.append(ConvNormAct(conv, make_norm(norm, channels), nn.PReLU(channels)))
+            self.dense_block.append(ConvNormAct(conv, make_norm(model["norm"], channels), nn.PReLU(channels)))
 
     def init_state(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Zero state for inputs of x's batch size and bins, x [B, C, ., F]."""
+        """The first state for inputs of x's batch size and bins, x [B, ., ., F]."""
         return [layer.init_state(x) for layer in self.dense_block]
 
-    def step(self, x: torch.Tensor, state: list[torch.Tensor] | None) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+    def step(self, x: torch.Tensor, state: list[torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """x [B, C, t, F] -> (y [B, C, t, F], next state)."""
         skip, out, after = x, x, []
-        for i, layer in enumerate(self.dense_block):
+        for i, (layer, past) in enumerate(zip(self.dense_block, state, strict=True)):
             if i:
                 skip = torch.cat((out, skip), dim=1)
-            if state is None:
-                out = layer(skip)
-            else:
-                out, layer_state = layer.step(skip, state[i])
-                after.append(layer_state)
-        return out, after if state is not None else None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.step(x, None)[0]
+            out, past = layer.step(skip, past)
+            after.append(past)
+        return out, after
 
 
 class LiteDenseBlock(DenseBlock):
     """DenseBlock of depthwise-separable convolutions.
 
-    The causal one keeps the last frames of each layer's input once, for all the layers that read it.
+    If it is causal, its state holds the last frames of each layer's own input once, for all the layers that read it:
+    [B, C, R, F] each, R frames being what the widest kernel reaches back. The first state is None for each: with zeros
+    to read, a forward pass takes 1.05 to 1.14 times as long on the CPU, and one with gradients 1.2 to 1.4 times.
     """
 
     light = True
@@ -92,25 +88,22 @@ class LiteDenseBlock(DenseBlock):
         super().__init__(cfg, kernel_size, depth)
         self._packed = [Packed(pack_layer) for _ in self.dense_block]
 
-    def init_state(self, x: torch.Tensor) -> list[torch.Tensor]:
-        if not self.causal:
-            return super().init_state(x)
-        reach = self.dense_block[-1][0].depthwise.context
-        shape = (x.shape[0], self.channels, reach, x.shape[3])
-        return [x.new_zeros(shape).contiguous(memory_format=torch.channels_last) for _ in self.dense_block]
+    def init_state(self, x: torch.Tensor) -> list[torch.Tensor | None]:
+        return [None for _ in self.dense_block] if self.causal else super().init_state(x)
 
-    def step(self, x: torch.Tensor, state: list[torch.Tensor] | None) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+    def step(
+        self, x: torch.Tensor, state: list[torch.Tensor | None]
+    ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
         if not self.causal:
             return super().step(x, state)
-        sources, before = [], []  # newest first, as the weights count them
-        after = []
-        for i in range(len(self.dense_block)):
+        reach = self.dense_block[-1][0].depthwise.context
+        sources, before, after = [], [], []  # the first two are newest first, as the weights count them
+        for i, past in enumerate(state):
             sources.insert(0, x)
-            if state is not None:
-                before.insert(0, state[i])
-                after.append(_last_frames(state[i], x))
-            x = self._layer(i, sources, before or None)
-        return x, None if state is None else after
+            before.insert(0, past)
+            after.append(_last_frames(past, x, reach))
+            x = self._layer(i, sources, None if past is None else before)
+        return x, after
 
     def _layer(self, i: int, sources: list[torch.Tensor], before: list[torch.Tensor] | None) -> torch.Tensor:
         conv, norm, activation = self.dense_block[i]
@@ -124,16 +117,16 @@ class LiteDenseBlock(DenseBlock):
         return dense_layer(rows, before, packed, conv.depthwise.dilation[0], norm.eps).permute(0, 3, 1, 2)
 
 
-def _last_frames(before: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """The newest frames of before [B, C, R, F] and x [B, C, t, F] after it, R of them, in memory of their own."""
-    reach, new = before.shape[2], x.shape[2]
+def _last_frames(before: torch.Tensor | None, x: torch.Tensor, reach: int) -> torch.Tensor:
+    """A copy of the newest `reach` frames of before [B, C, reach, F] (None: zeros) and, after it, x [B, C, t, F]."""
+    new = x.shape[2]
     if new >= reach:
         return x[:, :, new - reach :].clone(memory_format=torch.channels_last)
-    return torch.cat((before[:, :, new:], x), dim=2)
+    return F.pad(x, (0, 0, reach - new, 0)) if before is None else torch.cat((before[:, :, new:], x), dim=2)
 
 
-class _Codec(nn.Module):
-    """A dense block between two parts that carry no time; the block's state is the whole state."""
+class _Codec(TimeLayer, nn.Module):
+    """A dense block and layers without a state around it: the state is the dense block's."""
 
     block: type[DenseBlock] = DenseBlock
 
@@ -141,23 +134,20 @@ class _Codec(nn.Module):
         super().__init__()
         model = cfg["model_cfg"]
         self.channels = model["hid_feature"]
-        self.norm = model.get("norm") or ("channel" if model.get("causal") else "instance")
-        lite = cfg.get("lite_cfg", {}) if self.block.light else {}  # SEMamba's own codec knows none of these
+        self.norm = model["norm"]
+        lite = cfg["lite_cfg"] if self.block.light else {}  # SEMamba's own codec has none of these settings
         self.freq_stride, self.encode_first = lite.get("freq_stride", 2), lite.get("encode_first", False)
         self.dense_block = self.block(cfg, depth=lite.get("dense_depth", 4))
 
     def init_state(self, x: torch.Tensor) -> Any:
-        """Zero state for inputs of x's batch size and bins, x [B, ., ., F]."""
+        """The first state for inputs of x's batch size and bins, x [B, ., ., F]; F is that of the dense block's input."""
         return self.dense_block.init_state(x)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.step(x, None)[0]
 
 
 class DenseEncoder(_Codec):
     """(magnitude, phase) [B, 2, T, F] -> features [B, C, T, F'].
 
-    With `lite_cfg.encode_first` the dense block follows the strided convolution instead of preceding it.
+    The dense block stands before the strided convolution, or after it with `lite_cfg.encode_first`.
     """
 
     def __init__(self, cfg: Mapping) -> None:
@@ -167,7 +157,8 @@ class DenseEncoder(_Codec):
             PointwiseConv2d(inputs, channels), make_norm(self.norm, channels), nn.PReLU(channels)
         )
         if self.norm == "channel":
-            # The phase is louder than the magnitude and close to random: a norm over channels would let it drown the rest.
+            # The phase has larger values than the magnitude and is close to random: a norm over channels would let it
+            # hide the magnitude.
             with torch.no_grad():
                 self.dense_conv_1[0].weight[:, 1] *= 0.1
         self.dense_conv_2 = nn.Sequential(
@@ -180,13 +171,17 @@ class DenseEncoder(_Codec):
         x, state = self.dense_block.step(self.dense_conv_1(x), state)
         return self.dense_conv_2(x), state
 
+    def init_state(self, x: torch.Tensor) -> Any:
+        """The first state for inputs of x's batch size and bins, x [B, ., ., F]."""
+        return super().init_state(x[..., : self.encoded_bins(x.shape[3])] if self.encode_first else x)
+
     def encoded_bins(self, bins: int) -> int:
-        """F' of F bins."""
+        """How many bins F' the encoder makes of F bins."""
         return (bins - (self.freq_stride + 1)) // self.freq_stride + 1
 
 
 class MagDecoder(_Codec):
-    """Features [B, C, T, F'] -> mask on the noisy magnitude [B, 1, T, F], between 0 and beta."""
+    """Features [B, C, T, F'] -> the mask [B, 1, T, F] that the noisy magnitude is multiplied by, between 0 and beta."""
 
     def __init__(self, cfg: Mapping) -> None:
         super().__init__(cfg)
@@ -200,7 +195,8 @@ class MagDecoder(_Codec):
         )
         self.lsigmoid = LearnableSigmoid2D(cfg["stft_cfg"]["n_fft"] // 2 + 1, beta=cfg["model_cfg"]["beta"])
         if self.norm == "channel":
-            # Without statistics to lean on, one channel through a random factor may start out nearly deaf: start as identity.
+            # A single channel is not normalised over channels, so a random factor near 0 would leave the mask almost
+            # constant: these layers start as the identity.
             with torch.no_grad():
                 self.mask_conv[3].weight.fill_(1.0)
                 self.mask_conv[4].weight.fill_(1.0)
@@ -208,15 +204,15 @@ class MagDecoder(_Codec):
 
     def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         x, state = self.dense_block.step(x, state)
-        # The slope [F, 1] belongs to the bins: bring them before time, as [B, 1, F, T], and back.
+        # There is a slope [F, 1] per bin, so the sigmoid takes [B, 1, F, T].
         return self.lsigmoid(self.mask_conv(x).transpose(2, 3)).transpose(2, 3), state
 
 
 class PhaseDecoder(_Codec):
     """Features [B, C, T, F'] -> phase [B, 1, T, F] in radians: the angle of two 1x1 projections.
 
-    With `model_cfg.phase_residual` that angle is the turn from the noisy phase to the clean one and starts out near zero,
-    so that an untrained model passes the noisy phase on instead of scrambling it.
+    With `model_cfg.phase_residual` that angle is added to the noisy phase. It is near zero before training, so that an
+    untrained model gives the noisy phase and not a random one.
     """
 
     def __init__(self, cfg: Mapping) -> None:
@@ -227,7 +223,7 @@ class PhaseDecoder(_Codec):
         )
         self.phase_conv_r = PointwiseConv2d(channels, outputs)
         self.phase_conv_i = PointwiseConv2d(channels, outputs)
-        if cfg["model_cfg"].get("phase_residual", False):
+        if cfg["model_cfg"]["phase_residual"]:
             with torch.no_grad():
                 self.phase_conv_r.weight.mul_(0.1)
                 self.phase_conv_r.bias.fill_(1.0)

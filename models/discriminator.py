@@ -1,4 +1,4 @@
-"""The metric discriminator (Fu et al., MetricGAN+, Interspeech 2021), with SEMamba's names, and the PESQ it learns."""
+"""The metric discriminator (Fu et al., MetricGAN+, Interspeech 2021), with SEMamba's names, and its target, PESQ."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn.utils import spectral_norm
 from models.lsigmoid import LearnableSigmoid1D
 from utils.scores.metrics import ScoringPool, score_many
 
-# PESQ-WB is taken as lying in 1 .. 4.5, which the discriminator sees as 0 .. 1.
+# PESQ-WB from 1 to 4.5 is 0 to 1 on the discriminator's scale.
 _PESQ_LOWEST, _PESQ_RANGE = 1.0, 3.5
 
 
 class MetricDiscriminator(nn.Module):
-    """Says how well a magnitude would score in PESQ, from it and its clean reference.
+    """Predicts the PESQ of an estimate from its magnitude and that of its clean reference.
 
     Layer names and spectral norm (weight_orig, weight_u, weight_v) are SEMamba's, so that its files load strictly.
     """
@@ -46,7 +46,7 @@ class MetricDiscriminator(nn.Module):
     def forward(self, reference: torch.Tensor, estimate: torch.Tensor) -> torch.Tensor:
         """Compressed magnitudes, reference and estimate [B, F, T] -> predicted PESQ [B, 1] in (0, 1).
 
-        F and T are halved four times by convolutions that lose the odd bin: each must be at least 32.
+        Four convolutions halve F and T and drop an odd last bin, so each must be at least 32.
         """
         return self.layers(torch.stack((reference, estimate), dim=1))
 
@@ -62,9 +62,9 @@ def batch_pesq(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """PESQ-WB of each clip of a batch, in parallel: (normalised scores [B], scored [B] bool).
 
-    clean, estimate [B, L] or lists of [L]. Where `scored` is False PESQ failed (no speech in a segment, say): the score
-    there is 0 and must not be learnt from. Give a `utils.scores.metrics.ScoringPool` when calling this in a loop.
-    ValueError for rates other than 16 kHz.
+    clean, estimate [B, L] or lists of [L]. `scored` is False where PESQ failed (a segment without speech, for example): the
+    score there is 0 and must not be used. A `utils.scores.metrics.ScoringPool` makes repeated calls faster. ValueError for
+    rates other than 16 kHz.
     """
     pairs = [(c.detach().cpu().numpy(), e.detach().cpu().numpy()) for c, e in zip(clean, estimate, strict=True)]
     results = score_many(pairs, workers=workers, sample_rate=sample_rate, metrics=("pesq",), pool=pool)

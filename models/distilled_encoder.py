@@ -1,8 +1,8 @@
-"""Visual encoder C: small, causal, and taught before it is used, by a larger network that has seen thousands of faces.
+"""Visual encoder C: a small, causal network that was taught by a larger one, which had seen thousands of faces.
 
-It looks at the light of the face's lower three quarters alone. Movement is followed place by place at every resolution, and
-only then is the best of all places taken (a maximum): where in the crop the mouth is makes no difference, nor does whose it is.
-`evaluation/teach_encoder.py` teaches it; `visual_cfg.encoder_weights` names what came of that.
+Its input is the brightness of the lower three quarters of the face. It follows movement place by place at every resolution
+and takes the maximum over all places only at the end, so it does not matter where in the crop the mouth is, nor whose it is.
+`evaluation/teach_encoder.py` teaches it and writes the file that `visual_cfg.encoder_weights` names.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from torch import nn
 from models.layers import TimeConv3d
 from models.lite_visual_encoder import State, _even_light, _LiteVisualEncoder, _TemporalHead
 from utils.checkpoint import load_checkpoint, load_state
-from utils.config import complete_config
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: the light of an RGB pixel
-_TOP, _LEFT, _SIDE = 20 / 96, 12 / 96, 72 / 96  # of a crop's side: from below the brows to the chin
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: the brightness of an RGB pixel
+_TOP, _LEFT, _SIDE = 20 / 96, 12 / 96, 72 / 96  # as shares of a crop's side: from below the brows to the chin
 
 
 class _MotionBlock(nn.Module):
-    """A convolution in space, then one in time at each place and channel: [B, C, V, H, W] -> [B, C', V, H, W]."""
+    """A convolution in space, then one in time for each place and channel: [B, C, V, H, W] -> [B, C', V, H, W]."""
 
     def __init__(self, in_channels: int, out_channels: int, causal: bool, separable: bool) -> None:
         super().__init__()
@@ -38,19 +37,19 @@ class _MotionBlock(nn.Module):
         self.norm = nn.GroupNorm(1, out_channels)
         self.time = TimeConv3d(out_channels, out_channels, (3, 1, 1), causal, groups=out_channels)
 
-    def step(self, x: torch.Tensor, state: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """x [B, C, v, H, W] -> ([B, C', v, H, W], next state); state None: the whole clip at once."""
+    def step(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x [B, C, v, H, W] -> ([B, C', v, H, W], next state)."""
         batch = x.shape[0]
         frames = F.relu(self.norm(self.space(x.transpose(1, 2).flatten(0, 1))))  # [B*v, C', H, W]
         x = frames.unflatten(0, (batch, -1)).transpose(1, 2)  # [B, C', v, H, W]
-        y, state = (self.time(x), None) if state is None else self.time.step(x, state)
+        y, state = self.time.step(x, state)
         return F.relu(x + y), state
 
 
 class LiteVisualEncoderC(_LiteVisualEncoder):
-    """Small motion network of our own, 7 M multiply-accumulates a frame of 96 x 96 pixels, distilled from a larger one.
+    """Small motion network, distilled from a larger one: 7 M multiply-accumulates for a frame of 96 x 96 pixels.
 
-    With `visual_cfg.encoder_weights` and `freeze_visual_encoder` it stays as it was taught, and runs without gradients.
+    With `visual_cfg.encoder_weights` and `freeze_visual_encoder` its weights stay as they were taught: no gradients.
     """
 
     STEM_CHANNELS = 16
@@ -58,7 +57,7 @@ class LiteVisualEncoderC(_LiteVisualEncoder):
 
     def __init__(self, cfg: Mapping) -> None:
         super().__init__(cfg)
-        visual = complete_config(cfg)["visual_cfg"]
+        visual = cfg["visual_cfg"]
         self.stem = TimeConv3d(1, self.STEM_CHANNELS, (3, 5, 5), self.causal, padding=2, stride=(1, 2, 2), bias=False)
         self.stem_norm = nn.GroupNorm(1, self.STEM_CHANNELS)
         blocks, channels = [], self.STEM_CHANNELS
@@ -71,15 +70,15 @@ class LiteVisualEncoderC(_LiteVisualEncoder):
         self.requires_grad_(not self.frozen)
 
     def _sizes(self) -> list[int]:
-        """Side of the maps of the blocks, in pixels."""
+        """The side of each block's maps, in pixels."""
         side = -(-round(self.face_size * _SIDE) // 2)
         sizes = []
         for _ in self.blocks:
-            side = -(-side // 2) if len(sizes) < 2 else side  # a maximum over 3 x 3 halves it before the first two blocks
+            side = -(-side // 2) if len(sizes) < 2 else side  # a maximum over 3 x 3 halves the side before blocks 0 and 1
             sizes.append(side)
         return sizes
 
-    def _zero_state(self, batch: int) -> State:
+    def _first_state(self, batch: int) -> State:
         side = round(self.face_size * _SIDE)
         state = [self.stem.init_state(self.stem.weight.new_zeros(batch, 1, 0, side, side))]
         for block, size in zip(self.blocks, self._sizes(), strict=True):
@@ -87,37 +86,35 @@ class LiteVisualEncoderC(_LiteVisualEncoder):
         return state + self.head.init_state(batch)
 
     def _light(self, video: torch.Tensor) -> torch.Tensor:
-        """[B, 3, V, S, S] -> the light where the mouth is, alike in every frame: [B, 1, V, s, s]."""
+        """[B, 3, V, S, S] -> brightness of the part with the mouth, normalised in each frame: [B, 1, V, s, s]."""
         size = self.face_size
         top, left, side = (round(size * share) for share in (_TOP, _LEFT, _SIDE))
         part = video[..., top : top + side, left : left + side]
         grey = torch.einsum("bcvhw,c->bvhw", part, part.new_tensor(_LUMA))
         return _even_light(grey[:, None])
 
-    def _encode(self, video: torch.Tensor, state: State | None, seen: torch.Tensor | None) -> tuple[torch.Tensor, State]:
+    def _encode(self, video: torch.Tensor, state: State, seen: torch.Tensor | None) -> tuple[torch.Tensor, State]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self._features(video, state, seen)
 
-    def _features(self, video: torch.Tensor, state: State | None, seen: torch.Tensor | None) -> tuple[torch.Tensor, State]:
-        streaming, after = state is not None, []
-        x = self._light(video)
-        x, past = self.stem.step(x, state[0]) if streaming else (self.stem(x), None)  # [B, 16, v, s/2, s/2]
-        after.append(past)
+    def _features(self, video: torch.Tensor, state: State, seen: torch.Tensor | None) -> tuple[torch.Tensor, State]:
+        x, past = self.stem.step(self._light(video), state[0])  # [B, 16, v, s/2, s/2]
+        after = [past]
         batch = x.shape[0]
         frames = F.relu(self.stem_norm(x.transpose(1, 2).flatten(0, 1)))
         x = frames.unflatten(0, (batch, -1)).transpose(1, 2)
         for position, block in enumerate(self.blocks):
             if position < 2:
                 x = F.max_pool3d(x, (1, 3, 3), (1, 2, 2), (0, 1, 1))
-            x, past = block.step(x, state[1 + position] if streaming else None)
+            x, past = block.step(x, state[1 + position])
             after.append(past)
         pooled = torch.cat((x.amax((3, 4)), x.mean((3, 4))), dim=1).transpose(1, 2)  # [B, v, 256]
-        features, head_state = self.head.step(pooled, state[1 + len(self.blocks) :] if streaming else None, seen)
-        return features, (after if streaming else []) + head_state
+        features, head_state = self.head.step(pooled, state[1 + len(self.blocks) :], seen)
+        return features, after + head_state
 
 
 def load_encoder_weights(encoder: _LiteVisualEncoder, path: str | os.PathLike) -> None:
-    """Load a whole encoder from a file of evaluation/teach_encoder.py; ValueError says what does not fit."""
+    """Load all weights of an encoder from a file that evaluation/teach_encoder.py wrote; ValueError says what is wrong."""
     name = f"visual_cfg.encoder_weights {path}"
     weights = load_checkpoint(path).get("visual_encoder")
     if not isinstance(weights, Mapping):

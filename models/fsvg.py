@@ -1,4 +1,4 @@
-"""Frequency-selective visual gate: which time-frequency bins the video may help."""
+"""Frequency-selective visual gate (FSVG): at which time-frequency bins the video may help."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _START_LOGIT = 1.5  # gate about 0.8 in the band and 0.2 far from it
 
 
 class FSVG(nn.Module):
-    """A gate per time-frequency bin from the audio and visual features there: [B, C, T, F'] twice -> [B, 1, T, F'].
+    """A gate per time-frequency bin, from the audio and visual features of that bin: [B, C, T, F'] twice -> [B, 1, T, F'].
 
-    Both convolutions are 1x1: no bin sees another, so there is no time context and no state.
+    Both convolutions are 1x1, so the gate needs no context in time and no state.
     """
 
     def __init__(self, in_channels: int) -> None:
@@ -33,9 +33,9 @@ class FSVG(nn.Module):
 
 
 class FSVGWithPrior(FSVG):
-    """FSVG with a learnable logit per frequency that starts out favouring 300 Hz to 3 kHz.
+    """FSVG with a learnable logit per frequency, which at first favours 300 Hz to 3 kHz.
 
-    n_freq: encoded bins F', evenly spread over 0 Hz .. sampling_rate / 2 (ValueError for features with another number).
+    n_freq: number of encoded bins F', evenly spread over 0 Hz .. sampling_rate / 2. ValueError for features with another F'.
     """
 
     def __init__(self, in_channels: int, n_freq: int, sampling_rate: int = 16000) -> None:
@@ -52,7 +52,7 @@ class FSVGWithPrior(FSVG):
 
 
 def speech_band_prior(n_freq: int, sampling_rate: int = 16000) -> torch.Tensor:
-    """Logits [n_freq], +1.5 inside 300 Hz .. 3 kHz and -1.5 far outside, with edges smooth in log-frequency."""
+    """Logits [n_freq]: +1.5 inside 300 Hz .. 3 kHz, -1.5 far outside, with edges that are smooth in log-frequency."""
     centre_hz = (torch.arange(n_freq) + 0.5) * (sampling_rate / 2 / n_freq)
     low, high = _BAND_HZ
     inside = torch.sigmoid(torch.log2(centre_hz / low) / _EDGE_OCTAVES) * torch.sigmoid(

@@ -1,4 +1,14 @@
-"""SEMamba (Chao et al., SLT 2024) and LiteAVSEMamba, which adds the speaker's face behind two gates."""
+"""SEMamba (Chao et al., SLT 2024) and LiteAVSEMamba, which adds the speaker's face behind two gates.
+
+Letters in shapes, here and in all of models/:
+    B clips or streams of a batch    C channels    D features    N state-space states    K taps of a kernel
+    L samples, or the length of a sequence    T STFT frames    F frequency bins    F' bins after the encoder
+    V video frames    S side of a face crop in pixels    small t, v: as T, V, in one call of many
+Rates of the recipes: sound 16000 Hz, an STFT frame every 100 samples (160 frames/s), video 25 frames/s.
+Words: *video* is a file or a tensor, *crops* are arrays of the face, *valid* means that a frame shows a face. *alpha* says
+how far the video is trusted at a moment, the *gate* at which frequencies. A *state* is what a layer carries from one piece
+of a stream to the next. *causal* means that no output depends on later input.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +41,24 @@ VISUAL_RANK = 8  # frequency profiles a visual feature may draw on
 
 
 class Enhanced(NamedTuple):
-    """What LiteAVSEMamba says of a clip; the first three are SEMamba's outputs."""
+    """The outputs of LiteAVSEMamba; the first three are SEMamba's too."""
 
     mag: torch.Tensor  # [B, F, T] compressed magnitude
     pha: torch.Tensor  # [B, F, T] radians
     com: torch.Tensor  # [B, F, T, 2] compressed real and imaginary part
-    alpha: torch.Tensor | None  # [B, T, 1] trust in the picture, 0 where there is none; None without video
+    alpha: torch.Tensor | None  # [B, T, 1] trust in the video, 0 where it shows no face; None without video
     alpha_logits: torch.Tensor | None  # [B, T, 1] before sigmoid, smoothing and mask
-    gate: torch.Tensor | None  # [B, 1, T, F'] which frequencies the picture helps
+    gate: torch.Tensor | None  # [B, 1, T, F'] which frequencies the video helps
+
+
+class ModelState(NamedTuple):
+    """What a model carries from one piece of a stream to the next, part by part; the visual encoder keeps its own state."""
+
+    encoder: Any
+    blocks: list[Any]  # one for each Mamba block
+    mask: Any
+    phase: Any
+    vce: torch.Tensor | None = None  # None in a model without a confidence estimator
 
 
 def _spectra(mag: torch.Tensor, pha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -52,8 +72,10 @@ class SEMamba(nn.Module):
 
     def __init__(self, cfg: Mapping) -> None:
         super().__init__()
-        cfg = complete_config(cfg)
-        light = self._light(cfg)
+        self._build(complete_config(cfg))
+
+    def _build(self, cfg: Mapping, light: bool = False) -> None:
+        """Make the parts; `cfg` is a complete recipe, `light` chooses the light codec."""
         self.causal = cfg["model_cfg"]["causal"]
         self.phase_residual = cfg["model_cfg"]["phase_residual"]
         block = CausalTFMambaBlock if self.causal else TFMambaBlock
@@ -62,70 +84,65 @@ class SEMamba(nn.Module):
         self.mask_decoder = (LiteMagDecoder if light else MagDecoder)(cfg)
         self.phase_decoder = (LitePhaseDecoder if light else PhaseDecoder)(cfg)
 
-    @staticmethod
-    def _light(cfg: Mapping) -> bool:
-        return False  # lite_cfg belongs to LiteAVSEMamba; SEMamba's recipes have none
-
-    def init_state(self, noisy_mag: torch.Tensor) -> dict[str, Any]:
-        """Zero state for inputs of noisy_mag's batch size and bins [B, F, .]; ValueError when the model is not causal."""
+    def init_state(self, noisy_mag: torch.Tensor) -> ModelState:
+        """The first state for inputs of noisy_mag's batch size and bins [B, F, .]; ValueError when the model is not causal."""
         if not self.causal:
             raise ValueError("this model is not causal (model_cfg.causal: false): it needs the whole input at once")
+        return self._first_state(noisy_mag)
+
+    def _first_state(self, noisy_mag: torch.Tensor) -> ModelState:
+        """What `forward` starts from, causal or not."""
         wide = noisy_mag.new_empty(noisy_mag.shape[0], 1, 0, noisy_mag.shape[1])  # [B, 1, 0, F]
         narrow = wide[..., : self.dense_encoder.encoded_bins(noisy_mag.shape[1])]  # [B, 1, 0, F']
-        return {
-            "encoder": self.dense_encoder.init_state(narrow if self.dense_encoder.encode_first else wide),
-            "blocks": [block.init_state(narrow) for block in self.TSMamba],
-            "mask": self.mask_decoder.init_state(narrow),
-            "phase": self.phase_decoder.init_state(narrow),
-        }
+        return ModelState(
+            self.dense_encoder.init_state(wide), [block.init_state(narrow) for block in self.TSMamba],
+            self.mask_decoder.init_state(narrow), self.phase_decoder.init_state(narrow),
+        )  # fmt: skip
 
     def _encode(self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """[B, F, T] twice -> features [B, C, T, F'], channel-last in memory: every layer below is fastest on that."""
+        """Magnitude and phase [B, F, T] -> features [B, C, T, F'], channel-last in memory, where all layers are fastest."""
         x = torch.stack((noisy_mag, noisy_pha), dim=-1).permute(0, 3, 2, 1)  # [B, 2, T, F]
         return self.dense_encoder.step(x.contiguous(memory_format=torch.channels_last), state)
 
     def _decode(
-        self, x: torch.Tensor, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: Mapping
-    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        """Features [B, C, T, F'] -> magnitude and phase [B, 1, T, F], after the Mamba blocks and both decoders."""
-        after: dict[str, Any] = {"blocks": []}
-        for block, block_state in zip(self.TSMamba, state["blocks"], strict=True):
+        self, x: torch.Tensor, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: ModelState
+    ) -> tuple[torch.Tensor, torch.Tensor, ModelState]:
+        """Features [B, C, T, F'] through the Mamba blocks and both decoders -> magnitude and phase [B, 1, T, F], next state."""
+        blocks = []
+        for block, block_state in zip(self.TSMamba, state.blocks, strict=True):
             x, block_state = block.step(x, block_state)
-            after["blocks"].append(block_state)
-        mask, after["mask"] = self.mask_decoder.step(x, state["mask"])
-        pha, after["phase"] = self.phase_decoder.step(x, state["phase"])
+            blocks.append(block_state)
+        mask, mask_state = self.mask_decoder.step(x, state.mask)
+        pha, phase_state = self.phase_decoder.step(x, state.phase)
         if self.phase_residual:
             pha = pha + noisy_pha.transpose(1, 2)[:, None]
             pha = pha - 2 * torch.pi * torch.round(pha.detach() / (2 * torch.pi))  # back into [-pi, pi]
-        return mask * noisy_mag.transpose(1, 2)[:, None], pha, after
-
-    def _no_state(self) -> dict[str, Any]:
-        """What `step` takes for "from the start, and nothing to carry on": works for non-causal models too."""
-        return {"encoder": None, "blocks": [None] * len(self.TSMamba), "mask": None, "phase": None}
+        state = state._replace(blocks=blocks, mask=mask_state, phase=phase_state)
+        return mask * noisy_mag.transpose(1, 2)[:, None], pha, state
 
     def step(
-        self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: Mapping
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, dict[str, Any]]:
+        self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: ModelState
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, ModelState]:
         """Any number of further frames [B, F, t] -> (mag, pha, com, next state)."""
-        x, encoder_state = self._encode(noisy_mag, noisy_pha, state["encoder"])
-        mag, pha, after = self._decode(x, noisy_mag, noisy_pha, state)
-        return *_spectra(mag, pha), {"encoder": encoder_state, **after}
+        x, encoder_state = self._encode(noisy_mag, noisy_pha, state.encoder)
+        mag, pha, state = self._decode(x, noisy_mag, noisy_pha, state._replace(encoder=encoder_state))
+        return *_spectra(mag, pha), state
 
     def forward(
         self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """noisy_mag, noisy_pha [B, F, T] -> (mag [B, F, T], pha [B, F, T], com [B, F, T, 2])."""
-        return self.step(noisy_mag, noisy_pha, self._no_state())[:3]
+        return self.step(noisy_mag, noisy_pha, self._first_state(noisy_mag))[:3]
 
 
 class VisualProjection(nn.Module):
-    """Visual features [B, T, D] -> [B, C, T, F']: each channel is a mix of a few learned frequency profiles."""
+    """Visual features [B, T, D] -> [B, C, T, F']. Each channel is a weighted sum of a few learned frequency profiles."""
 
     def __init__(self, visual_dim: int, channels: int, n_freq: int, rank: int = VISUAL_RANK) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(visual_dim)
         self.linear = nn.Linear(visual_dim, rank * channels)
-        # Cosine profiles: the first is flat, so that a feature may speak to all frequencies alike.
+        # The profiles start as cosines. The first is flat, so that a feature can act on all frequencies alike.
         bins = (torch.arange(n_freq) + 0.5) / n_freq
         self.profiles = nn.Parameter(torch.cos(torch.pi * bins[:, None] * torch.arange(rank)) / rank**0.5)
         self.rank = rank
@@ -146,15 +163,15 @@ def _confidence(cfg: Mapping) -> VCE:
 class LiteAVSEMamba(SEMamba):
     """SEMamba with a light codec and a face: fused = audio + alpha * gate * visual, before the Mamba blocks.
 
-    alpha [B, T, 1] says how far this moment's picture is trusted, gate [B, 1, T, F'] which frequencies it helps. Where a
-    frame has no face alpha is exactly 0, so a clip without any gives the audio-only output bit for bit.
+    alpha [B, T, 1] says how far the video is trusted at each moment, gate [B, 1, T, F'] which frequencies it helps. alpha is
+    exactly 0 where a frame shows no face, so a clip without any face gives the audio-only output bit for bit.
     """
 
-    def __init__(self, cfg: Mapping) -> None:
-        super().__init__(cfg)
-        cfg = complete_config(cfg)
+    def _build(self, cfg: Mapping, light: bool = False) -> None:
+        super()._build(cfg, light or cfg["lite_cfg"]["use_lite_dense"])
         visual, lite, stft = cfg["visual_cfg"], cfg["lite_cfg"], cfg["stft_cfg"]
         self.use_visual = visual["use_visual"]
+        self.vce = self.fsvg = None
         self.timing = {
             "hop_size": stft["hop_size"], "sampling_rate": stft["sampling_rate"], "fps": visual["video_fps"],
             "lookahead_ms": visual["visual_lookahead_ms"],
@@ -166,33 +183,22 @@ class LiteAVSEMamba(SEMamba):
         if visual["encoder_weights"] is not None:
             load_encoder_weights(self.visual_encoder, visual["encoder_weights"])
         self.visual_projection = VisualProjection(dim, channels, n_freq)
-        self.vce = self.fsvg = None
         if lite["use_vce"]:
             self.vce = _confidence(cfg)
         if lite["use_fsvg"]:
             prior = lite["fsvg_type"] == "prior"
             self.fsvg = FSVGWithPrior(channels, n_freq, stft["sampling_rate"]) if prior else FSVG(channels)
 
-    @staticmethod
-    def _light(cfg: Mapping) -> bool:
-        return cfg["lite_cfg"]["use_lite_dense"]
-
-    def init_state(self, noisy_mag: torch.Tensor) -> dict[str, Any]:
-        """Zero state for inputs of noisy_mag's batch size and bins [B, F, .]; the visual encoder keeps its own."""
-        state = super().init_state(noisy_mag)
-        if self.use_visual and self.vce is not None:
-            state["vce"] = self.vce.init_state(noisy_mag.shape[0])
-        return state
-
-    def _no_state(self) -> dict[str, Any]:
-        return super()._no_state() | {"vce": None}
+    def _first_state(self, noisy_mag: torch.Tensor) -> ModelState:
+        state = super()._first_state(noisy_mag)
+        return state if self.vce is None else state._replace(vce=self.vce.init_state(noisy_mag.shape[0]))
 
     def encode_video(
         self, video: torch.Tensor, video_mask: torch.Tensor | None, n_frames: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Crops [B, 3, V, S, S] in [0, 1] and face mask [B, V] -> features [B, T, D] and validity [B, T] per STFT frame.
+        """video [B, 3, V, S, S] in [0, 1] and its face mask [B, V] -> features [B, T, D] and valid [B, T] per STFT frame.
 
-        Past the last video frame there is no picture: not valid.
+        STFT frames after the last video frame are not valid.
         """
         if video_mask is None:
             video_mask = torch.ones(video.shape[0], video.shape[2], dtype=torch.bool, device=video.device)
@@ -200,7 +206,7 @@ class LiteAVSEMamba(SEMamba):
             raise ValueError(
                 f"video_mask is {list(video_mask.shape)}, should be [B, V] = {[video.shape[0], video.shape[2]]}"
             )
-        # What stands in a masked frame must not reach its neighbours through the temporal convolutions.
+        # A masked frame must not act on its neighbours through the temporal convolutions.
         video = torch.where(video_mask[:, None, :, None, None], video, 0.0)
         features = self.visual_encoder.encode_frames(video, seen=video_mask)[0].transpose(1, 2)  # [B, V, D]
         index, valid = shown_frames(video_mask, n_frames, **self.timing)  # [B, T]
@@ -209,7 +215,7 @@ class LiteAVSEMamba(SEMamba):
     def _fuse(
         self, audio: torch.Tensor, features: torch.Tensor, valid: torch.Tensor, vce_state: Any
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, Any]:
-        """audio [B, C, T, F'] + alpha * gate * visual; also alpha [B, T, 1], its logits, the gate, and VCE's state."""
+        """audio [B, C, T, F'] + alpha * gate * visual; also alpha [B, T, 1], its logits, the gate, and the VCE's next state."""
         visual = self.visual_projection(features)  # [B, C, T, F']
         if self.vce is None:
             alpha, logits = valid[..., None].to(audio.dtype), None
@@ -222,37 +228,36 @@ class LiteAVSEMamba(SEMamba):
 
     def step_with_gates(
         self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, features: torch.Tensor | None,
-        valid: torch.Tensor | None, state: Mapping,
-    ) -> tuple[Enhanced, dict[str, Any]]:
-        """Further frames [B, F, t] with their visual features [B, t, D] and validity [B, t] (None: no picture)."""
-        x, encoder_state = self._encode(noisy_mag, noisy_pha, state["encoder"])
+        valid: torch.Tensor | None, state: ModelState,
+    ) -> tuple[Enhanced, ModelState]:
+        """Further frames [B, F, t], visual features [B, t, D], valid [B, t] (None: no video) -> (outputs, next state)."""
+        x, encoder_state = self._encode(noisy_mag, noisy_pha, state.encoder)
         alpha = logits = gate = None
-        vce_state = state.get("vce")
-        if self.use_visual and features is None and vce_state is not None:
-            # Time goes on without a picture: the smoothing window must forget what it saw.
+        vce_state = state.vce
+        if self.use_visual and features is not None:
+            x, alpha, logits, gate, vce_state = self._fuse(x, features, valid, vce_state)
+        elif self.vce is not None:
+            # Time goes on without video: the confidence estimator must forget earlier frames.
             b, t = noisy_mag.shape[0], noisy_mag.shape[2]
             blank = x.new_zeros(b, t, self.visual_projection.linear.in_features)
             *_, vce_state = self.vce.judge(blank, x, vce_state, torch.zeros(b, t, dtype=torch.bool, device=x.device))
-        elif self.use_visual and features is not None:
-            x, alpha, logits, gate, vce_state = self._fuse(x, features, valid, vce_state)
-        mag, pha, after = self._decode(x, noisy_mag, noisy_pha, state)
-        enhanced = Enhanced(*_spectra(mag, pha), alpha, logits, gate)
-        return enhanced, {"encoder": encoder_state, "vce": vce_state, **after}
+        mag, pha, state = self._decode(x, noisy_mag, noisy_pha, state._replace(encoder=encoder_state, vce=vce_state))
+        return Enhanced(*_spectra(mag, pha), alpha, logits, gate), state
 
     def forward_with_gates(
         self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor,
         video: torch.Tensor | None = None, video_mask: torch.Tensor | None = None,
     ) -> Enhanced:
-        """`forward`, with alpha and the gate for losses and pictures."""
+        """`forward`, with alpha and the gate for losses and plots."""
         features = valid = None
         if self.use_visual and video is not None and video.shape[2] and (video_mask is None or video_mask.any()):
             features, valid = self.encode_video(video, video_mask, noisy_mag.shape[2])
-        return self.step_with_gates(noisy_mag, noisy_pha, features, valid, self._no_state())[0]
+        return self.step_with_gates(noisy_mag, noisy_pha, features, valid, self._first_state(noisy_mag))[0]
 
     def forward(
         self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor,
         video: torch.Tensor | None = None, video_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """noisy_mag, noisy_pha [B, F, T], video [B, 3, V, S, S] in [0, 1], video_mask [B, V] (True: a face is seen)
+        """noisy_mag, noisy_pha [B, F, T], video [B, 3, V, S, S] in [0, 1], video_mask [B, V] (True: the frame shows a face)
         -> (mag [B, F, T], pha [B, F, T], com [B, F, T, 2])."""
         return tuple(self.forward_with_gates(noisy_mag, noisy_pha, video, video_mask)[:3])

@@ -1,7 +1,7 @@
-"""Convolutions that know which of their axes is time.
+"""Layers that know which of their axes is time, and the convolutions and norms that the codec is built from.
 
-`causal=True` pads time on the left only and can run piece by piece: `step(x, state)` takes any number of frames and
-returns as many; `forward` is `step` from the zero state, so the two cannot drift apart. `causal=False` pads both sides.
+A causal layer pads time on the left only, so it can run piece by piece. A layer that is not causal pads both sides: it
+takes whole inputs, and its state is empty.
 """
 
 from __future__ import annotations
@@ -15,7 +15,19 @@ from torch import nn
 from models.ops.dense_layer import compiled_for, depthwise_rows
 
 
-class _TimeConv:
+class TimeLayer:
+    """A layer with a state: `init_state(x)` is the state before the first frame for inputs of x's sizes, and
+    `step(x, state)` takes any number of further frames and returns as many, with the next state.
+
+    `forward` is `step` from that first state, so whole inputs and streams cannot drift apart. Where a kernel starts faster
+    from nothing than from zeros that it must read, the first state holds None instead of zeros.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.step(x, self.init_state(x))[0]
+
+
+class _TimeConv(TimeLayer):
     """Time padding and state for an nn.ConvNd whose first spatial axis (dim 2) is time; the other axes keep theirs."""
 
     def _set_up_time(self, causal: bool) -> None:
@@ -25,24 +37,18 @@ class _TimeConv:
         self.context = (self.kernel_size[0] - 1) * self.dilation[0]  # frames of the past (or of both sides) in a kernel
 
     def init_state(self, x: torch.Tensor) -> torch.Tensor:
-        """The zero state for inputs of x's batch and spatial size, x [B, ., ., ...]: `context` frames of zeros."""
-        if not self.causal:
-            raise ValueError("this convolution looks ahead (causal=False): it has no streaming state")
-        return x.new_zeros((x.shape[0], self.in_channels, self.context) + x.shape[3:])
+        """Zeros [B, C, context, ...] for inputs of x's batch and spatial size, x [B, ., ., ...]; no frames if not causal."""
+        return x.new_zeros((x.shape[0], self.in_channels, self.context if self.causal else 0) + x.shape[3:])
 
     def step(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x [B, C, t, ...], state [B, C, context, ...] -> (y [B, C', t, ...], next state)."""
         if not self.context:
             return self._convolve(x), state
+        if not self.causal:
+            left = self.context // 2
+            return self._convolve(F.pad(x, [0, 0] * (x.dim() - 3) + [left, self.context - left])), state
         joined = torch.cat((state, x), dim=2)
         return self._convolve(joined), joined[:, :, joined.shape[2] - self.context :]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.causal:
-            return self.step(x, self.init_state(x))[0]
-        left = self.context // 2
-        pad = [0, 0] * (x.dim() - 3) + [left, self.context - left]
-        return self._convolve(F.pad(x, pad) if self.context else x)
 
 
 class TimeConv1d(_TimeConv, nn.Conv1d):
@@ -109,7 +115,7 @@ def make_norm(kind: str, channels: int) -> nn.Module:
 
 
 class PointwiseConv2d(nn.Conv2d):
-    """1x1 convolution, as the matrix product over channels that it is in channel-last memory (2 to 3 times as fast)."""
+    """1x1 convolution, computed as a matrix product over the channels: 2 to 3 times as fast in channel-last memory."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int = 1, bias: bool = True, **where) -> None:
         super().__init__(in_channels, out_channels, 1, groups=groups, bias=bias, **where)
@@ -120,11 +126,11 @@ class PointwiseConv2d(nn.Conv2d):
         return F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
-class DepthwiseSeparableConv2d(nn.Module):
-    """nn.Conv2d's arguments, made of one filter per input channel and a 1x1 mixing (Howard et al., MobileNets, 2017).
+class DepthwiseSeparableConv2d(TimeLayer, nn.Module):
+    """A filter per input channel, then a 1x1 convolution that mixes the channels (Howard et al., MobileNets, 2017).
 
-    The first spatial axis is time. `causal=True` pads it on the left only, by as much as the kernel reaches back, and
-    `padding` then counts for the second axis alone.
+    The arguments are nn.Conv2d's, and the first spatial axis is time. `causal=True` pads time on the left only, by as much
+    as the kernel reaches back; `padding` is then that of the second axis alone.
     """
 
     def __init__(
@@ -134,6 +140,7 @@ class DepthwiseSeparableConv2d(nn.Module):
         causal: bool = False,
     ) -> None:
         super().__init__()
+        self.causal = causal
         shared = {"stride": stride, "dilation": dilation, "groups": in_channels, "bias": False}
         where = {"device": device, "dtype": dtype}
         if causal:
@@ -150,22 +157,17 @@ class DepthwiseSeparableConv2d(nn.Module):
         self.pointwise = PointwiseConv2d(in_channels, out_channels, groups=groups, bias=bias, **where)
 
     def init_state(self, x: torch.Tensor) -> torch.Tensor:
-        if not isinstance(self.depthwise, TimeConv2d):
-            raise ValueError("this convolution looks ahead (causal=False): it has no streaming state")
-        return self.depthwise.init_state(x)
+        return self.depthwise.init_state(x) if self.causal else x.new_zeros(0)
 
     def step(self, x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x, state = self.depthwise.step(x, state)
+        x, state = self.depthwise.step(x, state) if self.causal else (self.depthwise(x), state)
         return self.pointwise(x), state
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.pointwise(self.depthwise(x))
-
     def beside(self, sources: Sequence[torch.Tensor], before: Sequence[torch.Tensor] | None) -> torch.Tensor:
-        """The convolution of sources [B, C, T, F] that lie side by side in the input channels, without joining them.
+        """Convolve sources [B, C, T, F], whose channels side by side are the input channels, without joining them.
 
-        Causal 3x3 kernels only. `before`: the sources' earlier frames [B, C, R, F], R at least what the kernel reaches
-        back, or None for zeros.
+        Causal 3x3 kernels only. `before` holds the sources' earlier frames [B, C, R, F], where R is at least what the
+        kernel reaches back; None stands for zeros.
         """
         conv = self.depthwise
         plain = conv.stride == (1, 1) and conv.kernel_size == (3, 3) and conv.dilation[1] == conv.padding[1] == 1
@@ -179,8 +181,8 @@ class DepthwiseSeparableConv2d(nn.Module):
         return self.step(x, torch.cat(tuple(before), dim=1)[:, :, before[0].shape[2] - conv.context :])[0]
 
 
-class ConvNormAct(nn.Sequential):
-    """Convolution, normalisation, PReLU, in nn.Sequential's numbering; only the convolution carries time."""
+class ConvNormAct(TimeLayer, nn.Sequential):
+    """Convolution, normalisation, PReLU, numbered as in nn.Sequential; only the convolution has a state."""
 
     def init_state(self, x: torch.Tensor) -> torch.Tensor:
         return self[0].init_state(x)

@@ -1,28 +1,27 @@
-"""Input level: the gain that brings any recording to the loudness the model was trained at.
+"""Input level: the gain that gives any recording the loudness of the training data.
 
-Offline models divide the utterance by its RMS, as SEMamba does. A causal model may not know the utterance, so it uses a
-running estimate of the power heard so far. The gain is a function of time; the enhanced waveform is divided by the same
-gain, sample by sample, so that the output is as loud as the input.
+Models that are not causal divide the whole recording by its RMS, as SEMamba does. A causal model uses a running estimate of
+the power so far, so its gain changes over time. The enhanced waveform is divided by the same gain, sample by sample: the
+output is as loud as the input.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-BLOCK_SAMPLES = 100  # one STFT hop: the gain moves once per block, in a straight line between blocks
+BLOCK_SAMPLES = 100  # one STFT hop: there is a new gain per block, and the gain is linear inside a block
 SLOW_SEC, FAST_SEC = 3.0, 0.1
-FAST_WEIGHT = 0.25  # a burst after silence is heard at once, but does not set the level alone
-PRIOR_POWER = 0.05**2  # -26 dB re full scale: ordinary speech, believed until something was heard
+FAST_WEIGHT = 0.25  # a burst after silence changes the level at once, but not by its whole power
+PRIOR_POWER = 0.05**2  # -26 dB re full scale: the level of ordinary speech, assumed at the start
 PRIOR_BLOCKS = 10.0
-FLOOR_POWER = 10.0 ** (-60 / 10)  # below this it is silence, not quiet speech
+FLOOR_POWER = 10.0 ** (-60 / 10)  # a lower power is silence, not quiet speech
 
 
 class RunningLevel:
-    """Causal level estimate: an exponential average of power over 3 s, or a quarter of that over 0.1 s if larger.
+    """Causal level estimate: the exponential average of power over 3 s, or a quarter of the one over 0.1 s if that is larger.
 
-    Gain in block k comes from blocks before k only, and is linear inside the block, so that it is continuous. With
-    `streams` it follows so many sounds side by side, each by itself. A shallow copy.copy is a snapshot: no array is
-    changed in place.
+    The gain in block k depends on the blocks before k only. It is linear inside a block and continuous. `streams` is the
+    number of independent sounds, if there are several. No array is changed in place, so a shallow copy is a snapshot.
     """
 
     def __init__(self, sample_rate: int = 16000, streams: int | None = None) -> None:
@@ -31,8 +30,8 @@ class RunningLevel:
         self._fast_decay = float(np.exp(-BLOCK_SAMPLES / (FAST_SEC * sample_rate)))
         self._slow_sum, self._slow_count = np.full((*shape, 1), PRIOR_BLOCKS * PRIOR_POWER), np.full((*shape, 1), PRIOR_BLOCKS)
         self._fast_power = np.zeros((*shape, 1))
-        self._ends = np.full((*shape, 2), PRIOR_POWER**-0.5)  # gain at the start and at the end of the block under way
-        self._begun = np.zeros((*shape, 0))  # what was heard of that block
+        self._ends = np.full((*shape, 2), PRIOR_POWER**-0.5)  # gain at the start and at the end of the present block
+        self._begun = np.zeros((*shape, 0))  # the samples of that block so far
 
     def step(self, x: np.ndarray) -> np.ndarray:
         """Any number of further samples x [n], or [streams, n], -> their gain, float32 of that shape."""
@@ -43,7 +42,7 @@ class RunningLevel:
         ends = self._ends
         if whole:
             blocks = heard[..., : whole * BLOCK_SAMPLES].reshape(*heard.shape[:-1], whole, BLOCK_SAMPLES)
-            # ends[k] is the gain where block k ends: what was known when block k began.
+            # ends[k] is the gain at the end of block k. It depends on what was known when block k began.
             ends = np.concatenate((ends, self._levels(np.mean(np.square(blocks), axis=-1)) ** -0.5), axis=-1)
             self._ends = ends[..., -2:]
         ramp = np.arange(1, BLOCK_SAMPLES + 1) / BLOCK_SAMPLES
@@ -52,7 +51,7 @@ class RunningLevel:
         return gain.astype(np.float32)
 
     def _levels(self, power: np.ndarray) -> np.ndarray:
-        """Power of further blocks [..., k] -> the level known after each of them [..., k]."""
+        """Power of further blocks [..., k] -> the level estimate after each of them [..., k]."""
         # A loop of ours: the import of scipy.signal, which has one, takes longer than this does for an hour of sound.
         levels = np.empty_like(power)
         for k in range(power.shape[-1]):

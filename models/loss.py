@@ -1,8 +1,9 @@
-"""Training losses of the generator, and the scores under the names SEMamba gives them."""
+"""Training losses of the generator and the discriminator, and scores with the names that SEMamba gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,30 @@ import torch.nn.functional as F
 from models.stfts import mag_phase_stft
 from utils.scores.metrics import SILENCE_POWER, mean_score, score_many
 
-# The si_sdr term is -SI-SDR in bels, held to +-30 dB. Measured on a small SEMamba with the recipe's weights (magnitude .9,
-# si_sdr .3), as the norm of the gradient that each weighted term sends to the model: untrained, whose phases are random,
-# magnitude 1.1, and si_sdr 575 without the limit but 13 with it; after 100 steps magnitude .12, phase .3 to .7, si_sdr 1.4.
-# In dB it would be ten times that, and the other terms would no longer count.
+# The si_sdr term is -SI-SDR in bels, limited to +-30 dB. The norm of each weighted term's gradient was measured on a small
+# SEMamba with the recipe's weights (magnitude .9, si_sdr .3). Before training, when the phases are random: magnitude 1.1,
+# si_sdr 575 without the limit and 13 with it. After 100 steps: magnitude .12, phase .3 to .7, si_sdr 1.4. In dB the si_sdr
+# term would be ten times as large, and the other terms would have next to no effect.
 SI_SDR_UNIT_DB = 10.0
 SI_SDR_LIMIT_DB = 30.0
 SILENCE_LIMIT_DB = 30.0  # an output this far below the input is silent enough
+
+
+class Signal(NamedTuple):
+    """A batch of sounds in the forms that the losses compare, with gradients or without."""
+
+    mag: torch.Tensor  # [B, F, T] compressed magnitude
+    pha: torch.Tensor  # [B, F, T] radians
+    com: torch.Tensor  # [B, F, T, 2] compressed real and imaginary part
+    audio: torch.Tensor  # [B, L]
+
+
+class Trust(NamedTuple):
+    """How far the model trusts the video, and how far it should."""
+
+    alpha_logits: torch.Tensor  # [B, T, 1]
+    target: torch.Tensor  # [B, T] in [0, 1], the share of the video that was left undamaged
+    valid: torch.Tensor | None = None  # [B, T] False: the frame shows no face and does not count
 
 
 def anti_wrapping(angle: torch.Tensor) -> torch.Tensor:
@@ -29,13 +47,13 @@ def phase_losses(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Instantaneous-phase, group-delay and instantaneous-angular-frequency loss (Ai & Ling, ICASSP 2023).
 
-    phase_r, phase_g [B, F, T] in radians -> three scalars. `cfg` says n_fft, against which F is checked.
+    phase_r, phase_g [B, F, T] in radians -> three scalars. ValueError when F does not fit the n_fft of `cfg`.
     """
     bins = cfg["stft_cfg"]["n_fft"] // 2 + 1
     if phase_r.shape != phase_g.shape or phase_r.shape[-2] != bins:
         raise ValueError(f"phases are {list(phase_r.shape)} and {list(phase_g.shape)}; n_fft asks for [B, {bins}, T]")
-    # Both differences are linear, so the difference of the differences is taken once. A zero stands before the first
-    # bin and the first frame: SEMamba's difference matrices count these as they are.
+    # Both differences are linear, so each is taken once, of the error. The first bin and the first frame are counted as
+    # they are, as in SEMamba's difference matrices: hence the zero before them.
     error = phase_r - phase_g
     group_delay = torch.diff(error, dim=-2, prepend=torch.zeros_like(error[..., :1, :]))
     angular_frequency = torch.diff(error, dim=-1, prepend=torch.zeros_like(error[..., :1]))
@@ -49,12 +67,12 @@ def phase_losses(
 def si_sdr_loss(
     reference: torch.Tensor, estimation: torch.Tensor, zero_mean: bool = False, limit_db: float = 80.0
 ) -> torch.Tensor:
-    """Negative mean SI-SDR in dB (Le Roux et al., ICASSP 2019, equation 3), softly held to +-limit_db.
+    """Negative mean SI-SDR in dB (Le Roux et al., ICASSP 2019, equation 3), with a soft limit at +-limit_db.
 
-    reference, estimation [B, L] or [L] -> scalar. SI-SDR's gradient grows without bound towards a perfect estimate and
-    towards one that has nothing of the reference in it; the limits end that, the upper one as in Wisdom et al.,
-    NeurIPS 2020. Clips whose reference is silent have no SI-SDR: they count for nothing, in value and
-    gradient. `zero_mean` takes each signal's mean off first. ValueError for shapes that differ.
+    reference, estimation [B, L] or [L] -> scalar. Without limits the gradient of SI-SDR grows without bound near a perfect
+    estimate and near one that contains nothing of the reference; the upper limit is that of Wisdom et al., NeurIPS 2020.
+    Clips with a silent reference have no SI-SDR: they add nothing to the value or the gradient. `zero_mean` subtracts each
+    signal's mean first. ValueError for shapes that differ.
     """
     if reference.shape != estimation.shape:
         raise ValueError(f"reference {list(reference.shape)} and estimation {list(estimation.shape)} differ in shape")
@@ -69,16 +87,16 @@ def si_sdr_loss(
     target = scale.square() * power_r
     noise = (estimation - scale[..., None] * reference).square().sum(dim=-1)
     limit = 10.0 ** (-limit_db / 10)
-    ratio = target / (noise + limit * target + 1e-20 * power_r)  # the last is for silence out
+    ratio = target / (noise + limit * target + 1e-20 * power_r)  # the last term is for a silent estimate
     loss_db = torch.where(heard, -10 * torch.log10(ratio + limit), 0.0)
     return loss_db.sum() / heard.sum().clamp(min=1)
 
 
 def silence_loss(reference: torch.Tensor, estimation: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
-    """Level of the output over the input's where silence is wanted, in bels, softly held to -30 dB and above.
+    """Level of the output relative to the input, in bels, of clips that should be silent, with a soft limit at -30 dB.
 
-    reference, estimation, noisy [B, L] -> scalar: the mean over the clips whose reference is silent, 0 without any. It is
-    to them what SI-SDR, which they do not have, is to the others.
+    reference, estimation, noisy [B, L] -> scalar: the mean over the clips whose reference is silent, 0 if there are none.
+    These clips have no SI-SDR, and this loss takes its place.
     """
     silent = reference.square().sum(dim=-1) <= SILENCE_POWER * reference.shape[-1]
     power_in = noisy.float().square().mean(dim=-1).clamp(min=SILENCE_POWER)
@@ -90,9 +108,9 @@ def silence_loss(reference: torch.Tensor, estimation: torch.Tensor, noisy: torch
 def confidence_loss(
     alpha_logits: torch.Tensor, trust: torch.Tensor, trust_mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Binary cross-entropy of the trust in the picture against how much of it was left undamaged.
+    """Binary cross-entropy between alpha and the share of the video that was left undamaged.
 
-    alpha_logits [B, T, 1], trust [B, T] in [0, 1], trust_mask [B, T] (False: no picture, does not count) -> scalar.
+    alpha_logits [B, T, 1], trust [B, T] in [0, 1], trust_mask [B, T] (False: no face, does not count) -> scalar.
     """
     logits = alpha_logits.squeeze(-1)
     loss = F.binary_cross_entropy_with_logits(logits, trust.to(logits.dtype), reduction="none")
@@ -102,42 +120,39 @@ def confidence_loss(
 
 
 def generator_losses(
-    weights: Mapping[str, float], *, mag_g: torch.Tensor, pha_g: torch.Tensor, com_g: torch.Tensor,
-    audio_g: torch.Tensor, clean_mag: torch.Tensor, clean_pha: torch.Tensor, clean_com: torch.Tensor,
-    clean_audio: torch.Tensor, stft: Mapping, alpha_logits: torch.Tensor | None = None,
-    trust: torch.Tensor | None = None, trust_mask: torch.Tensor | None = None, metric_g: torch.Tensor | None = None,
-    noisy_audio: torch.Tensor | None = None,
+    weights: Mapping[str, float], estimate: Signal, clean: Signal, stft: Mapping, trust: Trust | None = None,
+    metric_g: torch.Tensor | None = None, noisy_audio: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The generator's loss: (weighted total, {term: its value unweighted}).
+    """The generator's loss: (weighted total, {term: its value before weighting}).
 
-    mag, pha [B, F, T], com [B, F, T, 2], audio [B, L]; `stft` holds n_fft, hop_size, win_size, compress_factor. A term
-    whose weight is 0 or missing is neither computed nor listed; nor is confidence in a batch without video, nor metric
-    without `metric_g` [B, 1], what the discriminator says of mag_g (1 is the best there is; MSE to that).
-    Terms, as in SEMamba: magnitude (MSE), phase (IP + GD + IAF), complex (2 MSE), time (L1), consistancy (2 MSE of
-    com_g and the spectrum of audio_g); beside them si_sdr (-SI-SDR in bels), silence (`silence_loss`, with noisy_audio
-    [B, L]) and confidence (`confidence_loss`).
+    `stft` holds n_fft, hop_size, win_size and compress_factor. SEMamba's terms are magnitude (MSE), phase (IP + GD + IAF),
+    complex (2 MSE), time (L1), consistancy (2 MSE between the estimate's com and the spectrum of its audio) and metric
+    (MSE between 1, the best score, and metric_g [B, 1], the discriminator's score of the estimate). The others are si_sdr
+    (-SI-SDR in bels), silence (`silence_loss`, which needs noisy_audio [B, L]) and confidence (`confidence_loss` of
+    `trust`, which is None for a batch without video). A term is left out if its weight is 0 or missing, or if it lacks its
+    input.
     """
 
     def consistancy() -> torch.Tensor:
         sizes = (stft["n_fft"], stft["hop_size"], stft["win_size"], stft["compress_factor"])
-        return 2 * F.mse_loss(com_g, mag_phase_stft(audio_g, *sizes, addeps=True)[2])
+        return 2 * F.mse_loss(estimate.com, mag_phase_stft(estimate.audio, *sizes, addeps=True)[2])
 
     recipe = {
-        "magnitude": lambda: F.mse_loss(mag_g, clean_mag),
-        "phase": lambda: torch.stack(phase_losses(clean_pha, pha_g, {"stft_cfg": stft})).sum(),
-        "complex": lambda: 2 * F.mse_loss(com_g, clean_com),
-        "time": lambda: F.l1_loss(audio_g, clean_audio),
+        "magnitude": lambda: F.mse_loss(estimate.mag, clean.mag),
+        "phase": lambda: torch.stack(phase_losses(clean.pha, estimate.pha, {"stft_cfg": stft})).sum(),
+        "complex": lambda: 2 * F.mse_loss(estimate.com, clean.com),
+        "time": lambda: F.l1_loss(estimate.audio, clean.audio),
         "consistancy": consistancy,
-        "si_sdr": lambda: si_sdr_loss(clean_audio, audio_g, limit_db=SI_SDR_LIMIT_DB) / SI_SDR_UNIT_DB,
+        "si_sdr": lambda: si_sdr_loss(clean.audio, estimate.audio, limit_db=SI_SDR_LIMIT_DB) / SI_SDR_UNIT_DB,
     }
-    if alpha_logits is not None and trust is not None:
-        recipe["confidence"] = lambda: confidence_loss(alpha_logits, trust, trust_mask)
+    if trust is not None:
+        recipe["confidence"] = lambda: confidence_loss(*trust)
     if noisy_audio is not None:
-        recipe["silence"] = lambda: silence_loss(clean_audio, audio_g, noisy_audio)
+        recipe["silence"] = lambda: silence_loss(clean.audio, estimate.audio, noisy_audio)
     if metric_g is not None:
         recipe["metric"] = lambda: F.mse_loss(metric_g, torch.ones_like(metric_g))
     terms = {name: term() for name, term in recipe.items() if weights.get(name, 0.0) > 0}
-    total = mag_g.new_zeros(())
+    total = estimate.mag.new_zeros(())
     for name, value in terms.items():
         total = total + weights[name] * value
     return total, terms
@@ -150,7 +165,7 @@ def discriminator_losses(
     """The metric discriminator's loss, as in SEMamba: (total, {"clean": MSE of metric_r to 1, "estimate": to the scores}).
 
     metric_r, metric_g [B, 1]; scores [B], 0 to 1, and scored [B] bool, as `models.discriminator.batch_pesq` gives them.
-    Estimates that could not be scored count for nothing; the mean is over n_scored (default: those scored here).
+    Estimates without a score are left out; the mean is over n_scored estimates (default: those with a score here).
     """
     error = torch.where(scored, metric_g.flatten() - scores, 0.0)
     n_scored = float(scored.sum()) if n_scored is None else n_scored
@@ -174,7 +189,7 @@ def _mean_over_clips(
 
 def si_sdr_score(utts_r: Sequence[torch.Tensor], utts_g: Sequence[torch.Tensor]) -> float:
     """Mean SI-SDR in dB over the clips that can be scored (NaN: none can); lists of references and estimates [L]."""
-    cfg = {"stft_cfg": {"sampling_rate": 16000}}  # SI-SDR knows no rate
+    cfg = {"stft_cfg": {"sampling_rate": 16000}}  # SI-SDR does not depend on the rate
     return _mean_over_clips("si_sdr", utts_r, utts_g, cfg)
 
 
@@ -184,5 +199,5 @@ def stoi_score(utts_r: Sequence[torch.Tensor], utts_g: Sequence[torch.Tensor], c
 
 
 def pesq_score(utts_r: Sequence[torch.Tensor], utts_g: Sequence[torch.Tensor], cfg: Mapping) -> float:
-    """Mean wide-band PESQ (MOS-LQO) over the clips that can be scored (NaN: none can), never a mean with failures in it."""
+    """Mean wide-band PESQ (MOS-LQO) over the clips that can be scored (NaN: none can); failed clips are left out."""
     return _mean_over_clips("pesq", utts_r, utts_g, cfg)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.mamba import Mamba, Mamba2
+from models.layers import TimeLayer
+from models.mamba import Mamba, Mamba2, MambaState
 from models.ops import mamba_layer as mixer
 from models.ops.packed_weights import Packed
 
@@ -27,68 +27,61 @@ class ResidualMixer(nn.Module):
         self.norm = nn.RMSNorm(channels, eps=norm_epsilon)
         self._packed = Packed(mixer.pack_weights)
 
-    def init_state(self, x: torch.Tensor) -> Any:
-        return self.mixer.init_state(x)
-
     def _weights(self) -> tuple[torch.Tensor, ...]:
-        """In the order in which `mixer.pack_weights` takes them."""
+        """The layer's weights in the order of `pack_weights`' arguments."""
         m = self.mixer
         return (self.norm.weight, m.in_proj.weight, m.conv1d.weight, m.conv1d.bias, m.x_proj.weight, m.dt_proj.weight,
                 m.dt_proj.bias, m.A_log, m.D, m.out_proj.weight)  # fmt: skip
 
-    def step(self, x: torch.Tensor, state: Any, reverse: bool = False) -> tuple[torch.Tensor, Any]:
+    def step(self, x: torch.Tensor, state: MambaState, reverse: bool = False) -> tuple[torch.Tensor, MambaState]:
+        """x [B, L, C] -> (y [B, L, C], the state after the last frame read)."""
         if isinstance(self.mixer, Mamba) and mixer.usable(x):
-            conv, h = state if state is not None else (None, None)
-            h = None if h is None else h.transpose(1, 2)  # the kernel's states are [B, N, D]
+            h = None if state.ssm is None else state.ssm.transpose(1, 2)  # the kernel's states are [B, N, D]
             sizes, packed = (self.mixer.d_inner, self.mixer.d_state), self._packed(*self._weights())
-            y, conv, h = mixer.mixer_forward(x, packed, conv, h, *sizes, self.norm.eps, reverse)
-            return y, (conv, h.transpose(1, 2))
+            y, conv, h = mixer.mixer_forward(x, packed, state.conv, h, *sizes, self.norm.eps, reverse)
+            return y, MambaState(conv, h.transpose(1, 2))
         y, state = self.mixer.step(self.norm(x), state, reverse)
         return x + y, state
 
     def forward(self, x: torch.Tensor, reverse: bool = False) -> torch.Tensor:
-        return self.step(x, None, reverse)[0]
+        return self.step(x, MambaState(), reverse)[0]
 
 
-class MambaBlock(nn.Module):
-    """A Mamba layer read forwards and, if `bidirectional`, another read backwards; [B, L, C] -> [B, L, 2C or C]."""
+class MambaBlock(TimeLayer, nn.Module):
+    """A Mamba layer that reads forwards and, if `bidirectional`, another that reads backwards: [B, L, C] -> [B, L, C or 2C].
+
+    A bidirectional block reads its input from both ends, so `step` takes whole inputs only.
+    """
 
     def __init__(self, in_channels: int, cfg: Mapping, bidirectional: bool = True) -> None:
         super().__init__()
         model = cfg["model_cfg"]
-        keywords = {key: model[key] for key in ("d_state", "d_conv", "expand", "norm_epsilon")}
-        keywords["mamba_version"] = model.get("mamba_version", 1)
+        keywords = {key: model[key] for key in ("mamba_version", "d_state", "d_conv", "expand", "norm_epsilon")}
         self.bidirectional = bidirectional
         self.forward_blocks = nn.ModuleList([ResidualMixer(in_channels, **keywords)])
         if bidirectional:
             self.backward_blocks = nn.ModuleList([ResidualMixer(in_channels, **keywords)])
 
-    def init_state(self, x: torch.Tensor) -> Any:
-        """Zero state for inputs of x's batch size; ValueError for a bidirectional block, which needs the whole input."""
-        if self.bidirectional:
-            raise ValueError("a bidirectional MambaBlock reads its input from both ends: it has no streaming state")
-        return self.forward_blocks[0].init_state(x)
+    def init_state(self, x: torch.Tensor) -> MambaState:
+        return MambaState()
 
-    def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """x [B, L, C] -> (y [B, L, C], next state)."""
-        return self.forward_blocks[0].step(x, state)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        ahead = self.forward_blocks[0](x)
+    def step(self, x: torch.Tensor, state: MambaState) -> tuple[torch.Tensor, MambaState]:
+        """x [B, L, C] -> (y [B, L, C or 2C], next state)."""
+        ahead, state = self.forward_blocks[0].step(x, state)
         if not self.bidirectional:
-            return ahead
-        return torch.cat((ahead, self.backward_blocks[0](x, reverse=True)), dim=-1)
+            return ahead, state
+        return torch.cat((ahead, self.backward_blocks[0](x, reverse=True)), dim=-1), state
 
 
 def _pointwise(layer: nn.ConvTranspose1d, x: torch.Tensor) -> torch.Tensor:
-    """A width-1 transposed convolution, weight [Cin, Cout, 1], as the matrix product it is: [..., Cin] -> [..., Cout]."""
+    """Apply a transposed convolution of width 1, weight [Cin, Cout, 1], as a matrix product: [..., Cin] -> [..., Cout]."""
     return F.linear(x, layer.weight.squeeze(-1).t(), layer.bias)
 
 
-class TFMambaBlock(nn.Module):
+class TFMambaBlock(TimeLayer, nn.Module):
     """Mamba along time for every bin, then along frequency for every frame, each with a residual: [B, C, T, F] -> same.
 
-    Works channel-last inside; give it (and get) tensors in torch.channels_last memory format to save two copies.
+    The block works channel-last inside: tensors in torch.channels_last memory format save two copies.
     """
 
     time_bidirectional = True
@@ -101,28 +94,21 @@ class TFMambaBlock(nn.Module):
         self.tlinear = nn.ConvTranspose1d(channels * (2 if self.time_bidirectional else 1), channels, 1)
         self.flinear = nn.ConvTranspose1d(channels * 2, channels, 1)
 
-    def init_state(self, x: torch.Tensor) -> Any:
-        """Zero state for inputs of x's batch size and bins, x [B, C, ., F]."""
-        return self.time_mamba.init_state(x.new_empty(x.shape[0] * x.shape[3], 0))
+    def init_state(self, x: torch.Tensor) -> MambaState:
+        return self.time_mamba.init_state(x)
 
-    def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+    def step(self, x: torch.Tensor, state: MambaState) -> tuple[torch.Tensor, MambaState]:
         """x [B, C, t, F] -> (y [B, C, t, F], next state)."""
         b, c, t, f = x.shape
         along_time = x.permute(0, 3, 2, 1).reshape(b * f, t, c)
-        if state is None:
-            y = self.time_mamba(along_time)
-        else:
-            y, state = self.time_mamba.step(along_time, state)
+        y, state = self.time_mamba.step(along_time, state)
         along_time = along_time + _pointwise(self.tlinear, y)
         along_freq = along_time.view(b, f, t, c).transpose(1, 2).reshape(b * t, f, c)
         along_freq = along_freq + _pointwise(self.flinear, self.freq_mamba(along_freq))
         return along_freq.view(b, t, f, c).permute(0, 3, 1, 2), state  # channels-last [B, C, T, F]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.step(x, None)[0]
-
 
 class CausalTFMambaBlock(TFMambaBlock):
-    """TFMambaBlock that reads time forwards only; frequency is still read both ways."""
+    """TFMambaBlock that reads time forwards only; it reads frequency in both directions."""
 
     time_bidirectional = False

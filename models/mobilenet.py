@@ -1,6 +1,6 @@
 """MobileNetV3-Small feature extractor (Howard et al. 2019, "Searching for MobileNetV3", Table 2) and its public weights.
 
-Parameter names are torchvision's, without the `features.` prefix, so that its published file loads as it is.
+Parameter names are torchvision's, without the `features.` prefix, so that the file it publishes can be loaded.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class _SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # On one pixel a 1x1 convolution is a matrix product, which torch runs far faster under that name.
+        # On one pixel a 1x1 convolution is a matrix product, and torch computes F.linear far faster.
         squeezed = F.relu(F.linear(x.mean((2, 3)), self.fc1.weight.flatten(1), self.fc1.bias))
         gate = F.hardsigmoid(F.linear(squeezed, self.fc2.weight.flatten(1), self.fc2.bias))  # [N, C]
         return x * gate[:, :, None, None]
@@ -125,7 +125,7 @@ class MobileNetV3SmallFeatures(nn.Sequential):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # By fan-in: random features must stay alive through BatchNorm layers that were never fitted.
+                # Scaled by fan-in, so that random features do not vanish: the BatchNorm layers were never fitted.
                 nn.init.kaiming_normal_(module.weight, mode="fan_in")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -135,7 +135,7 @@ class MobileNetV3SmallFeatures(nn.Sequential):
 
 
 def published_weights() -> PublishedFile:
-    """The file that torchvision publishes, kept in the cache folder."""
+    """The file that torchvision publishes; it is kept in the cache folder."""
     return PublishedFile(
         "backbone weights", WEIGHTS_URL, WEIGHTS_SHA256_PREFIX,
         "name a copy in visual_cfg.backbone_weights, or set visual_cfg.backbone_weights: none", FETCH_TIMEOUT_SEC,
@@ -143,7 +143,7 @@ def published_weights() -> PublishedFile:
 
 
 def _read_features(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a weights file under our names; ValueError when it is not such a file."""
+    """The tensors of a weights file, with this module's names; ValueError when it is not such a file."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
@@ -167,10 +167,10 @@ def _read_features(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_backbone_weights(spec: str) -> dict[str, torch.Tensor] | None:
-    """Return the state dict that `visual_cfg.backbone_weights` asks for, or None for "none" (random weights).
+    """Return the state dict that `visual_cfg.backbone_weights` names, or None for "none" (random weights).
 
-    spec: "none", "auto" (torchvision's published file, fetched once and cached) or a path; keys with or without the
-    `features.` prefix are taken and `classifier.*` is ignored. ValueError, one line, says what is wrong and what to do.
+    spec: "none", "auto" (torchvision's published file, fetched once and cached) or a path. The file's keys may have the
+    `features.` prefix or not; `classifier.*` is ignored. ValueError, one line, says what is wrong and what to do.
     """
     if spec == "none":
         return None

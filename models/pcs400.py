@@ -1,7 +1,7 @@
-"""Perceptual contrast stretching (Chao et al., Interspeech 2022): lifts the bands that matter to the ear.
+"""Perceptual contrast stretching (PCS; Chao et al., Interspeech 2022): amplifies the bands that matter to hearing.
 
-The numbers are those of PCS with a 400-point Hamming STFT at hop 100 and 16 kHz, as librosa (0.10 and later, edges
-padded with zeros) computes it; librosa itself is not needed.
+The output equals that of PCS with the 400-point Hamming STFT of librosa (0.10 and later: zeros at the edges), hop 100, at
+16 kHz; librosa itself is not needed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def _overlap_add(frames: np.ndarray) -> np.ndarray:
 
 
 def cal_pcs(wav: np.ndarray) -> np.ndarray:
-    """Stretch the contrast of a 16 kHz waveform [L] and divide by its peak -> float64 [L], peak 1.
+    """Stretch the contrast of a 16 kHz waveform [L] and divide by its peak -> float64 [L], peak 1 (silence: 0).
 
-    Silence stays silence. ValueError for anything but one channel of finite samples.
+    ValueError for anything but one channel of finite samples.
     """
     wav = np.asarray(wav, dtype=np.float64)
     if wav.ndim != 1:
@@ -46,7 +46,7 @@ def cal_pcs(wav: np.ndarray) -> np.ndarray:
         raise ValueError("PCS: the waveform holds NaN or infinite samples")
     if not wav.any():
         return wav.copy()
-    window = np.hamming(N_FFT)  # the symmetric one, as in PCS
+    window = np.hamming(N_FFT)  # the symmetric window, as in PCS
     padded = np.pad(wav, N_FFT // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP_SAMPLES]  # [T, N_FFT]
     spectrum = np.fft.rfft(frames * window)

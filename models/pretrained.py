@@ -1,4 +1,4 @@
-"""Generators with their weights: what a checkpoint holds, how a model is built from one, how a training starts from one."""
+"""Checkpoints of generators: their contents, and how a model or a new training starts from one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ARCHITECTURES = {"SEMamba": SEMamba, "LiteAVSEMamba": LiteAVSEMamba}
 
 
 def third_party_keys(model: nn.Module) -> set[str]:
-    """State-dict keys of weights that are not ours to ship (the frozen ImageNet backbone); checkpoints leave them out."""
+    """State-dict keys of the weights that others have published (the frozen ImageNet backbone): not in our checkpoints."""
     encoder = getattr(model, "visual_encoder", None)
     if not isinstance(encoder, LiteVisualEncoderA):
         return set()
@@ -26,7 +26,7 @@ def third_party_keys(model: nn.Module) -> set[str]:
 
 
 def pack_generator(model: nn.Module, cfg: Mapping, meta: Mapping | None = None) -> dict[str, Any]:
-    """Contents of a generator checkpoint: weights of our own, the configuration and the architecture's name."""
+    """The contents of a generator checkpoint: its own weights, the configuration and the architecture's name."""
     left_out = third_party_keys(model)
     weights = {key: value.detach().cpu() for key, value in model.state_dict().items() if key not in left_out}
     return {
@@ -37,10 +37,10 @@ def pack_generator(model: nn.Module, cfg: Mapping, meta: Mapping | None = None) 
 def load_generator(
     path: str | os.PathLike, config: Mapping | None = None, device: str | torch.device = "cpu"
 ) -> tuple[SEMamba, dict]:
-    """Build the model that a checkpoint was made by and load it: (model in eval mode, its full configuration).
+    """Build the model of a checkpoint and load its weights -> (model in eval mode, its complete configuration).
 
-    Our checkpoints carry their configuration. SEMamba's own files hold weights alone: `config` or SEMamba's defaults say
-    the rest. A `config` that contradicts the checkpoint in what shapes its numbers is refused with ValueError.
+    Our checkpoints contain their configuration. SEMamba's own files contain only weights: their configuration is `config`,
+    or SEMamba's defaults. ValueError if `config` contradicts the checkpoint in a key that changes the output.
     """
     checkpoint = load_checkpoint(path)
     weights = checkpoint.get("generator")
@@ -48,15 +48,15 @@ def load_generator(
         kind = "a discriminator/optimiser file; load the g_*.pth beside it" if "discriminator" in checkpoint else "no generator"
         raise ValueError(f"checkpoint {path} holds {kind}")
     own = checkpoint.get("config")
-    if own is not None and config is not None:
-        _refuse_other_model(path, own, complete_config(config))
     cfg = complete_config(own if own is not None else (config or {}), source=f"config of {path}")
     if own is None:
         _refuse_unless_semambas(path, cfg)
+    elif config is not None:
+        _refuse_other_model(path, cfg, complete_config(config))
     name = checkpoint.get("architecture", "SEMamba")
     if name not in ARCHITECTURES:
         raise ValueError(f"checkpoint {path} is of architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")
-    # A backbone that travels in the checkpoint (random or fine-tuned) need not be fetched first.
+    # A backbone whose weights are in the checkpoint (random or fine-tuned) need not be fetched.
     carried = any(key.startswith("visual_encoder.backbone.") for key in weights)
     visual = cfg["visual_cfg"] | {"encoder_weights": None} | ({"backbone_weights": "none"} if carried else {})
     model = ARCHITECTURES[name](cfg | {"visual_cfg": visual})
@@ -65,19 +65,20 @@ def load_generator(
 
 
 def start_from(model: SEMamba, cfg: Mapping, path: str | os.PathLike, parts: str = "all") -> str:
-    """Load the weights of another run into a new model; a sentence that says what was taken.
+    """Load the weights of another run into a new model -> a sentence that says what was loaded.
 
-    parts "all": every weight, strictly. "audio": all but the visual branch, which keeps its fresh values; an audio-only
-    checkpoint will do. ValueError when the checkpoint's numbers mean something else (another STFT, norm or size).
+    parts "all": every weight, and none may be missing. "audio": all but those of the visual branch, which keep their first
+    values, so an audio-only checkpoint suffices. ValueError for a checkpoint of another STFT, norm or size.
     """
-    checkpoint = load_checkpoint(path)
+    checkpoint, cfg = load_checkpoint(path), complete_config(cfg)
     weights = checkpoint.get("generator")
     if not isinstance(weights, Mapping):
         raise ValueError(f"training_cfg.init_checkpoint {path} holds no generator")
     if checkpoint.get("config") is None:
-        _refuse_unless_semambas(path, complete_config(cfg))
+        _refuse_unless_semambas(path, cfg)
     else:
-        _refuse_other_model(path, checkpoint["config"], complete_config(cfg), ("stft_cfg", "model_cfg"))
+        own = complete_config(checkpoint["config"], source=f"config of {path}")
+        _refuse_other_model(path, own, cfg, ("stft_cfg", "model_cfg"))
     may_miss = third_party_keys(model)
     taken = dict(weights)
     if parts == "audio":
@@ -90,26 +91,25 @@ def start_from(model: SEMamba, cfg: Mapping, path: str | os.PathLike, parts: str
 def _refuse_other_model(
     path: str | os.PathLike, own: Mapping, given: Mapping, sections: Sequence[str] = ("stft_cfg", "model_cfg", "lite_cfg")
 ) -> None:
-    own = complete_config(own, source=f"config of {path}")
+    """ValueError for the first key of these sections in which two complete recipes differ."""
     for section in sections:
         for key, value in own[section].items():
             if given[section][key] != value:
                 raise ValueError(
                     f"checkpoint {path} was trained with {section}.{key}: {value}, the given config says "
-                    f"{given[section][key]}; use the checkpoint's own configuration, which it carries"
+                    f"{given[section][key]}; use the checkpoint's own configuration, which it contains"
                 )
 
 
 def _refuse_unless_semambas(path: str | os.PathLike, given: Mapping) -> None:
-    """ValueError where weights without a configuration, so of SEMamba's own kind, would mean something else under `given`.
+    """ValueError if weights without a configuration, which are SEMamba's own, do not fit the recipe `given`.
 
-    Neither setting changes a shape: only the record of a checkpoint tells such weights apart.
+    The two settings do not change any shape, so only a recorded configuration can tell such weights apart.
     """
     for key, semambas in (("norm", "instance"), ("phase_residual", False)):
         value = given["model_cfg"][key]
         if value != semambas:
             raise ValueError(
-                f"checkpoint {path} carries no configuration, so it is SEMamba's own kind (model_cfg.{key}: "
-                f"{str(semambas).lower()}); the given config says {key}: {str(value).lower()}, under which its weights mean "
-                "something else"
+                f"checkpoint {path} contains no configuration, so it is one of SEMamba's own (model_cfg.{key}: "
+                f"{str(semambas).lower()}); the given config says {key}: {str(value).lower()}, which its weights do not fit"
             )

@@ -8,7 +8,7 @@ import torch
 
 
 def stft_options(cfg: Mapping) -> dict[str, float]:
-    """n_fft, hop_size, win_size and compress_factor of a recipe, as the functions here take them."""
+    """n_fft, hop_size, win_size and compress_factor of a recipe, as keyword arguments of the functions here."""
     sizes = {key: cfg["stft_cfg"][key] for key in ("n_fft", "hop_size", "win_size")}
     return {**sizes, "compress_factor": cfg["model_cfg"]["compress_factor"]}
 
@@ -23,7 +23,7 @@ def compress_spectrum(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Split a complex spectrum [..., F, T] into compressed magnitude, phase and compressed (real, imag) [..., F, T, 2].
 
-    `addeps` keeps the gradient finite where the spectrum is zero; use it wherever a loss is differentiated through.
+    `addeps` keeps the gradient finite where the spectrum is zero; use it for every loss that has gradients.
     """
     if addeps:
         eps = 1e-10
@@ -56,7 +56,7 @@ def mag_phase_istft(
 ) -> torch.Tensor:
     """Inverse of `mag_phase_stft`: mag [B, F, T], pha [B, F, T] -> waveform [B, L].
 
-    `length` gives back exactly that many samples; without it up to hop_size - 1 samples at the end are lost.
+    With `length` the waveform has exactly that many samples; without it up to hop_size - 1 samples at the end are lost.
     """
     mag = mag.pow(1.0 / compress_factor)
     spectrum = torch.complex(mag * torch.cos(pha), mag * torch.sin(pha))

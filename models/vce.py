@@ -1,4 +1,4 @@
-"""Visual confidence: how far this moment's video can be trusted."""
+"""Visual confidence estimators (VCE): how far the video can be trusted at each moment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _START_LOGIT = 1.0  # the video is trusted until training says otherwise
 
 
 class VCE(nn.Module):
-    """Confidence alpha from visual features by a two-layer perceptron on each frame: [B, T, in_dim] -> [B, T, 1]."""
+    """A two-layer perceptron on each frame's visual features gives the confidence alpha: [B, T, in_dim] -> [B, T, 1]."""
 
     def __init__(self, in_dim: int = 512) -> None:
         super().__init__()
@@ -24,26 +24,27 @@ class VCE(nn.Module):
         return self.output(F.silu(self.hidden(feat)))
 
     def judge(
-        self, feat: torch.Tensor, audio: torch.Tensor, state: torch.Tensor | None, valid: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """`step`, with the logits: (alpha, logits, next state). The encoded sound [B, C, t, F'] is not listened to here.
-
-        state None: the whole clip at once.
-        """
-        if state is None:
-            return self(feat, valid), self._logits(feat), None
-        alpha, state = self.step(feat, state, valid)
-        return alpha, self._logits(feat), state
+        self, feat: torch.Tensor, audio: torch.Tensor, state: torch.Tensor, valid: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`step`, with the logits: (alpha, logits, next state). This class does not use the encoded sound [B, C, t, F']."""
+        logits = self._logits(feat)
+        alpha, state = self._confidence(logits, state, valid)
+        return alpha, logits, state
 
     def init_state(self, batch: int) -> torch.Tensor:
-        """State before the first frame; empty, each frame stands alone: [B, 0, 2]."""
+        """The state before the first frame, [B, 0, 2]: it is empty, because each frame is judged by itself."""
         return self.output.weight.new_zeros(batch, 0, 2)
 
     def step(
         self, feat: torch.Tensor, state: torch.Tensor, valid: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """feat [B, t, in_dim], valid bool [B, t] (None: all) -> (alpha [B, t, 1], exactly 0 where not valid; next state)."""
-        alpha = torch.sigmoid(self._logits(feat))
+        return self._confidence(self._logits(feat), state, valid)
+
+    def _confidence(
+        self, logits: torch.Tensor, state: torch.Tensor, valid: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        alpha = torch.sigmoid(logits)
         return (alpha if valid is None else _zero_unless(valid, alpha)), state
 
     def forward(self, feat: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
@@ -52,10 +53,10 @@ class VCE(nn.Module):
 
 
 class VCEWithTemporalSmoothing(VCE):
-    """VCE whose alpha is a learnt average over the last `smooth_kernel` frames, itself included.
+    """VCE whose alpha is a weighted mean over the last `smooth_kernel` frames, the present one included.
 
-    The weights are a softmax, and each average is taken over the valid frames of its window only: an absent face neither
-    leaks in nor pulls alpha down before and after it. State: [B, smooth_kernel - 1, 2], (confidence, valid) per past frame.
+    The learnt weights are a softmax, and the mean is over the valid frames of the window only, so a frame without a face has
+    no effect on the alpha of others. The state is [B, smooth_kernel - 1, 2]: (confidence, valid) of each past frame.
     """
 
     def __init__(self, in_dim: int = 512, smooth_kernel: int = 5) -> None:
@@ -66,13 +67,13 @@ class VCEWithTemporalSmoothing(VCE):
         self.smooth_logits = nn.Parameter(torch.zeros(smooth_kernel))  # oldest frame first
 
     def init_state(self, batch: int) -> torch.Tensor:
-        """State before the first frame: no valid frame yet, [B, smooth_kernel - 1, 2]."""
+        """The state before the first frame, [B, smooth_kernel - 1, 2]: no frame is valid."""
         return self.output.weight.new_zeros(batch, self.smooth_kernel - 1, 2)
 
-    def step(
-        self, feat: torch.Tensor, state: torch.Tensor, valid: torch.Tensor | None = None
+    def _confidence(
+        self, logits: torch.Tensor, state: torch.Tensor, valid: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        confidence = torch.sigmoid(self._logits(feat))  # [B, t, 1]
+        confidence = torch.sigmoid(logits)  # [B, t, 1]
         if valid is None:
             valid = torch.ones(confidence.shape[:2], dtype=torch.bool, device=confidence.device)
         confidence = _zero_unless(valid, confidence)
@@ -81,12 +82,12 @@ class VCEWithTemporalSmoothing(VCE):
         kernel = torch.softmax(self.smooth_logits, 0)
         sums = joined.unfold(1, self.smooth_kernel, 1) @ kernel  # [B, t, 2]
         confidences, weights = sums.split(1, dim=-1)
-        # A window without a valid frame holds zeros only; dividing by 1 keeps both its value and its gradient 0.
+        # A window without a valid frame holds only zeros: division by 1 keeps its value and its gradient at 0.
         alpha = confidences / torch.where(weights > 0, weights, torch.ones_like(weights))
         alpha = _zero_unless(valid, alpha.clamp(0.0, 1.0))
         return alpha, joined[:, joined.shape[1] - (self.smooth_kernel - 1) :]
 
 
 def _zero_unless(valid: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """alpha [B, T, 1], exactly 0 where valid [B, T] is False, whatever it was there (NaN included)."""
+    """Set alpha [B, T, 1] to exactly 0 where valid [B, T] is False, even if it is NaN there."""
     return torch.where(valid.unsqueeze(-1), alpha, torch.zeros_like(alpha))

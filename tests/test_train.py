@@ -193,9 +193,9 @@ def test_checkpoints_enhance_to_the_last_sample(recipe, tmp_path) -> None:
                            "--checkpoint_file", str(latest_pair(tmp_path / "run")[0]), "--device", "cpu"]) == 0  # fmt: skip
     trainer = trainer_of(recipe, tmp_path)
     made = trainer.adversary.forward(next(iter(trainer._batches())))
-    assert made.audio.shape == made.item.clean_audio.shape
+    assert made.estimate.audio.shape == made.item.clean_audio.shape
     odd = trainer_of(recipe, tmp_path, "training_cfg.segment_size=8099")
-    assert odd.adversary.forward(next(iter(odd._batches()))).audio.shape[1] == 8099
+    assert odd.adversary.forward(next(iter(odd._batches()))).estimate.audio.shape[1] == 8099
 
 
 def test_contrast_stretched_targets_are_for_training_alone(recipe) -> None:

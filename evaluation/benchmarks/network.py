@@ -12,7 +12,7 @@ import torch
 
 from models.generator import SEMamba
 from models.inference.enhancer import Enhancer
-from models.loss import generator_losses
+from models.loss import Signal, generator_losses
 from models.mamba_block import CausalTFMambaBlock, TFMambaBlock
 from models.ops.backend import available_backends
 from models.ops.scan import selective_scan
@@ -204,10 +204,8 @@ def training_step(model: SEMamba, cfg: dict, device: torch.device) -> Callable[[
         optimizer.zero_grad(set_to_none=True)
         out = model.forward_with_gates(mag, pha, video)
         audio = mag_phase_istft(out.mag, out.pha, **stft, length=samples)
-        total, _ = generator_losses(
-            cfg["training_cfg"]["loss"], mag_g=out.mag, pha_g=out.pha, com_g=out.com, audio_g=audio,
-            clean_mag=mag, clean_pha=pha, clean_com=com, clean_audio=wave, stft=stft,
-        )
+        estimate = Signal(out.mag, out.pha, out.com, audio)
+        total, _ = generator_losses(cfg["training_cfg"]["loss"], estimate, Signal(mag, pha, com, wave), stft)
         total.backward()
         optimizer.step()
 

@@ -1,4 +1,4 @@
-"""Face crops on their way into a model: checked, and taken from their source only as far as the sound has come."""
+"""Face crops as input of a model: checks, and a stream that reads them from their source only as far as the sound is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from utils.faces.cropper import FaceReport
 
 
 def check_crops(crops: np.ndarray, size: int) -> np.ndarray:
-    """Face crops [V, S, S, 3] of uint8, or of floats in [0, 1], as an array; ValueError says what else they are."""
+    """Return face crops as an array [V, S, S, 3], uint8 or floats in [0, 1]; ValueError names what is wrong with others."""
     crops = np.asarray(crops)
     if crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
         raise ValueError(f"video should be face crops [frames, {size}, {size}, 3], not {list(crops.shape)}")
@@ -23,18 +23,19 @@ def check_crops(crops: np.ndarray, size: int) -> np.ndarray:
 
 
 def check_mask(mask: np.ndarray | None, n_frames: int) -> np.ndarray:
-    """The mask as bool [V], all True for None; ValueError for another length."""
+    """Return the mask as bool [V], all True if it is None; ValueError for another length."""
     mask = np.ones(n_frames, bool) if mask is None else np.asarray(mask).astype(bool)
     if mask.shape != (n_frames,):
         raise ValueError(f"video_mask has the shape {list(mask.shape)}, it should be [{n_frames}], one per frame")
     return mask
 
 
-class Pictures:
-    """Consecutive stretches (crops [v, S, S, 3], mask bool [v]) on the frame grid, pulled one by one.
+class CropStream:
+    """Consecutive stretches (crops [v, S, S, 3], mask bool [v]) on the model's frame grid, read one by one.
 
-    `wanted` frames at most belong to the sound. The first stretch is pulled at once, so that a source that cannot be
-    read says so here; later ones when `until` asks. `report` is what the source fills while it looks for the face.
+    `wanted` is the number of frames that belong to the sound; later ones are dropped. The first stretch is read at once, so
+    that a source that cannot be read raises its error here, and each other one when `until` needs it. `report` is what the
+    source fills in while it looks for the face.
     """
 
     def __init__(
@@ -44,14 +45,14 @@ class Pictures:
         self._stretches = iter(stretches)
         self.source = source  # its name for messages
         self.report = report
-        self.on_crops: Callable[[np.ndarray], object] | None = None  # gets all crops [v, S, S, 3] as they are given out
+        self.on_crops: Callable[[np.ndarray], object] | None = None  # called with the crops [v, S, S, 3] of each stretch
         self.wanted = wanted
-        self.pulled = 0  # frames so far
-        self.seen = 0  # of which so many show a face
+        self.pulled = 0  # frames given out so far
+        self.seen = 0  # how many of them show a face
         self._ahead = next(self._stretches, None)
 
     def until(self, tick: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """(index of its first frame, crops, mask) of every stretch not given yet that begins at or before frame `tick`."""
+        """Yield (index of its first frame, crops, mask) of each further stretch that begins at or before frame `tick`."""
         while self._ahead is not None and self.pulled <= min(tick, self.wanted - 1):
             crops, mask = (part[: self.wanted - self.pulled] for part in self._ahead)
             first = self.pulled
@@ -63,7 +64,7 @@ class Pictures:
             self._ahead = next(self._stretches, None)
 
     def rest(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """All that is left in one piece; None when there is nothing."""
+        """Return all further crops and their mask in one piece, or None if there are none."""
         parts = [(crops, mask) for _, crops, mask in self.until(self.wanted)]
         if not parts:
             return None
@@ -74,5 +75,5 @@ class Pictures:
 
     @property
     def masked_share(self) -> float:
-        """Share of the sound's frames that show no face or do not exist."""
+        """Share of the sound's video frames that show no face or do not exist."""
         return 1.0 - self.seen / self.wanted

@@ -1,7 +1,7 @@
-"""The one road from a recording to its enhanced sound: every script, evaluation and app calls this.
+"""From a recording to its enhanced sound: every script, evaluation and app calls `Enhancer`.
 
-Any waveform becomes samples at the model's rate; a causal model then runs over them step by step, any other takes them
-whole; the result goes back to the input's rate. What comes out is at the level of what went in.
+A waveform is resampled to the model's rate. A causal model processes it piece by piece, any other model as a whole. The
+result is resampled to the input's rate and has the input's level.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from models.generator import SEMamba
-from models.inference.crop_stream import Pictures, check_crops, check_mask
+from models.inference.crop_stream import CropStream, check_crops, check_mask
 from models.inference.overlap import enhance_overlapped
 from models.inference.results import AlphaTrack, EnhanceResult, Outcome
 from models.inference.stream_batch import PIECE_FRAMES, StreamBatch
@@ -37,10 +37,10 @@ LONGEST_WHOLE_SEC = 30  # of sound that a model which is not causal takes at onc
 
 
 class Enhancer:
-    """A loaded model with everything around it: any waveform, with or without the speaker's video, in and out.
+    """A loaded model that enhances any waveform, with the speaker's video or without.
 
-    The model is put into eval mode on `device`. Audio-only (SEMamba) checkpoints work alike; video given to them is left
-    unused, and the result's notes say so. `faces` says how video files are looked at, unless a call says otherwise.
+    The model is put into eval mode on `device`. Audio-only (SEMamba) models do not use a video that they are given, and the
+    result's notes say so. `faces` holds the options for finding the face in video files, unless a call has its own.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Enhancer:
         )
 
     def warm_up(self) -> None:
-        """Run once on next to nothing, so that compiling and first allocations are not counted in anyone's RTF."""
+        """Enhance 0.1 s of silence, so that compilation and first allocations are not measured as part of a later run."""
         blank = np.zeros((2, self.face_size, self.face_size, 3), np.uint8) if self.uses_video else None
         self.enhance(np.zeros(self.sample_rate // 10, np.float32), self.sample_rate, blank)
 
@@ -89,10 +89,10 @@ class Enhancer:
         self, path: str | os.PathLike, duration_sec: float, faces: FaceOptions | None = None,
         sound: SoundTrack | None = None, report: FaceReport | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Face crops of a video for the first `duration_sec`: (uint8 [V, S, S, 3], mask bool [V]), as `enhance` takes them.
+        """Read the first `duration_sec` of a video as face crops: (uint8 [V, S, S, 3], mask bool [V]), input of `enhance`.
 
-        `sound` tells the talking face among several and measures an offset; `report` is told what was done.
-        FileNotFoundError or MediaError when there is no such file or no picture in it.
+        With `sound` the talking face is chosen among several and the offset between sound and video is measured; `report`
+        receives what was done. FileNotFoundError or MediaError when the file or its video is missing.
         """
         options = self._face_options(faces)
         return load_video_frames(
@@ -104,23 +104,23 @@ class Enhancer:
         return replace(options, method=options.method or self.cfg["visual_cfg"]["face_crop"])
 
     def enhance(
-        self, wav: np.ndarray, sample_rate: int, video: str | os.PathLike | np.ndarray | Pictures | None = None,
+        self, wav: np.ndarray, sample_rate: int, video: str | os.PathLike | np.ndarray | CropStream | None = None,
         video_mask: np.ndarray | None = None, return_details: bool = False, attenuation_limit_db: float | None = None,
         faces: FaceOptions | None = None, progress: Callable[[float], object] | None = None,
     ) -> EnhanceResult:
-        """Enhance a recording; the output is mono, exactly as long and as loud as went in.
+        """Enhance a recording; the output is mono, has as many samples as the input, and its level.
 
-        wav: [L], [L, ch] or [ch, L] of integers or floats (see `float_waveform`) at `sample_rate` Hz. video: a file whose
-        time zero is the sound's, or face crops [V, S, S, 3] at `video_fps`, uint8 or float in [0, 1], with video_mask
-        bool [V] (True: a face is seen; default all). Frames beyond the end of the sound are left out, moments without a
-        picture are enhanced by sound alone. return_details keeps the gate as well. attenuation_limit_db mixes some of the
-        noise back (models/inference/waveform.py). `faces` says how a file is looked at (default: as the Enhancer was told). A
-        causal model calls `progress` with the share that is done, rising to 1; what it raises ends the work. ValueError
-        names what is unusable; nothing is guessed.
+        wav: [L], [L, ch] or [ch, L] of integers or floats (see `float_waveform`) at `sample_rate` Hz. video: a file that
+        begins when the sound begins, or face crops [V, S, S, 3] at `video_fps`, uint8 or float in [0, 1], with video_mask
+        bool [V] (True: the frame shows a face; default all). Frames after the end of the sound are not used; where no face is
+        seen the sound alone is used. return_details returns the gate too. attenuation_limit_db mixes some of the noise
+        back (models/inference/waveform.py). `faces` are the options for finding the face in a file (default: the
+        Enhancer's). A causal model calls `progress` with the share that is done, up to 1; an exception in it ends the
+        work. ValueError names input that cannot be used.
 
-        A causal model goes through the sound step by step as it would live (models/inference/stream_batch.py), so memory does
-        not grow but for the arrays themselves, and there are no joins. Any other takes up to LONGEST_WHOLE_SEC at once, and
-        longer recordings in overlapping chunks with cross-fades, under the one gain of the whole (models/inference/overlap.py).
+        A causal model processes the sound piece by piece, as it does live (models/inference/stream_batch.py): memory grows
+        only with the arrays of samples. Any other model takes up to LONGEST_WHOLE_SEC at once; longer recordings are cut into
+        overlapping chunks with cross-fades and one gain for all of them (models/inference/overlap.py).
         """
         started = time.perf_counter()
         if not 1 <= sample_rate <= HIGHEST_RATE_HZ or int(sample_rate) != sample_rate:
@@ -129,35 +129,35 @@ class Enhancer:
         mono = float_waveform(wav)
         samples = resample(mono, int(sample_rate), self.sample_rate)
         if not len(samples):
-            samples = np.zeros(1, np.float32)  # shorter than one sample of ours
+            samples = np.zeros(1, np.float32)  # the recording is shorter than one sample at the model's rate
         duration_sec = len(mono) / sample_rate
         sound = SoundTrack(lambda first, stop: samples[first:stop], self.sample_rate)
-        pictures, notes = self.pictures(video, video_mask, duration_sec, sound, faces)
+        crop_stream, notes = self.open_crops(video, video_mask, duration_sec, sound, faces)
         if self.model.causal:
-            enhanced, alpha, gate = self._in_steps(samples, pictures, return_details, progress)
+            enhanced, alpha, gate = self._in_steps(samples, crop_stream, return_details, progress)
         else:
-            enhanced, alpha, gate = self._offline(samples, pictures, return_details)
-        outcome = self.outcome(duration_sec, pictures, alpha)
+            enhanced, alpha, gate = self._offline(samples, crop_stream, return_details)
+        outcome = self.outcome(duration_sec, crop_stream, alpha)
         return EnhanceResult(
             **vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)},
             wav=mix_back(self._restore(enhanced, int(sample_rate), len(mono)), mono, share), sample_rate=int(sample_rate),
             gate=None if outcome.alpha is None else gate,
         )  # fmt: skip
 
-    def pictures(
-        self, video: str | os.PathLike | np.ndarray | Pictures | None, mask: np.ndarray | None, duration_sec: float,
+    def open_crops(
+        self, video: str | os.PathLike | np.ndarray | CropStream | None, mask: np.ndarray | None, duration_sec: float,
         sound: SoundTrack | None = None, faces: FaceOptions | None = None,
-    ) -> tuple[Pictures | None, list[str]]:
-        """The part of a video (file, crops, or what this gave before) that a sound of duration_sec may use, or None and why.
+    ) -> tuple[CropStream | None, list[str]]:
+        """Open the part of a video that belongs to a sound of duration_sec -> (its crops or None, notes that say why None).
 
-        A file is decoded as far as it is asked for, and looked at as `faces` says, beside its `sound`. FileNotFoundError
-        or MediaError when it has no picture.
+        video: a file, crops, or a result of this method. A file is decoded only as far as its crops are read; `faces` and
+        `sound` choose the face. FileNotFoundError or MediaError when the file or its video is missing.
         """
         if video is None:
             return None, []
         if not self.uses_video:
             return None, [f"{type(self.model).__name__} checkpoint without a visual branch: video not used"]
-        if isinstance(video, Pictures):
+        if isinstance(video, CropStream):
             return video, []
         wanted = max(1, math.ceil(duration_sec * self.video_fps - 1e-6))
         if isinstance(video, (str, os.PathLike)):
@@ -165,33 +165,34 @@ class Enhancer:
             stretches = crop_stretches(
                 video, 0.0, duration_sec, self.face_size, self.video_fps, options, sound=sound, report=report
             )
-            return Pictures(stretches, wanted, os.fspath(video), report), []
+            return CropStream(stretches, wanted, os.fspath(video), report), []
         crops = check_crops(video, self.face_size)
-        return Pictures([(crops, check_mask(mask, len(crops)))], wanted), []
+        return CropStream([(crops, check_mask(mask, len(crops)))], wanted), []
 
-    def outcome(self, duration_sec: float, pictures: Pictures | None, alpha: np.ndarray | None) -> Outcome:
-        """What to say of a recording that has gone through: no alpha, and a note, when no face was ever seen."""
-        if pictures is None:
+    def outcome(self, duration_sec: float, crop_stream: CropStream | None, alpha: np.ndarray | None) -> Outcome:
+        """Summarise an enhanced recording; without any frame that shows a face there is no alpha, but a note."""
+        if crop_stream is None:
             return Outcome(duration_sec=duration_sec, seconds=0.0)
-        report = pictures.report
+        report = crop_stream.report
         notes = tuple(report.notes()) if report is not None else ()
         common = {"duration_sec": duration_sec, "seconds": 0.0, "faces": report}
-        if not pictures.seen:
-            return Outcome(**common, notes=(*notes, f"no face in {pictures.source}: audio only"))
-        return Outcome(**common, alpha=alpha, masked_share=pictures.masked_share, notes=notes)
+        if not crop_stream.seen:
+            return Outcome(**common, notes=(*notes, f"no face in {crop_stream.source}: audio only"))
+        return Outcome(**common, alpha=alpha, masked_share=crop_stream.masked_share, notes=notes)
 
     def stream(
-        self, sound: Iterable[np.ndarray], pictures: Pictures | None, keep_gate: bool = False
+        self, sound: Iterable[np.ndarray], crop_stream: CropStream | None, keep_gate: bool = False
     ) -> Iterator[tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]]:
-        """Enhance samples float32 [n] at the model's rate, piece by piece; causal models only.
+        """Enhance pieces of samples float32 [n] at the model's rate; causal models only.
 
-        Yields (enhanced samples [m], alpha [t] per step, gate [t, F'] per step if kept); the m add up to the n.
+        Yields (enhanced samples [m], list of alpha [t], list of gate [t, F'] if kept); the sum of all m is that of all n.
         """
         batch = StreamBatch(self.model, self.cfg, keep_gate=keep_gate)
         heard = 0
         for piece in sound:
             heard += len(piece)
-            for first, crops, mask in pictures.until(int(heard / self.sample_rate * self.video_fps) + 1) if pictures else ():
+            tick = int(heard / self.sample_rate * self.video_fps) + 1
+            for first, crops, mask in crop_stream.until(tick) if crop_stream else ():
                 batch.add_video(crops, np.arange(first, first + len(crops)) / self.video_fps, mask)
             out = self._finite(batch.feed(piece[None])[0])
             yield out, [alpha[0] for alpha in batch.alpha], [gate[0] for gate in batch.gate]
@@ -199,14 +200,14 @@ class Enhancer:
         yield out, [alpha[0] for alpha in batch.alpha], [gate[0] for gate in batch.gate]
 
     def _in_steps(
-        self, samples: np.ndarray, pictures: Pictures | None, keep_gate: bool, progress: Callable[[float], object] | None
+        self, samples: np.ndarray, crop_stream: CropStream | None, keep_gate: bool, progress: Callable[[float], object] | None
     ) -> tuple:
         """Samples [n] -> (enhanced [n], alpha [T], gate [T, F'] or None), through `stream`."""
         size = PIECE_FRAMES * self.cfg["stft_cfg"]["hop_size"]
         pieces = (samples[first : first + size] for first in range(0, len(samples), size))
         enhanced, position, gates = np.empty(len(samples), np.float32), 0, []
         alpha = AlphaTrack(self.cfg["stft_cfg"], len(samples))
-        for out, steps, gate in self.stream(pieces, pictures, keep_gate):
+        for out, steps, gate in self.stream(pieces, crop_stream, keep_gate):
             enhanced[position : position + len(out)] = out
             position += len(out)
             alpha.append(steps)
@@ -215,37 +216,37 @@ class Enhancer:
                 progress(position / len(samples))
         return enhanced, alpha.values, np.concatenate(gates) if gates else None
 
-    def _offline(self, samples: np.ndarray, pictures: Pictures | None, keep_gate: bool) -> tuple:
-        """Samples [n] -> (enhanced [n], alpha [T] or None, gate [T, F'] or None), for models that want all at once."""
+    def _offline(self, samples: np.ndarray, crop_stream: CropStream | None, keep_gate: bool) -> tuple:
+        """Samples [n] -> (enhanced [n], alpha [T] or None, gate [T, F'] or None), by a model that is not causal."""
         gain = level_gain(samples, causal=False, sample_rate=self.sample_rate)
         if len(samples) <= LONGEST_WHOLE_SEC * self.sample_rate:
-            enhanced, alpha, gate = self.run_whole(samples * gain, pictures.rest() if pictures else None, keep_gate)
+            enhanced, alpha, gate = self.run_whole(samples * gain, crop_stream.rest() if crop_stream else None, keep_gate)
             return enhanced / gain, alpha, gate
         enhanced, alpha = enhance_overlapped(
-            samples * gain, pictures, self.sample_rate, self.video_fps, self.cfg["stft_cfg"]["hop_size"],
-            lambda chunk, picture: self.run_whole(chunk, picture, False)[:2],
+            samples * gain, crop_stream, self.sample_rate, self.video_fps, self.cfg["stft_cfg"]["hop_size"],
+            lambda chunk, face: self.run_whole(chunk, face, False)[:2],
         )
         return enhanced / gain, alpha, None
 
     @torch.inference_mode()
     def run_whole(
-        self, samples: np.ndarray, picture: tuple[np.ndarray, np.ndarray] | None, keep_gate: bool
+        self, samples: np.ndarray, face: tuple[np.ndarray, np.ndarray] | None, keep_gate: bool
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Normalised samples [n], crops and mask or None -> (enhanced [n], alpha [T] or None, gate [T, F'] or None)."""
         stft = self.cfg["stft_cfg"]
         sizes = (stft["n_fft"], stft["hop_size"], stft["win_size"], self.cfg["model_cfg"]["compress_factor"])
-        # The STFT mirrors half a window at each edge, so there must be that much to mirror.
+        # The STFT mirrors half a window at each edge, so the sound must be that long.
         padded = np.pad(samples, (0, max(0, stft["n_fft"] - len(samples))))
         wave = torch.from_numpy(padded).to(self.device)[None]  # [1, n]
         mag, pha, _ = mag_phase_stft(wave, *sizes)  # [1, F, T]
         alpha = gate = None
-        if picture is None or not picture[1].any():
+        if face is None or not face[1].any():
             mag, pha, _ = self.model(mag, pha)
         else:
-            crops = torch.from_numpy(np.ascontiguousarray(picture[0])).to(self.device)
+            crops = torch.from_numpy(np.ascontiguousarray(face[0])).to(self.device)
             scale = 255.0 if crops.dtype == torch.uint8 else 1.0
             video = (crops.float() / scale).permute(3, 0, 1, 2)[None]  # [1, 3, V, S, S]
-            mask = torch.from_numpy(np.ascontiguousarray(picture[1])).to(self.device)[None]
+            mask = torch.from_numpy(np.ascontiguousarray(face[1])).to(self.device)[None]
             enhanced = self.model.forward_with_gates(mag, pha, video, mask)
             mag, pha = enhanced.mag, enhanced.pha
             alpha = enhanced.alpha[0, :, 0].cpu().numpy()

@@ -1,4 +1,4 @@
-"""Long recordings through a model that wants whole ones: overlapping chunks, cross-faded."""
+"""Long recordings and models that are not causal: overlapping chunks with cross-fades."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from collections.abc import Callable
 
 import numpy as np
 
-from models.inference.crop_stream import Pictures
+from models.inference.crop_stream import CropStream
 
-CHUNK_SEC, FADE_SEC = 10, 1  # memory grows with the chunk; a second is longer than any phoneme's echo in the model
+CHUNK_SEC, FADE_SEC = 10, 1  # memory grows with the chunk; the model hardly remembers a sound for longer than a second
 
 # (samples [n], crops and mask or None) -> (enhanced [n], alpha [t] or None)
 RunWhole = Callable[[np.ndarray, tuple[np.ndarray, np.ndarray] | None], tuple[np.ndarray, np.ndarray | None]]
 
 
 def enhance_overlapped(
-    samples: np.ndarray, pictures: Pictures | None, sample_rate: int, fps: float, hop_size: int, run: RunWhole
+    samples: np.ndarray, crop_stream: CropStream | None, sample_rate: int, fps: float, hop_size: int, run: RunWhole
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Enhance samples [n] in chunks of 10 s that overlap by 1 s -> (enhanced [n], alpha [T], 0 where there is no picture).
+    """Enhance samples [n] in chunks of 10 s that overlap by 1 s -> (enhanced [n], alpha [T], 0 where no face is seen).
 
-    Each overlap is a raised-cosine cross-fade whose two weights add up to 1. The samples are at the model's level
-    already, by one gain for the whole recording, so no chunk is louder than its neighbour. A chunk's pictures are those
-    whose grid time is nearest to its own: exact where FADE_SEC * fps is a whole number.
+    Each overlap is a raised-cosine cross-fade whose two weights add up to 1. The samples already have the model's level, by
+    one gain for the whole recording, so that all chunks are equally loud. A chunk begins with the video frame whose time is
+    nearest to its own; the two times are equal where FADE_SEC * fps is a whole number.
     """
     size, fade = CHUNK_SEC * sample_rate, FADE_SEC * sample_rate
     out = np.zeros(len(samples), np.float32)
     alpha = np.zeros(1 + len(samples) // hop_size, np.float32)
     rising = (0.5 - 0.5 * np.cos(np.pi * (np.arange(fade) + 0.5) / fade)).astype(np.float32)
-    held = _Window(pictures)
+    held = _Window(crop_stream)
     first = 0
     while True:
         stop = first + size
         if len(samples) - stop < fade:
-            stop = len(samples)  # no chunk that would be all cross-fade
-        picture = held.between(round(first / sample_rate * fps), int(np.ceil(stop / sample_rate * fps - 1e-6)))
-        chunk, chunk_alpha = run(samples[first:stop], picture)
+            stop = len(samples)  # so that no chunk consists of a cross-fade alone
+        face = held.between(round(first / sample_rate * fps), int(np.ceil(stop / sample_rate * fps - 1e-6)))
+        chunk, chunk_alpha = run(samples[first:stop], face)
         if first:
             chunk[:fade] *= rising
         if stop < len(samples):
             chunk[-fade:] *= rising[::-1]
         out[first:stop] += chunk
         if chunk_alpha is not None:
-            frame, skip = first // hop_size, fade // hop_size // 2 if first else 0  # each chunk speaks for its own half
+            frame, skip = first // hop_size, fade // hop_size // 2 if first else 0  # alpha changes in the middle of the overlap
             place = alpha[frame + skip : frame + len(chunk_alpha)]
             place[:] = chunk_alpha[skip : skip + len(place)]
         if stop == len(samples):
@@ -50,18 +50,18 @@ def enhance_overlapped(
 
 
 class _Window:
-    """The pictures around one chunk, earlier ones let go."""
+    """The crops of one chunk; those before it are freed."""
 
-    def __init__(self, pictures: Pictures | None) -> None:
-        self.pictures, self.first = pictures, 0
+    def __init__(self, crop_stream: CropStream | None) -> None:
+        self.crop_stream, self.first = crop_stream, 0
         self.held: tuple[np.ndarray, np.ndarray] | None = None
 
     def between(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Crops and mask of grid times first .. stop - 1, fewer where the video ends; None where no face is seen."""
-        if self.pictures is None:
+        """Crops and mask of video frames first .. stop - 1, fewer if the video ends; None if none of them shows a face."""
+        if self.crop_stream is None:
             return None
         parts = [] if self.held is None else [self.held]
-        parts += [(crops, mask) for _, crops, mask in self.pictures.until(stop - 1)]
+        parts += [(crops, mask) for _, crops, mask in self.crop_stream.until(stop - 1)]
         if not parts:
             return None
         crops, mask = (np.concatenate(part)[first - self.first :] for part in zip(*parts, strict=True))

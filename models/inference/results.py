@@ -1,4 +1,4 @@
-"""What enhancing a recording gives back."""
+"""The results of enhancing a recording."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from utils.faces.cropper import FaceReport
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How enhancing a recording went."""
+    """What is known about an enhanced recording, besides its sound."""
 
     duration_sec: float
     seconds: float  # wall time it took
-    alpha: np.ndarray | None = None  # float32 [T], trust in the picture per STFT frame; None when no picture was used
+    alpha: np.ndarray | None = None  # float32 [T], trust in the video per STFT frame; None when no video was used
     masked_share: float = 1.0  # share of the sound's video frames that show no face or do not exist
-    faces: FaceReport | None = None  # what looking for the face in a video file came to
-    notes: tuple[str, ...] = ()  # one line each: what was asked for and could not be done
+    faces: FaceReport | None = None  # which faces were found in the video file
+    notes: tuple[str, ...] = ()  # one line for each thing that was asked for and could not be done
 
     @property
     def rtf(self) -> float:
@@ -28,23 +28,23 @@ class Outcome:
 
     @property
     def mean_alpha(self) -> float | None:
-        """Mean trust in the picture over the whole clip (0 where there was none); None when no picture was used."""
+        """Mean trust in the video over the whole clip (0 where no face was seen); None when no video was used."""
         return None if self.alpha is None else float(self.alpha.mean())
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnhanceResult(Outcome):
-    """What `Enhancer.enhance` gives back: the enhanced sound, and what it was made with."""
+    """The result of `Enhancer.enhance`: the enhanced sound and what is known about it."""
 
     wav: np.ndarray  # float32 [L], as many samples as the input, at its rate and level
     sample_rate: int  # Hz, the input's
-    gate: np.ndarray | None = None  # float32 [T, F'], where the picture helps; only with return_details=True
+    gate: np.ndarray | None = None  # float32 [T, F'], which frequencies the video helps; only with return_details=True
 
 
 class AlphaTrack:
     """Alpha [T] of a sound of n_samples, filled step by step.
 
-    One array from the start: small ones that are kept between a model's large ones leave holes in the heap (measured:
+    It is one array from the start. Many small arrays, kept among the large ones of the model, fragment the heap (measured:
     11 MB more for each minute of sound).
     """
 

@@ -1,9 +1,9 @@
-"""A causal model over running sound: hop by hop, everything carried on, nothing seen twice.
+"""A causal model on live sound: it processes each STFT frame once, as soon as its samples are there.
 
-The same signal path as offline (level, centred STFT with mirrored edges, model, inverse STFT), for several independent
-streams that advance together. STFT frame t is centred on sample t * hop and needs the n_fft / 2 samples behind it; output
-sample n is complete once the frames up to (n + n_fft / 2) // hop are: n_fft - 1 samples after n at most, or more where
-visual_cfg.visual_lookahead_ms makes the sound wait for the video.
+The signal path is that of whole clips (level, centred STFT with mirrored edges, model, inverse STFT), for several
+independent streams that advance together. STFT frame t is centred on sample t * hop and needs the n_fft / 2 samples after
+that. Output sample n needs the frames up to (n + n_fft / 2) // hop, so at most n_fft - 1 samples after n, and more if
+visual_cfg.visual_lookahead_ms lets the sound wait for the video.
 """
 
 from __future__ import annotations
@@ -11,32 +11,31 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.generator import Enhanced, SEMamba
+from models.generator import Enhanced, ModelState, SEMamba
 from models.inference.crop_stream import check_crops, check_mask
-from models.inference.stream_video import PictureQueue, VideoSide
+from models.inference.stream_video import CropQueue, VideoSide
 from models.level import RunningLevel
 from models.stfts import mag_phase_stft
 from models.timing import lookahead_samples
 
-PIECE_FRAMES = 40  # STFT frames a model takes at once: a quarter of a second fits the caches, a whole one takes 15 % longer
+PIECE_FRAMES = 40  # STFT frames (0.25 s) per call of the model: they fit the CPU's caches; pieces of 1 s take 15 % longer
 
 
 @dataclass
 class _Carried:
-    """All that goes on from one call to the next; no tensor in it is changed in place, so a shallow copy is a snapshot."""
+    """What one call passes on to the next. No tensor in it is changed in place, so a shallow copy is a snapshot."""
 
     level: RunningLevel
-    wave: torch.Tensor  # [B, n] samples at the model's level, from `start` on
-    gains: torch.Tensor  # [B, n] gain of the samples heard but not given yet
-    tail: torch.Tensor  # [B, n_fft - hop] overlapped-added frames, not complete yet
+    wave: torch.Tensor  # [B, n] samples at the model's level, from sample `start` on
+    gains: torch.Tensor  # [B, n] gain of the samples that were fed and are not returned yet
+    tail: torch.Tensor  # [B, n_fft - hop] sum of overlapping frames that later frames will complete
     weight: torch.Tensor  # [n_fft - hop] the sum of squared windows there
-    model: Any
+    model: ModelState
     start: int = 0
     heard: int = 0
     given: int = 0
@@ -46,11 +45,11 @@ class _Carried:
 
 
 class StreamBatch:
-    """`streams` independent sounds through one causal model; all advance by the same number of samples.
+    """`streams` independent sounds through one causal model; each call advances all by the same number of samples.
 
-    Samples are float32 at the model's rate and at the recording's own level. What one stream holds has no effect on
-    another. Errors (ValueError) leave the state as it was. `alpha` holds the trust in the picture for the frames of the
-    last call, as arrays [B, t], 0 where there is none; with keep_gate `gate` is alike, arrays [B, t, F'].
+    Samples are float32 at the model's rate and at the recording's own level. No stream has an effect on another. A call
+    that raises an error does not change the streams. `alpha` is a list of arrays [B, t], the trust in the video for the
+    frames of the last call, 0 where no face is seen; with keep_gate `gate` is a list of arrays [B, t, F'].
     """
 
     def __init__(
@@ -68,7 +67,7 @@ class StreamBatch:
         weight = next(model.parameters(), None)
         self.device = torch.device("cpu") if weight is None else weight.device
         self.uses_video = bool(getattr(model, "use_visual", False))
-        # What an STFT frame's centre waits for: its window's second half, and the later video that it may see.
+        # The centre of an STFT frame waits for the second half of its window, or for the later video if that takes longer.
         ahead = lookahead_samples(model.timing["lookahead_ms"], self.sample_rate) if self.uses_video else 0
         self._wait = max(self.n_fft // 2, ahead)
         self._hold_sec = hold_sec
@@ -79,17 +78,17 @@ class StreamBatch:
 
     @property
     def latency_samples(self) -> int:
-        """An output sample leaves with the call that brings its (latency_samples - 1)th successor, or sooner."""
+        """Output sample n is returned by the call that feeds input sample n + latency_samples - 1, or earlier."""
         return self.n_fft // 2 + self._wait
 
     @property
     def backlog_samples(self) -> int:
-        """Samples heard and not given yet."""
+        """Samples that were fed and are not returned yet."""
         return self._now.heard - self._now.given
 
     @torch.inference_mode()
     def reset(self) -> None:
-        """Back to the start; the model stays loaded."""
+        """Begin new streams; the model stays loaded."""
         blank = torch.zeros(self.streams, self.n_fft // 2 + 1, 0, device=self.device)
         overlap = self.n_fft - self.hop
         self._now = _Carried(
@@ -109,22 +108,22 @@ class StreamBatch:
     def add_video(
         self, crops: np.ndarray, timestamps: np.ndarray, mask: np.ndarray | None = None, stream: int = 0
     ) -> None:
-        """Face crops [V, S, S, 3] of one stream, shown from timestamps [V] (seconds since its sound began) on.
+        """Add face crops [V, S, S, 3] to one stream, visible from timestamps [V] (seconds since its sound began) on.
 
-        See stream_video.PictureQueue for what late, missing and otherwise spaced frames come to. ValueError for
-        crops, timestamps or a mask that cannot be used, for a model without a picture, and after `flush`.
+        stream_video.CropQueue says what happens with late or missing frames and with other rates. ValueError for crops,
+        timestamps or a mask that cannot be used, for a model without a visual branch, and after `flush`.
         """
         if self.video is None:
             raise ValueError(f"this {type(self.model).__name__} checkpoint has no visual branch: it takes no video")
         self._refuse_after_flush()
         crops = check_crops(crops, self.face_size)
-        queue: PictureQueue = copy.copy(self.video.queues[stream])
+        queue: CropQueue = copy.copy(self.video.queues[stream])
         queue.add(crops, timestamps, check_mask(mask, len(crops)))
         self.video.queues[stream] = queue
 
     @torch.inference_mode()
     def feed(self, samples: np.ndarray) -> np.ndarray:
-        """Any number of further samples [B, n] -> the enhanced samples that are complete now, float32 [B, m]."""
+        """Any number of further samples [B, n] -> the enhanced samples that are ready now, float32 [B, m]."""
         self._refuse_after_flush()
         size = PIECE_FRAMES * self.hop
         pieces = [samples[:, first : first + size] for first in range(0, samples.shape[1], size)]
@@ -132,7 +131,7 @@ class StreamBatch:
 
     @torch.inference_mode()
     def flush(self) -> np.ndarray:
-        """The end of the sound: what is still to come, [B, m], so that as many samples were given as were fed."""
+        """End the sound -> the last samples [B, m]: as many are returned in all as were fed."""
         self._refuse_after_flush()
         return self._carry_on([self._end])
 
@@ -141,7 +140,7 @@ class StreamBatch:
             raise ValueError("this stream has ended (flush was called); reset() begins a new one")
 
     def _carry_on(self, parts: list) -> np.ndarray:
-        """Run the parts on a copy of the state, which replaces the state when all of them have gone well."""
+        """Run the parts on a copy of the state, which replaces the state if none of them raises an error."""
         now, queues = copy.copy(self._now), self.video.snapshot() if self.video else None
         now.level = copy.copy(now.level)
         made: list[tuple[np.ndarray, np.ndarray | None]] = []
@@ -169,7 +168,7 @@ class StreamBatch:
         return self._run(now, (now.heard - self._wait) // self.hop + 1 - now.frames, now.heard, made)
 
     def _mirror_start(self, now: _Carried) -> bool:
-        """Put the mirrored beginning before the sound once there is enough of it; whether that is done."""
+        """Put the mirrored beginning before the sound as soon as it is long enough; return whether it is there."""
         half = self.n_fft // 2
         if not now.mirrored and now.heard > half:
             now.wave = torch.cat((now.wave[:, 1 : half + 1].flip(1), now.wave), dim=1)
@@ -181,7 +180,7 @@ class StreamBatch:
         length = now.heard
         if not length:
             return now.wave
-        # As offline: what is shorter than a window is made one, so that there is enough to mirror.
+        # As for whole clips, a sound shorter than a window is padded to one, so that it can be mirrored.
         now.wave = F.pad(now.wave, (0, max(0, self.n_fft - length)))
         now.heard = max(length, self.n_fft)
         self._mirror_start(now)
@@ -193,7 +192,7 @@ class StreamBatch:
         return torch.cat((last, rest), dim=1)
 
     def _run(self, now: _Carried, n_frames: int, length: int, made: list) -> torch.Tensor:
-        """n_frames further STFT frames through the model -> the samples before `length` that they complete."""
+        """Run n_frames further STFT frames through the model -> the samples before `length` that they complete."""
         if n_frames <= 0:
             return now.wave[:, :0]
         half, first = self.n_fft // 2, now.frames
@@ -203,7 +202,7 @@ class StreamBatch:
         mag, pha, _ = mag_phase_stft(now.wave[:, offset : offset + span], *sizes, center=False)  # [B, F, t]
         mag, pha = self._step(now, mag, pha, made)
         now.frames += n_frames
-        # What the next frame needs is kept, and what flush will mirror.
+        # Keep what the next frame needs and what `flush` will mirror.
         cut = max(0, min(now.frames * self.hop - half - now.start, now.wave.shape[1] - half - 1))
         now.wave, now.start = now.wave[:, cut:], now.start + cut
         return self._complete(now, self._overlap_add(now, mag, pha, n_frames), first * self.hop - half, length)
@@ -230,7 +229,7 @@ class StreamBatch:
         return total[:-1, :done] / total[-1, :done].clamp(min=1e-11)
 
     def _complete(self, now: _Carried, wave: torch.Tensor, position: int, length: int) -> torch.Tensor:
-        """Of samples [B, n] at `position` those inside the sound, at its own level."""
+        """Of the samples [B, n] from `position` on, return those inside the sound, at the sound's own level."""
         wave = wave[:, max(0, -position) : max(0, length - position)]
         count = wave.shape[1]
         gain, now.gains = now.gains[:, :count], now.gains[:, count:]
@@ -238,7 +237,7 @@ class StreamBatch:
         return wave / gain
 
     def _details(self, enhanced: Enhanced, n_frames: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """alpha [B, t], and the gate [B, t, F'] where it is kept; both 0 where there is no picture."""
+        """alpha [B, t], and the gate [B, t, F'] if it is kept; both are 0 where no face is seen."""
         alpha, gate = np.zeros((self.streams, n_frames), np.float32), None
         if enhanced.alpha is not None:
             alpha = enhanced.alpha[..., 0].cpu().numpy()

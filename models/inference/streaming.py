@@ -1,4 +1,4 @@
-"""Live enhancement: sound and pictures in as they come, enhanced sound out 25 ms later."""
+"""Live enhancement: sound and face crops as they arrive -> enhanced sound 25 ms later."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from models.inference.waveform import float_waveform, mix_back, noisy_share
 
 @dataclass(frozen=True)
 class Readout:
-    """How a stream is doing; times are wall time inside its calls."""
+    """Measurements of a stream; times are wall time inside its calls."""
 
-    heard_sec: float  # of sound fed
+    heard_sec: float  # seconds of sound that were fed
     compute_sec: float  # spent in feed, feed_video and flush
-    last_call_ms: float  # the last call that did something
+    last_call_ms: float  # of the last such call
     worst_call_ms: float
     calls: int
     latency_samples: int
-    backlog_samples: int  # fed and not given back yet
-    alpha: float  # mean trust in the picture over the last call's frames
+    backlog_samples: int  # samples that were fed and are not returned yet
+    alpha: float  # mean trust in the video over the last call's frames
     threads: int | None  # torch threads inside a call; None: as the program has set them
 
     @property
@@ -35,7 +35,7 @@ class Readout:
         return self.compute_sec / self.heard_sec if self.heard_sec else 0.0
 
     def line(self) -> str:
-        """The read-out in one line."""
+        """The measurements in one line."""
         threads = "the program's" if self.threads is None else f"{self.threads}"
         return (
             f"latency {self.latency_samples} samples, RTF {self.rtf:.3f}, last call {self.last_call_ms:.1f} ms, "
@@ -45,17 +45,17 @@ class Readout:
 
 
 class StreamingEnhancer:
-    """One live stream through a causal model: feed sound and pictures, get enhanced sound, as long and as loud.
+    """One live stream through a causal model: it takes sound and face crops and returns as much enhanced sound, as loud.
 
-    What comes out is what `Enhancer.enhance` makes of the whole, whatever the chunks. Output sample n leaves with the call
-    that brings input sample n + latency_samples - 1, or sooner. threads: torch threads inside a call (a live stream is
-    many small steps, which more threads slow down when anything else wants the cores); None leaves the program's
-    setting; outside of a call it is never changed. hold_sec: how long a frame may be shown when its successor is overdue;
-    by default not at all (see stream_video.PictureQueue). A camera whose pictures always arrive late needs it, or
-    the sound fed as late. attenuation_limit_db mixes some of the noise back, sample by sample (models/inference/waveform.py).
-    ValueError for a model that is not causal. An error in a call leaves the stream as it was.
+    The output is the same for all sizes of chunks, and the same as that of `Enhancer.enhance` for the whole sound. Output
+    sample n is returned by the call that feeds input sample n + latency_samples - 1, or earlier. threads: torch threads
+    inside a call (a live stream is many small steps; more threads slow them down when other programs use the cores), or None
+    for the program's setting, which is never changed outside of a call. hold_sec: how long a video frame may stay visible
+    when the next one is late, by default not at all (see stream_video.CropQueue); for a camera whose frames always arrive
+    late set it, or feed the sound later. attenuation_limit_db mixes some of the noise back (models/inference/waveform.py).
+    ValueError for a model that is not causal. A call that raises an error does not change the stream.
 
-    For several streams in step, see models.inference.stream_batch.StreamBatch.
+    StreamBatch (models/inference/stream_batch.py) runs several streams together.
     """
 
     def __init__(
@@ -74,20 +74,20 @@ class StreamingEnhancer:
 
     def _start_over(self) -> None:
         self._kind: tuple[np.dtype, int | None] | None = None  # (dtype, channels) of the chunks
-        self._noisy = np.zeros(0, np.float32)  # samples heard and not given back, where some of them are mixed back
+        self._noisy = np.zeros(0, np.float32)  # samples fed and not returned yet, if noise is to be mixed back
         self._heard = self._calls = 0
         self._seconds = self._last = self._worst = 0.0
 
     def reset(self) -> None:
-        """Back to the start: a new stream, a new read-out."""
+        """Begin a new stream and new measurements."""
         self._batch.reset()
         self._start_over()
 
     def feed(self, samples: np.ndarray) -> np.ndarray:
-        """Further samples [n] or [n, channels], any n, at the model's rate -> enhanced mono float32 [m] complete by now.
+        """Any number of further samples [n] or [n, channels] at the model's rate -> the enhanced mono float32 [m] so far ready.
 
-        Integers or floats as in `Enhancer.enhance`; 32 and 64-bit floats may alternate, nothing else may change within a
-        stream. ValueError for another kind or channel count than before, NaN or infinity, and after `flush`.
+        The samples are integers or floats as in `Enhancer.enhance`. Within a stream 32 and 64-bit floats may alternate, but
+        nothing else may change. ValueError for another type or number of channels, NaN or infinity, and after `flush`.
         """
         samples = np.asarray(samples)
         kind = self._checked_kind(samples)
@@ -98,20 +98,20 @@ class StreamingEnhancer:
         return self._with_noise(out, mono)
 
     def feed_video(self, frames: np.ndarray, timestamps: np.ndarray, mask: np.ndarray | None = None) -> None:
-        """Face crops [V, S, S, 3], uint8 or float in [0, 1], shown from timestamps [V] on (seconds since the sound began).
+        """Add face crops [V, S, S, 3], uint8 or float in [0, 1], shown from timestamps [V] on (seconds of the sound).
 
-        Any rate, ahead of the sound or late; mask bool [V]: a face is seen (default all). Frames are kept until the sound
-        gets there. ValueError for crops of another size or kind, timestamps that go backwards, a model without a visual
-        branch, and after `flush`.
+        The frames may have any rate and come before or after their sound; early ones are kept. mask bool [V]: the frame
+        shows a face (default all). ValueError for crops of another size or type, timestamps that go backwards, a model
+        without a visual branch, and after `flush`.
         """
         self._timed(lambda: self._batch.add_video(frames, timestamps, mask))
 
     def flush(self) -> np.ndarray:
-        """End the stream -> the samples [m] still to come; then only `reset` is possible."""
+        """End the stream -> the last samples [m]; after that only `reset` is possible."""
         return self._with_noise(self._timed(lambda: self._batch.flush()[0]), np.zeros(0, np.float32))
 
     def readout(self) -> Readout:
-        """How the stream is doing so far."""
+        """The measurements so far."""
         alpha = [part.mean() for part in self._batch.alpha]
         return Readout(
             heard_sec=self._heard / self.sample_rate, compute_sec=self._seconds, last_call_ms=1e3 * self._last,
@@ -120,7 +120,7 @@ class StreamingEnhancer:
         )  # fmt: skip
 
     def _with_noise(self, out: np.ndarray, heard: np.ndarray) -> np.ndarray:
-        """out [m] with the share of the samples it was made of; heard [n] came with this call."""
+        """Mix into out [m] its share of the noisy samples; heard [n] are those of this call."""
         if not self._share:
             return out
         noisy = np.concatenate((self._noisy, heard))
@@ -152,7 +152,7 @@ class StreamingEnhancer:
 
 @contextlib.contextmanager
 def _torch_threads(count: int | None) -> Iterator[None]:
-    """`count` torch threads inside, what was set before outside; None changes nothing."""
+    """Use `count` torch threads inside the `with` block; None changes nothing."""
     before = torch.get_num_threads()
     if count is None or count == before:
         yield

@@ -1,4 +1,4 @@
-"""Samples before and after the model: any waveform as float32 mono, and a limit to how far noise is turned down."""
+"""Samples before and after the model: any waveform as float32 mono, and a limit of the attenuation of noise."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 from utils.media.sound import to_mono
 
 INTEGER_KINDS = {np.dtype(np.uint8), np.dtype(np.int8), np.dtype(np.int16), np.dtype(np.int32)}
-LOUDEST = 1e12  # integers stored as floats pass, what would lose precision or overflow further on does not
+LOUDEST = 1e12  # integers that are stored as floats are below it; louder floats would lose precision or overflow later
 
 
 def float_waveform(wav: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """Samples of any common type, [L], [L, ch] or [ch, L] (`axis`, or the shorter one, is the channels) -> float32 [L] mono.
+    """Samples of any common type, [L], [L, ch] or [ch, L] -> float32 [L] mono. `axis` is that of the channels (default: the
+    shorter one).
 
     Integers are scaled to full scale 1 (uint8 is centred at 128, as in 8-bit WAV); floats are taken as they are.
     ValueError for no samples, NaN or infinity, complex, boolean or 64-bit integer samples.
@@ -28,7 +29,7 @@ def float_waveform(wav: np.ndarray, axis: int | None = None) -> np.ndarray:
         wav = (wav.astype(np.float32 if bits <= 16 else np.float64) - centre) / 2 ** (bits - 1)
     elif not np.issubdtype(wav.dtype, np.floating):
         raise ValueError(f"samples are {wav.dtype}; give 8, 16 or 32-bit integers, or floats with full scale 1")
-    # The extremes tell of NaN and infinity without an array as long as the sound.
+    # Minimum and maximum reveal NaN and infinity without another array as long as the sound.
     low, high = float(wav.min()), float(wav.max())
     if not math.isfinite(low + high):
         bad = int(np.count_nonzero(~np.isfinite(wav)))
@@ -38,12 +39,11 @@ def float_waveform(wav: np.ndarray, axis: int | None = None) -> np.ndarray:
     return to_mono(wav, axis)
 
 
-
 def noisy_share(limit_db: float | None) -> float:
-    """Share g of the noisy sound in what is given back under an attenuation limit: 10^(-limit_db / 20), 0 for None.
+    """The share g of the noisy sound in the output under an attenuation limit: 10^(-limit_db / 20), 0 for None.
 
-    (1 - g) * enhanced + g * noisy is DeepFilterNet's definition: where enhancing leaves nothing the noise is turned down
-    by exactly limit_db, where it changes nothing nothing changes. 0 dB is the noisy sound itself. ValueError below 0.
+    The output is (1 - g) * enhanced + g * noisy, as in DeepFilterNet. Where the model gives silence the noise is attenuated
+    by exactly limit_db; where it changes nothing the output is the input. 0 dB gives the noisy sound. ValueError below 0.
     """
     if limit_db is None:
         return 0.0
@@ -53,7 +53,7 @@ def noisy_share(limit_db: float | None) -> float:
 
 
 def mix_back(enhanced: np.ndarray, noisy: np.ndarray, share: float) -> np.ndarray:
-    """(1 - share) * enhanced + share * noisy of two float32 [n] that belong together sample by sample."""
+    """Return (1 - share) * enhanced + share * noisy of two aligned float32 [n]."""
     if share == 0.0:
         return enhanced
     if share == 1.0:

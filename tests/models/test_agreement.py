@@ -31,7 +31,7 @@ def inputs(frames: int, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, to
 def test_pieces_give_what_the_whole_gives(pieces: list[int]) -> None:
     vce = made()
     feat, audio, valid = inputs(sum(pieces))
-    whole = vce.judge(feat, audio, None, valid)
+    whole = vce.judge(feat, audio, vce.init_state(len(feat)), valid)
     state, alphas, logits = vce.init_state(2), [], []
     for f, a, v in zip(feat.split(pieces, 1), audio.split(pieces, 2), valid.split(pieces, 1), strict=True):
         alpha, logit, state = vce.judge(f, a, state, v)
@@ -48,10 +48,10 @@ def test_pieces_give_what_the_whole_gives(pieces: list[int]) -> None:
 def test_only_the_past_second_counts(edited: str) -> None:
     vce = made()
     feat, audio, _ = inputs(80, batch=1)
-    before = vce.judge(feat, audio, None, None)[1]
+    before = vce.judge(feat, audio, vce.init_state(len(feat)), None)[1]
     part = feat if edited == "feat" else audio.transpose(1, 2)
     part[:, 30] = torch.randn(part[:, 30].shape)
-    change = (vce.judge(feat, audio, None, None)[1] - before).abs().flatten()
+    change = (vce.judge(feat, audio, vce.init_state(len(feat)), None)[1] - before).abs().flatten()
     assert float(change[:30].max()) == 0
     assert float(change[30:40].min()) > 0
     assert float(change[31 + vce._history :].max()) < 1e-4
@@ -62,8 +62,8 @@ def test_what_an_absent_face_shows_is_not_looked_at() -> None:
     vce = made()
     feat, audio, valid = inputs(40)
     other = torch.where(valid[..., None], feat, torch.nan)
-    alpha, logits, _ = vce.judge(feat, audio, None, valid)
-    again = vce.judge(other, audio, None, valid)
+    alpha, logits, _ = vce.judge(feat, audio, vce.init_state(len(feat)), valid)
+    again = vce.judge(other, audio, vce.init_state(len(feat)), valid)
     assert torch.equal(alpha, again[0]) and torch.equal(logits, again[1])
     assert float(alpha[~valid].abs().max()) == 0
 
@@ -77,7 +77,7 @@ def test_low_confidence_is_none_and_high_confidence_is_whole() -> None:
         torch.nn.init.zeros_(vce.output.weight)
         vce.output.bias.fill_(bias)
         vce.verdict[2].bias.zero_()
-        assert torch.equal(vce.judge(feat, audio, None, None)[0], torch.full((2, 30, 1), wanted))
+        assert torch.equal(vce.judge(feat, audio, vce.init_state(len(feat)), None)[0], torch.full((2, 30, 1), wanted))
     assert torch.sigmoid(torch.tensor(-2.5)) < DEAD_ZONE
 
 
@@ -112,13 +112,14 @@ def test_it_learns_to_tell_whose_mouth_it_is() -> None:
 
     for step in range(120):
         feat, audio, label = batch(step)
-        loss = confidence_loss(vce.judge(feat, audio, None, None)[1], label, torch.ones_like(label, dtype=torch.bool))
+        logits = vce.judge(feat, audio, vce.init_state(len(feat)), None)[1]
+        loss = confidence_loss(logits, label, torch.ones_like(label, dtype=torch.bool))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
         feat, audio, label = batch(1000)
-        score = vce.judge(feat, audio, None, None)[1][:, 40:, 0].mean(1)
+        score = vce.judge(feat, audio, vce.init_state(len(feat)), None)[1][:, 40:, 0].mean(1)
     assert float(score[:8].mean() - score[8:16].mean()) > 2
     assert float(score[:8].mean() - score[16:].mean()) > 2
 
@@ -127,5 +128,5 @@ def test_the_sounds_encoder_is_not_pulled_by_alpha() -> None:
     vce = made()
     feat, audio, _ = inputs(20)
     audio.requires_grad_()
-    vce.judge(feat.requires_grad_(), audio, None, None)[1].sum().backward()
+    vce.judge(feat.requires_grad_(), audio, vce.init_state(len(feat)), None)[1].sum().backward()
     assert audio.grad is None and feat.grad is not None

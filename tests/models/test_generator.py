@@ -14,6 +14,7 @@ from helpers.weights import golden_state_dict
 from models.generator import LiteAVSEMamba, SEMamba
 from models.pretrained import load_generator, pack_generator, third_party_keys
 from utils.checkpoint import save_checkpoint
+from utils.config import Config
 
 
 def _clip(frames: int = 40, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -115,7 +116,15 @@ def test_semambas_own_kind_has_no_stream():
         model.init_state(torch.zeros(1, 201, 0))
 
 
-# The picture -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("encoder", ["custom3d", "mobilenet", "distilled"])
+def test_a_model_checks_its_recipe_once(encoder, monkeypatch):
+    checked, check = [], Config.model_validate
+    monkeypatch.setattr(Config, "model_validate", lambda mapping: checked.append(mapping) or check(mapping))
+    LiteAVSEMamba({"lite_cfg": {"visual_encoder_type": encoder}, "visual_cfg": {"backbone_weights": "none"}})
+    assert len(checked) == 1
+
+
+# The video -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lite_cfg", [

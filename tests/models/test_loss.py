@@ -13,6 +13,8 @@ from helpers.paths import GOLDEN
 from helpers.tiny import voice
 from models.loss import (
     SI_SDR_LIMIT_DB,
+    Signal,
+    Trust,
     anti_wrapping,
     confidence_loss,
     generator_losses,
@@ -39,16 +41,13 @@ def noisy_pair(snr_db: float, seed: int = 0, n: int = 8000) -> tuple[torch.Tenso
     return clean, clean + noise * 10 ** (-snr_db / 20)
 
 
-def loss_inputs(clean: torch.Tensor, estimate: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What generator_losses takes, with gradients on the estimate's magnitude and phase."""
-    clean_mag, clean_pha, clean_com = mag_phase_stft(clean, **STFT)
+def signals(clean: torch.Tensor, estimate: torch.Tensor) -> tuple[Signal, Signal]:
+    """The estimate, with gradients on its magnitude and phase, and the clean signal, as generator_losses takes them."""
     mag, pha, _ = mag_phase_stft(estimate, **STFT)
     mag, pha = mag.requires_grad_(), pha.requires_grad_()
-    return {
-        "mag_g": mag, "pha_g": pha, "com_g": torch.stack((mag * pha.cos(), mag * pha.sin()), dim=-1),
-        "audio_g": mag_phase_istft(mag, pha, **STFT, length=clean.shape[1]),
-        "clean_mag": clean_mag, "clean_pha": clean_pha, "clean_com": clean_com, "clean_audio": clean,
-    }
+    com = torch.stack((mag * pha.cos(), mag * pha.sin()), dim=-1)
+    audio = mag_phase_istft(mag, pha, **STFT, length=clean.shape[1])
+    return Signal(mag, pha, com, audio), Signal(*mag_phase_stft(clean, **STFT), clean)
 
 
 # --- phase ---
@@ -144,56 +143,57 @@ def test_si_sdr_loss_refuses_other_shapes() -> None:
 
 
 def test_terms_are_semambas() -> None:
-    inputs = loss_inputs(*noisy_pair(5))
-    total, terms = generator_losses({**RECIPE, "time": 0.2}, stft=STFT, **inputs)
+    estimate, clean = signals(*noisy_pair(5))
+    total, terms = generator_losses({**RECIPE, "time": 0.2}, estimate, clean, STFT)
     assert set(terms) == {"magnitude", "phase", "complex", "time", "consistancy", "si_sdr"}
-    torch.testing.assert_close(terms["magnitude"], F.mse_loss(inputs["clean_mag"], inputs["mag_g"]))
-    torch.testing.assert_close(terms["complex"], 2 * F.mse_loss(inputs["clean_com"], inputs["com_g"]))
-    torch.testing.assert_close(terms["time"], F.l1_loss(inputs["clean_audio"], inputs["audio_g"]))
-    torch.testing.assert_close(terms["phase"], sum(phase_losses(inputs["clean_pha"], inputs["pha_g"], CFG)))
+    torch.testing.assert_close(terms["magnitude"], F.mse_loss(clean.mag, estimate.mag))
+    torch.testing.assert_close(terms["complex"], 2 * F.mse_loss(clean.com, estimate.com))
+    torch.testing.assert_close(terms["time"], F.l1_loss(clean.audio, estimate.audio))
+    torch.testing.assert_close(terms["phase"], sum(phase_losses(clean.pha, estimate.pha, CFG)))
     weighted = sum({**RECIPE, "time": 0.2}[name] * value for name, value in terms.items())
     torch.testing.assert_close(total, weighted)
     assert float(terms["si_sdr"].detach()) == pytest.approx(-0.5, abs=0.1)  # 5 dB, in bels
 
 
 def test_consistancy_is_small_for_a_real_signals_spectrum_only() -> None:
-    inputs = loss_inputs(*noisy_pair(5))
-    _, terms = generator_losses({"consistancy": 1.0}, stft=STFT, **inputs)
+    estimate, clean = signals(*noisy_pair(5))
+    _, terms = generator_losses({"consistancy": 1.0}, estimate, clean, STFT)
     assert float(terms["consistancy"].detach()) < 1e-6
-    inputs["com_g"] = inputs["com_g"] + 0.3
-    _, worse = generator_losses({"consistancy": 1.0}, stft=STFT, **inputs)
+    _, worse = generator_losses({"consistancy": 1.0}, estimate._replace(com=estimate.com + 0.3), clean, STFT)
     assert float(worse["consistancy"].detach()) == pytest.approx(2 * 0.3**2, rel=0.01)
 
 
 def test_terms_without_weight_are_not_computed() -> None:
-    inputs = loss_inputs(*noisy_pair(5))
-    inputs["audio_g"] = inputs["com_g"] = None  # would fail if touched
-    total, terms = generator_losses({"magnitude": 2.0, "phase": 0, "metric": 0.05, "confidence": 1.0}, stft=STFT, **inputs)
+    estimate, clean = signals(*noisy_pair(5))
+    estimate = estimate._replace(audio=None, com=None)  # would fail if touched
+    total, terms = generator_losses(
+        {"magnitude": 2.0, "phase": 0, "metric": 0.05, "confidence": 1.0}, estimate, clean, STFT
+    )
     assert list(terms) == ["magnitude"]
     torch.testing.assert_close(total, 2 * terms["magnitude"])
 
 
 def test_the_configurations_weights_are_taken_as_they_are() -> None:
     weights = complete_config({"training_cfg": {"loss": {"metric": 0.05, "si_sdr": 0.3}}})["training_cfg"]["loss"]
-    _, terms = generator_losses(weights, stft=STFT, **loss_inputs(*noisy_pair(5)))
+    _, terms = generator_losses(weights, *signals(*noisy_pair(5)), STFT)
     assert set(terms) == {"magnitude", "phase", "complex", "consistancy", "si_sdr"}
 
 
 def test_gradients_are_finite_on_silence_and_on_perfect_output() -> None:
     clean, _ = noisy_pair(5)
     for target, estimate in ((clean, clean.clone()), (0 * clean, clean.clone())):
-        inputs = loss_inputs(target, estimate)
-        total, _ = generator_losses({**RECIPE, "time": 0.2}, stft=STFT, **inputs)
+        given, wanted = signals(target, estimate)
+        total, _ = generator_losses({**RECIPE, "time": 0.2}, given, wanted, STFT)
         total.backward()
-        assert torch.isfinite(inputs["mag_g"].grad).all()
-        assert torch.isfinite(inputs["pha_g"].grad).all()
+        assert torch.isfinite(given.mag.grad).all()
+        assert torch.isfinite(given.pha.grad).all()
 
 
 def test_a_silent_output_has_a_finite_gradient() -> None:
-    inputs = loss_inputs(*noisy_pair(5))
-    inputs["audio_g"] = torch.zeros_like(inputs["clean_audio"]).requires_grad_()
-    generator_losses({**RECIPE, "time": 0.2}, stft=STFT, **inputs)[0].backward()
-    assert torch.isfinite(inputs["audio_g"].grad).all()
+    estimate, clean = signals(*noisy_pair(5))
+    estimate = estimate._replace(audio=torch.zeros_like(clean.audio).requires_grad_())
+    generator_losses({**RECIPE, "time": 0.2}, estimate, clean, STFT)[0].backward()
+    assert torch.isfinite(estimate.audio.grad).all()
 
 
 def test_si_sdr_cannot_drown_the_other_terms_at_the_start_of_training() -> None:
@@ -202,11 +202,11 @@ def test_si_sdr_cannot_drown_the_other_terms_at_the_start_of_training() -> None:
     rng = torch.Generator().manual_seed(3)
     ratio = []
     for _ in range(5):
-        inputs = loss_inputs(clean, noisy)
-        pha = (6.28 * torch.rand(inputs["pha_g"].shape, generator=rng)).requires_grad_()
-        audio = mag_phase_istft(inputs["mag_g"], pha, **STFT, length=clean.shape[1])
+        estimate, wanted = signals(clean, noisy)
+        pha = (6.28 * torch.rand(estimate.pha.shape, generator=rng)).requires_grad_()
+        audio = mag_phase_istft(estimate.mag, pha, **STFT, length=clean.shape[1])
         audio.retain_grad()
-        generator_losses({"si_sdr": 1.0}, stft=STFT, **{**inputs, "audio_g": audio})[0].backward()
+        generator_losses({"si_sdr": 1.0}, estimate._replace(audio=audio), wanted, STFT)[0].backward()
         ratio.append(float(audio.grad.norm() * audio.detach().norm()))
     # Gradient times signal is the change of the loss per change of the signal by its own size.
     assert max(ratio) < 10 ** (SI_SDR_LIMIT_DB / 20)
@@ -227,8 +227,8 @@ def test_confidence_is_cross_entropy_over_seen_frames() -> None:
 def test_confidence_enters_the_total() -> None:
     logits = torch.zeros(2, 81, 1, requires_grad=True)
     total, terms = generator_losses(
-        {"confidence": 0.5}, stft=STFT, **loss_inputs(*noisy_pair(5)),
-        alpha_logits=logits, trust=torch.ones(2, 81), trust_mask=torch.ones(2, 81, dtype=torch.bool),
+        {"confidence": 0.5}, *signals(*noisy_pair(5)), STFT,
+        trust=Trust(logits, torch.ones(2, 81), torch.ones(2, 81, dtype=torch.bool)),
     )
     assert float(total.detach()) == pytest.approx(0.5 * math.log(2), rel=1e-5)
     total.backward()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from models.inference.crop_stream import Pictures
+from models.inference.crop_stream import CropStream
 from models.inference.enhancer import Enhancer
 from models.inference.files.disk_sound import SpooledSound
 from models.inference.files.jobs import SOUND_FORMATS, Job
@@ -97,7 +97,7 @@ def give_back(
 class _Run:
     """One recording on its way through a model."""
 
-    def __init__(self, enhancer: Enhancer, sound: SpooledSound, pictures: Pictures | None, look: bool) -> None:
+    def __init__(self, enhancer: Enhancer, sound: SpooledSound, pictures: CropStream | None, look: bool) -> None:
         self._enhancer, self._sound, self._pictures, self._look = enhancer, sound, pictures, look
         self._gates: list[np.ndarray] = []
         self.outcome: Outcome | None = None  # once all pieces are taken
@@ -163,10 +163,10 @@ def enhance_file(
     return replace(outcome, seconds=seconds, notes=tuple(notes))
 
 
-def open_pictures(enhancer: Enhancer, job: Job, sound: SpooledSound) -> tuple[Pictures | None, list[str]]:
+def open_pictures(enhancer: Enhancer, job: Job, sound: SpooledSound) -> tuple[CropStream | None, list[str]]:
     """The job's pictures as far as the sound goes, and a note where they cannot be used."""
     rate = enhancer.sample_rate
     try:
-        return enhancer.pictures(job.video, None, sound.n_samples / rate, SoundTrack(sound.between, rate))
+        return enhancer.open_crops(job.video, None, sound.n_samples / rate, SoundTrack(sound.between, rate))
     except (MediaError, FileNotFoundError) as error:
         return None, [f"{one_line(error)}: audio only"]

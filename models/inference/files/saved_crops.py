@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.inference.crop_stream import Pictures
+from models.inference.crop_stream import CropStream
 from models.inference.files.disk_sound import SpooledSound
 from utils.media.clip_writer import ClipWriter
 from utils.util import atomic_write
@@ -16,7 +16,7 @@ from utils.util import atomic_write
 
 @contextlib.contextmanager
 def saved_crops(
-    pictures: Pictures | None, path: Path | None, sound: SpooledSound, sample_rate: int, fps: float, size: int
+    pictures: CropStream | None, path: Path | None, sound: SpooledSound, sample_rate: int, fps: float, size: int
 ) -> Iterator[None]:
     """Inside the `with` block, write what `pictures` gives out to `path` (.mp4 or .mkv); at its end, `sound` as well.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from models.inference.crop_stream import Pictures
+from models.inference.crop_stream import CropStream
 from models.inference.enhancer import Enhancer
 from models.inference.files.disk_sound import SpooledSound
 from models.inference.files.enhance_file import give_back, open_pictures, recording, write_output
@@ -19,7 +19,7 @@ from utils.media.replace_sound import check_remux
 
 
 def chunks_with_pictures(
-    sound: Iterator[np.ndarray], pictures: Pictures | None, sample_rate: int, fps: float
+    sound: Iterator[np.ndarray], pictures: CropStream | None, sample_rate: int, fps: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
     """(samples, crops, timestamps in seconds, mask) for each chunk: the pictures that had been shown by its end."""
     waiting: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.inference.stream_video import PictureQueue
+from models.inference.stream_video import CropQueue
 
 FPS = 25
 
 
-def shown(queue: PictureQueue, last_tick: int, first_tick: int | None = None) -> list[int | None]:
+def shown(queue: CropQueue, last_tick: int, first_tick: int | None = None) -> list[int | None]:
     """First byte of what is encoded when sound of the grid times up to last_tick leaves."""
     ticks = range(queue.next_tick if first_tick is None else first_tick, last_tick + 1)
     return [None if picture is None else int(picture[0, 0, 0]) for picture in queue.due(ticks, memory_frames=6)]
 
 
-def add(queue: PictureQueue, numbers: list[int], times: list[float], faces: list[bool] | None = None) -> None:
+def add(queue: CropQueue, numbers: list[int], times: list[float], faces: list[bool] | None = None) -> None:
     crops = np.stack([np.full((2, 2, 3), number, np.uint8) for number in numbers])
     queue.add(crops, np.array(times), np.array(faces or [True] * len(numbers)))
 
 
 def test_a_frame_is_shown_until_the_next_one_is_due() -> None:
-    queue = PictureQueue(FPS)
+    queue = CropQueue(FPS)
     add(queue, [1, 2], [0.0, 0.0415])  # 1.5 ms late is on time
     assert shown(queue, 3) == [1, 2] and queue.next_tick == 2
     add(queue, [5], [0.16])
@@ -32,13 +32,13 @@ def test_a_frame_is_shown_until_the_next_one_is_due() -> None:
 
 
 def test_hold_sec_shows_the_last_frame_while_its_successor_is_overdue() -> None:
-    queue = PictureQueue(FPS, hold_sec=0.1)
+    queue = CropQueue(FPS, hold_sec=0.1)
     add(queue, [1, 2], [0.0, 0.04])
     assert shown(queue, 9) == [1, 2, 2, 2]
 
 
 def test_a_late_frame_fills_what_is_not_encoded_yet_and_nothing_else() -> None:
-    queue = PictureQueue(FPS)
+    queue = CropQueue(FPS)
     add(queue, [1], [0.0])
     assert shown(queue, 3) == [1]  # grid times 1 to 3 have left without a picture, and wait
     add(queue, [2, 3, 4, 5], [0.04, 0.08, 0.12, 0.16])
@@ -49,13 +49,13 @@ def test_a_late_frame_fills_what_is_not_encoded_yet_and_nothing_else() -> None:
 
 
 def test_a_frame_without_a_face_is_black_and_not_held_over() -> None:
-    queue = PictureQueue(FPS)
+    queue = CropQueue(FPS)
     add(queue, [1, 2, 3], [0.0, 0.04, 0.08], [True, False, True])
     assert shown(queue, 2) == [1, None, 3]
 
 
 def test_a_long_absence_costs_no_more_than_the_encoders_memory() -> None:
-    queue = PictureQueue(FPS)
+    queue = CropQueue(FPS)
     add(queue, [1], [0.0])
     assert shown(queue, 0) == [1]
     for tick in (1000, 80000):

@@ -16,7 +16,7 @@ import soundfile
 import inference_av
 from helpers.tiny import all_files, face_crops, only_line, voice, wav_file
 from helpers.videos import RATE, Drawings, sped_up, talking, timed_video
-from models.inference.crop_stream import Pictures
+from models.inference.crop_stream import CropStream
 from models.inference.files.disk_sound import SpooledSound
 from models.inference.files.saved_crops import saved_crops
 from utils.faces import cropper as faces
@@ -80,7 +80,7 @@ def test_the_detector_and_the_faces_are_said(run_av, tmp_path, monkeypatch, caps
 def test_saved_crops_without_a_frame_have_the_models_size(tmp_path) -> None:
     with SpooledSound() as sound:
         sound.extend([voice(0.2)])
-        with saved_crops(Pictures([], 5), tmp_path / "c.mp4", sound, 16000, 25.0, 48):
+        with saved_crops(CropStream([], 5), tmp_path / "c.mp4", sound, 16000, 25.0, 48):
             pass
     with av.open(str(tmp_path / "c.mp4")) as container:
         assert (container.streams.video[0].width, container.streams.video[0].height) == (48, 48)

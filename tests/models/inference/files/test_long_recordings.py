@@ -14,7 +14,7 @@ from helpers.tiny import face_crops, tiny_config, tiny_model, voice, write_mpg
 from models.inference import enhancer as enhancer_module
 from models.inference import overlap
 from models.inference import stream_batch as stream_core
-from models.inference.crop_stream import Pictures
+from models.inference.crop_stream import CropStream
 from models.inference.enhancer import Enhancer
 from models.inference.files.disk_sound import SpooledSound
 from models.inference.files.enhance_file import write_wav
@@ -68,7 +68,7 @@ def test_a_video_file_is_decoded_as_far_as_the_sound_has_come(tmp_path: Path, mo
     model, cfg = tiny_model(model_cfg={"causal": True})
     enhancer = Enhancer(model, cfg)
     whole = enhancer.enhance(voice(2.4), RATE, load_video_frames(path)[0])
-    pictures, _ = enhancer.pictures(str(path), None, 2.4)
+    pictures, _ = enhancer.open_crops(str(path), None, 2.4)
     ahead = []
 
     def sound():
@@ -123,7 +123,7 @@ def test_chunks_get_their_own_pictures_and_alpha() -> None:
         return samples.copy(), np.full(1 + len(samples) // hop, first / fps, np.float32)
 
     wav = np.ones(25 * rate, np.float32)
-    out, alpha = enhance_overlapped(wav, Pictures(stretches, 625), rate, fps, hop, run)
+    out, alpha = enhance_overlapped(wav, CropStream(stretches, 625), rate, fps, hop, run)
     np.testing.assert_allclose(out, 1.0, atol=1e-6)
     assert asked == [(0, 250, 10000), (225, 250, 10000), (450, 175, 7000)]
     assert alpha.shape == (2501,) and alpha[0] == 0 and alpha[949] == 0 and alpha[950] == 9 and alpha[-1] == 18
