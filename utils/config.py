@@ -80,7 +80,7 @@ class LossCfg(_Section):
     complex: NonNegativeFloat = 0.1
     time: NonNegativeFloat = 0.0
     consistancy: NonNegativeFloat = 0.1
-    si_sdr: NonNegativeFloat = 0.0
+    si_sdr: NonNegativeFloat = 0.0  # minus SI-SDR in dB, means removed, held to +-30 dB
     silence: NonNegativeFloat = 0.0  # level of the output where the target is silent, in bels over the input's
     confidence: NonNegativeFloat = 0.0  # BCE of alpha against the per-frame corruption label
 
