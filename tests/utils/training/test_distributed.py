@@ -25,7 +25,7 @@ from utils.util import write_json
 
 TINY = {
     "env_setting": {"num_workers": 0, "stdout_interval": 1, "checkpoint_interval": 2, "validation_interval": 3, "seed": 3},
-    "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2},
+    "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2, "causal": False},
     "visual_cfg": {"visual_dim": 32}, "lite_cfg": {"visual_encoder_type": "custom3d"},
 }  # fmt: skip
 TRAINING = {"batch_size": 4, "segment_size": 8000, "max_steps": 3, "valid_clips": 1, "video_dropout": 0.5}
