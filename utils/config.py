@@ -40,12 +40,12 @@ class _Section(BaseModel):
 
 class DistCfg(_Section):
     dist_backend: str = "nccl"
-    dist_url: str = "tcp://localhost:19477"
+    dist_url: str = "tcp://localhost:19477"  # SEMamba's key, not used: a free port is taken
     world_size: PositiveInt = 1
 
 
 class EnvSetting(_Section):
-    num_gpus: NonNegativeInt = 1  # SEMamba's key; a machine without CUDA trains on its CPU and says so
+    num_gpus: NonNegativeInt | None = None  # left out: all that are there; 0: the CPU; fewer are there: those, and said
     num_workers: NonNegativeInt = 2
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234  # torch takes no larger one
     stdout_interval: PositiveInt = 10  # steps between lines with the loss terms, which log.jsonl gets too

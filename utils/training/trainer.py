@@ -29,14 +29,18 @@ from utils.util import check_loss_health, safe_backward
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 MAX_RELOADS = 3  # reloads without one good step between them: the run is not going to recover
+# What asks for a checkpoint and the end: Ctrl-C, and schedulers before a time limit or a preemption. Windows has no USR1.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 REPEATED_SIGNAL_SEC = 2.0  # a launcher passes on what the terminal has sent to all: within this it is one request
 
 
 def _quiet_worker(worker_id: int) -> None:
     torch.set_num_threads(1)  # the training process owns the cores
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the loop above decides when its workers stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Adversary:
@@ -241,7 +245,7 @@ class Trainer:
 
     def run(self) -> str:
         """Train; returns "finished" or "interrupted". Interrupted runs have a checkpoint of their last whole step."""
-        previous = {s: signal.signal(s, self._remember_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        previous = {s: signal.signal(s, self._remember_signal) for s in STOP_SIGNALS}
         log = RunLog(self.exp_path, self.step, "validation" if self.validation_due else None, active=self.group.is_main)
         self.generator.train()
         if self.adversary is not None:

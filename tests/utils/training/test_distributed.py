@@ -147,7 +147,11 @@ def test_gpus_that_are_not_there(recipes, tmp_path, capsys, monkeypatch) -> None
     cfg = complete_config({"env_setting": {"num_gpus": 2}})
     assert usable_gpus(cfg, 4) == (2, None)
     assert usable_gpus(cfg, 1)[0] == 1 and "this machine has 1" in usable_gpus(cfg, 1)[1]
-    assert usable_gpus(complete_config({"env_setting": {"num_gpus": 0}}), 2) == (0, None)
+    count, said = usable_gpus(complete_config({"env_setting": {"num_gpus": 0}}), 2)
+    assert count == 0 and "on the CPU, though this machine has 2 GPUs" in only_line(said)
+    everything = complete_config({"training_cfg": {"batch_size": 6}})
+    assert usable_gpus(everything, 3) == (3, None) and usable_gpus(everything, 0) == (0, None)
+    assert usable_gpus(everything, 4)[0] == 3 and "3 of 4 GPUs" in only_line(usable_gpus(everything, 4)[1])
     count, said = usable_gpus(cfg, 0)
     assert count == 0 and "CPU" in only_line(said)
     with pytest.raises(ValueError, match="torchrun"):
