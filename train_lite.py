@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset, AVItem
 from evaluation.validation import Validation
 from models.generator import LiteAVSEMamba
@@ -52,6 +53,23 @@ def compute_losses(model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.
     )
 
 
+def validation_losses(model: LiteAVSEMamba, dataset: AVDataset, cfg: dict, device: torch.device) -> dict[str, float]:
+    """Mean of each loss over the validation clips that can be read, as {"loss": total, "loss_magnitude": ...}."""
+    sums: dict[str, torch.Tensor] = {}
+    count = 0
+    with torch.no_grad():
+        for index in range(len(dataset)):
+            try:
+                item = dataset[index]
+            except UnreadableClip:  # Validation has said so
+                continue
+            total, terms = compute_losses(model, AVItem(*(field[None] for field in item)), cfg, device)
+            for name, value in {"loss": total, **{f"loss_{term}": value for term, value in terms.items()}}.items():
+                sums[name] = sums.get(name, 0.0) + value
+            count += 1
+    return {name: float(value) / count for name, value in sums.items()}
+
+
 def check_recipe(cfg: dict) -> None:
     """ValueError for keys that train_lite.py would train past, such as those of SEMamba's adversarial recipe."""
     training = cfg["training_cfg"]
@@ -73,14 +91,19 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     start = cfg["training_cfg"]["init_checkpoint"]
     if start is not None and latest_pair(exp_path) is None:
         group.say(start_from(model, cfg, start, cfg["training_cfg"]["init_parts"]))
-    validation = Validation(make_valid_set(cfg), cfg["env_setting"]["num_workers"], cfg["training_cfg"])
+    valid_set = make_valid_set(cfg)
+    validation = Validation(valid_set, cfg["env_setting"]["num_workers"], cfg["training_cfg"])
     enhancer = Enhancer(model, cfg, device)
+
+    def validate() -> dict[str, float]:
+        return validation(enhancer) | validation_losses(model, valid_set, cfg, device)
+
     torch.manual_seed(cfg["env_setting"]["seed"] + group.rank)  # the weights are alike, what is drawn in training is not
     return Trainer(
         cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=make_train_set(cfg),
         compute_losses=lambda item: compute_losses(model, item, cfg, device),
-        validate=lambda: validation(enhancer), may_miss=third_party_keys(model), group=group,
-        about=describe_backend(device),
+        validate=validate, may_miss=third_party_keys(model), group=group,
+        about=f"{'causal' if model.causal else 'not causal'}; {describe_backend(device)}",
     )
 
 

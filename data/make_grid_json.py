@@ -8,10 +8,14 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.tools.listing import SPLITS, ClipChecker, Entry, Skipped, add_checking, report_skipped, walk_files
+import soundfile
+
+from data.tools.listing import SPLITS, ClipChecker, Entry, Skipped, add_checking, hold_out, report_skipped, walk_files
 from utils.console import Parser, run
-from utils.media.sound import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
-from utils.util import write_json
+from utils.media.sound import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, load_audio
+from utils.util import atomic_write, write_json
+
+EXTRACTED_RATE_HZ = 16000
 
 DEFAULT_SPEAKERS = {  # the usual split; s21 was published without video
     "train": [f"s{n}" for n in range(1, 29)],
@@ -86,13 +90,39 @@ def _speaker_lists(args: argparse.Namespace) -> dict[str, list[str]]:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("make_grid_json.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid_root", required=True, help="folder with s1, s2, ... (any nesting) as downloaded")
-    parser.add_argument("--output_dir", required=True, help="where grid_train.json, grid_valid.json, grid_test.json go")
+    parser.add_argument("--output_dir", default="data", help="where grid_train.json, grid_valid.json, grid_test.json go")
     for split, usual in zip(SPLITS, ("s1-s28", "s29-s31", "s32-s34"), strict=True):
         parser.add_argument(f"--{split}_speakers", nargs="*", metavar="sN", help=f"instead of {usual}")
+    parser.add_argument("--val_ratio", type=float, help="validate on this share of the speakers found, not on s29-s31")
+    parser.add_argument("--seed", type=int, default=1234, help="draws the speakers of --val_ratio")
+    parser.add_argument("--extract_audio", action="store_true",
+                        help="write each clip's sound as a 16 kHz WAV to OUTPUT_DIR/grid_audio, and list that")
     parser.add_argument("--exclude", nargs="*", default=[], help="globs of clips to leave out, e.g. 's1/bbaf*'")
     add_checking(parser)
     parser.add_argument("--probe", action="store_const", const="full", dest="check", help="the same as --check full")
     return parser.parse_args(argv)
+
+
+def _hold_out_share(
+    args: argparse.Namespace, speakers: dict[str, list[str]], clips: dict[str, list[Entry]]
+) -> dict[str, list[str]]:
+    """`speakers` with --val_ratio of those of train and valid that have clips in valid, the others in train."""
+    if args.valid_speakers is not None:
+        raise ValueError("--val_ratio and --valid_speakers both say whom to validate on; give one of them")
+    usable = [name for split in ("train", "valid") for name in speakers[split] if name in clips]
+    held = hold_out(set(usable), args.val_ratio, args.seed, "--val_ratio") if usable else set()
+    return speakers | {"train": [n for n in usable if n not in held], "valid": [n for n in usable if n in held]}
+
+
+def _with_own_sound(entry: Entry, folder: Path) -> Entry:
+    """The entry with its video's sound in a file of its own, which is written unless the entry has one already."""
+    if "audio" in entry:
+        return entry
+    target = folder / entry["speaker"] / f"{Path(entry['video']).stem}.wav"
+    if not target.is_file():
+        with atomic_write(target) as temporary:
+            soundfile.write(temporary, load_audio(entry["video"], EXTRACTED_RATE_HZ), EXTRACTED_RATE_HZ, subtype="PCM_16")
+    return {**entry, "audio": str(target.resolve())}
 
 
 def make_lists(args: argparse.Namespace) -> int:
@@ -104,6 +134,8 @@ def make_lists(args: argparse.Namespace) -> int:
     clips, silent = find_clips(root, args.exclude, args.workers)
     if not clips:
         raise ValueError(f"--grid_root: no video in speaker folders (s1, s2, ...) under {root}")
+    if args.val_ratio is not None:
+        speakers = _hold_out_share(args, speakers, clips)
     for speaker in sorted(silent, key=lambda name: int(name[1:])):
         print(f"{speaker}: sound but no video; left out")
     skipped: list[Skipped] = []
@@ -113,6 +145,8 @@ def make_lists(args: argparse.Namespace) -> int:
         good, bad = checker.split([entry for name in names for entry in clips.get(name, [])])
         skipped += bad
         target = output_dir / f"grid_{split}.json"
+        if args.extract_audio:
+            good = [_with_own_sound(entry, output_dir / "grid_audio") for entry in good]
         write_json(target, sorted(good, key=lambda entry: entry["video"]))
         present = sum(name in clips for name in names)
         why = "no clip of " + ", ".join(names) if names else "no speakers named"

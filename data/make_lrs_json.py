@@ -33,15 +33,21 @@ def _base(root: Path, names: Sequence[str], parts: Collection[str], option: str)
 
 
 def read_split(path: Path) -> list[tuple[str, str]]:
-    """("id/number", tag or "") of each line of an official split file; ValueError names a line that is none."""
+    """("id/number", tag or "") of each line of an official split file; ValueError names a line that is none.
+
+    A line may also be a path, whose last two parts are meant: main/id/number.mp4.
+    """
     clips = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         words = line.split()
         if not words:
             continue
-        if len(words) > 2 or words[0].count("/") != 1:
-            raise ValueError(f"{path}, line {number}: {line!r} is not `id/number` with an optional tag")
-        clips[words[0]] = words[1] if len(words) == 2 else ""
+        clip = words[0]
+        if clip.lower().endswith(".mp4"):
+            clip = "/".join(clip[: -len(".mp4")].split("/")[-2:])
+        if len(words) > 2 or clip.count("/") != 1:
+            raise ValueError(f"{path}, line {number}: {line!r} is not `id/number` or a path of an .mp4, with an optional tag")
+        clips[clip] = words[1] if len(words) == 2 else ""
     return list(clips.items())
 
 

@@ -2,7 +2,8 @@
 
     python data/make_vox_json.py --vox2_root data/vox2 --output_dir data/lists/raw
 
-Clips are dev/mp4/SPEAKER/VIDEO/NUMBER.mp4; the sound is dev/aac/SPEAKER/VIDEO/NUMBER.m4a where there is one, else in the mp4.
+Clips are dev/mp4/SPEAKER/VIDEO/NUMBER.mp4, or dev/SPEAKER/VIDEO/NUMBER.mp4; the sound is dev/aac/SPEAKER/VIDEO/NUMBER.m4a, or
+beside the clip, where there is one, else in the mp4.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def list_part(root: Path, part: str, workers: int) -> tuple[list[Entry], list[Sk
     """Entries {"video", "audio" where it is a file of its own, "speaker"} of "dev" or "test", and what is no clip of it."""
     pictures, sounds = _folder(root, part, ("mp4",)), _folder(root, part, SOUND_FOLDERS)
     if pictures is None:
-        return [], []
+        pictures = root / part  # without a folder mp4
+        if not pictures.is_dir():
+            return [], []
+        sounds = sounds or pictures
     names = walk_files(pictures, (".mp4",), workers)
     heard = {name.rsplit(".", 1)[0]: name for name in walk_files(sounds, AUDIO_EXTENSIONS, workers)} if sounds else {}
     entries, skipped = [], []
@@ -65,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         root = Path(args.vox2_root).resolve()
         (dev, skipped), (test, others) = (list_part(root, part, args.workers) for part in ("dev", "test"))
         if not dev and not test:
-            raise ValueError(f"--vox2_root: no clip under {root}/dev/mp4 or {root}/test/mp4 (SPEAKER/VIDEO/NUMBER.mp4)")
+            raise ValueError(f"--vox2_root: no clip under {root}/dev or {root}/test ([mp4/]SPEAKER/VIDEO/NUMBER.mp4)")
         held = hold_out({entry["speaker"] for entry in dev}, args.valid_share, args.seed) if dev else set()
         lists = {
             "train": [entry for entry in dev if entry["speaker"] not in held],

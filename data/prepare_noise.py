@@ -105,8 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = Parser("prepare_noise.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noise_dirs", nargs="+", required=True, help="folders walked to the bottom")
-    parser.add_argument("--output_dir", required=True, help="for noise_train.json, noise_valid.json, noise_test.json")
-    parser.add_argument("--valid_fraction", type=float, default=0.1)
+    parser.add_argument("--output_dir", default="data", help="for noise_train.json, noise_valid.json, noise_test.json")
+    parser.add_argument("--valid_fraction", "--val_ratio", type=float, default=0.1, help="to validate on")
     parser.add_argument("--test_fraction", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--exclude", nargs="*", default=[], help="globs of files to leave out, e.g. 'talkers/*'")

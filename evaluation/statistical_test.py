@@ -2,9 +2,10 @@
 
     python -m evaluation.statistical_test --ours_csv results/snr_breakdown/scores.csv --baseline_csv results/semamba/scores.csv
 
-The CSVs need sample_id and at least one of pesq, stoi, estoi, si_sdr; every other column is optional. Of CSVs with several
-rows a sample, as evaluation.snr_breakdown writes them, --ours_row and --baseline_row choose one. Where the column `clip`
-shows that a clip stands in several mixtures its differences are averaged first: mixtures of one clip are not independent.
+The CSVs need sample_id and at least one of pesq, stoi, estoi, si_sdr; every other column is optional, and blanks around a cell
+do not count. Of CSVs with several rows a sample, as evaluation.snr_breakdown writes them, --ours_row and --baseline_row choose
+one. Where the column `clip` shows that a clip stands in several mixtures its differences are averaged first: mixtures of one
+clip are not independent.
 Paired t-test, Wilcoxon signed-rank test (both with Holm's correction over the metrics), Cohen's d for paired samples, and
 the 95 % interval of the mean difference (bootstrap; Student's t below 10), by speaker where speakers have several clips.
 """
@@ -44,12 +45,13 @@ def read_scores(path: Path, row: str | None, option: str) -> Table:
     """Scores of a CSV, those of `row` where it names several; ValueError, one line, when it is none we can compare."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:  # Excel puts a byte order mark in front
-            reader = csv.DictReader(file)
-            columns, lines = list(reader.fieldnames or ()), []
+            reader = csv.DictReader(file, skipinitialspace=True)
+            columns, lines = [name.strip() for name in reader.fieldnames or ()], []
+            reader.fieldnames = columns
             for line in reader:
                 if None in line or None in line.values():
                     raise ValueError(f"--{option}_csv: line {reader.line_num} of {path} should have {len(columns)} cells")
-                lines.append(line)
+                lines.append({name: cell.strip() for name, cell in line.items()})
     except FileNotFoundError:
         raise FileNotFoundError(f"--{option}_csv: {path} does not exist") from None
     except (UnicodeDecodeError, csv.Error) as error:

@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from models.stfts import mag_phase_stft
 from utils.scores.metrics import SILENCE_POWER, mean_score, score_many
 
-# The si_sdr term is -SI-SDR in bels, limited to +-30 dB. The norm of each weighted term's gradient was measured on a small
-# SEMamba with the recipe's weights (magnitude .9, si_sdr .3). Before training, when the phases are random: magnitude 1.1,
-# si_sdr 575 without the limit and 13 with it. After 100 steps: magnitude .12, phase .3 to .7, si_sdr 1.4. In dB the si_sdr
-# term would be ten times as large, and the other terms would have next to no effect.
-SI_SDR_UNIT_DB = 10.0
+# The si_sdr term is -SI-SDR in dB, limited to +-30 dB. The norm of each weighted term's gradient was measured on a small
+# SEMamba with the weights magnitude .9 and si_sdr .03. Before training, when the phases are random: magnitude 1.1, si_sdr 575
+# without the limit and 13 with it. After 100 steps: magnitude .12, phase .3 to .7, si_sdr 1.4. With a weight of .3 the si_sdr
+# term is ten times as large, and the other terms have next to no effect: our own recipes have weights of .03 to .1.
 SI_SDR_LIMIT_DB = 30.0
 SILENCE_LIMIT_DB = 30.0  # an output this far below the input is silent enough
 
@@ -128,9 +127,8 @@ def generator_losses(
     `stft` holds n_fft, hop_size, win_size and compress_factor. SEMamba's terms are magnitude (MSE), phase (IP + GD + IAF),
     complex (2 MSE), time (L1), consistancy (2 MSE between the estimate's com and the spectrum of its audio) and metric
     (MSE between 1, the best score, and metric_g [B, 1], the discriminator's score of the estimate). The others are si_sdr
-    (-SI-SDR in bels), silence (`silence_loss`, which needs noisy_audio [B, L]) and confidence (`confidence_loss` of
-    `trust`, which is None for a batch without video). A term is left out if its weight is 0 or missing, or if it lacks its
-    input.
+    (-SI-SDR in dB, means removed), silence (`silence_loss`, needs noisy_audio [B, L]) and confidence (`confidence_loss` of
+    `trust`, which is None for a batch without video). A term is left out if its weight is 0 or missing, or without its input.
     """
 
     def consistancy() -> torch.Tensor:
@@ -143,7 +141,7 @@ def generator_losses(
         "complex": lambda: 2 * F.mse_loss(estimate.com, clean.com),
         "time": lambda: F.l1_loss(estimate.audio, clean.audio),
         "consistancy": consistancy,
-        "si_sdr": lambda: si_sdr_loss(clean.audio, estimate.audio, limit_db=SI_SDR_LIMIT_DB) / SI_SDR_UNIT_DB,
+        "si_sdr": lambda: si_sdr_loss(clean.audio, estimate.audio, zero_mean=True, limit_db=SI_SDR_LIMIT_DB),
     }
     if trust is not None:
         recipe["confidence"] = lambda: confidence_loss(*trust)

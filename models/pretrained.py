@@ -68,12 +68,16 @@ def start_from(model: SEMamba, cfg: Mapping, path: str | os.PathLike, parts: str
     """Load the weights of another run into a new model -> a sentence that says what was loaded.
 
     parts "all": every weight, and none may be missing. "audio": all but those of the visual branch, which keep their first
-    values, so an audio-only checkpoint suffices. ValueError for a checkpoint of another STFT, norm or size.
+    values, so an audio-only checkpoint suffices. "fitting": each weight that has the name and the shape of one of the model's,
+    so that SEMamba's weights can start LiteAVSEMamba; the sentence names what does not fit. ValueError for a checkpoint of
+    another STFT, norm or size, or if nothing fits.
     """
     checkpoint, cfg = load_checkpoint(path), complete_config(cfg)
     weights = checkpoint.get("generator")
     if not isinstance(weights, Mapping):
         raise ValueError(f"training_cfg.init_checkpoint {path} holds no generator")
+    if parts == "fitting":
+        return _start_from_fitting(model, cfg, path, checkpoint)
     if checkpoint.get("config") is None:
         _refuse_unless_semambas(path, cfg)
     else:
@@ -86,6 +90,32 @@ def start_from(model: SEMamba, cfg: Mapping, path: str | os.PathLike, parts: str
         may_miss = may_miss | {key for key in model.state_dict() if key.startswith(VISUAL_PREFIXES)}
     load_state(model, taken, f"checkpoint {path}", may_miss)
     return f"starts from {len(taken)} of {len(model.state_dict())} weights of {path} ({parts})"
+
+
+def _start_from_fitting(model: nn.Module, cfg: Mapping, path: str | os.PathLike, checkpoint: Mapping) -> str:
+    weights, own = checkpoint["generator"], model.state_dict()
+    taken = {key: value for key, value in weights.items() if key in own and own[key].shape == value.shape}
+    if not taken:
+        raise ValueError(f"training_cfg.init_checkpoint {path}: none of its {len(weights)} weights fits {type(model).__name__}")
+    model.load_state_dict(taken, strict=False)
+    lacking = {
+        "not in the checkpoint": [key for key in own if key not in weights],
+        "of another shape": [key for key in own if key in weights and key not in taken],
+        "of the checkpoint's unknown to the model": [key for key in weights if key not in own],
+    }
+    said = [f"{len(keys)} {why} ({_modules(keys)})" for why, keys in lacking.items() if keys]
+    given = complete_config(checkpoint.get("config") or {}, source=f"config of {path}")
+    said += [
+        f"{section}.{key} was {given[section][key]}, here {value}"
+        for section, keys in (("stft_cfg", tuple(given["stft_cfg"])), ("model_cfg", ("causal", "norm", "phase_residual")))
+        for key, value in complete_config(cfg)[section].items() if key in keys and given[section][key] != value
+    ]  # fmt: skip
+    return f"starts from {len(taken)} of {len(own)} weights of {path} (fitting)" + ("; " + "; ".join(said) if said else "")
+
+
+def _modules(keys: Sequence[str]) -> str:
+    """The parts of the model, such as "dense_encoder", that weights belong to, in their order."""
+    return ", ".join(dict.fromkeys(key.split(".")[0] for key in keys))
 
 
 def _refuse_other_model(

@@ -286,7 +286,7 @@ def test_the_full_recipe_keeps_the_numbers_of_the_design() -> None:
     assert (training["adam_b1"], training["adam_b2"], training["lr_decay"], training["grad_clip"]) == (0.8, 0.99, 0.99, 1.0)
     assert (training["segment_size"], training["snr_range"], training["use_discriminator"]) == (16000, [-5, 20], False)
     assert training["loss"] == {
-        "metric": 0, "magnitude": 0.9, "phase": 0.3, "complex": 0.1, "time": 0, "consistancy": 0.1, "si_sdr": 0.3,
+        "metric": 0, "magnitude": 0.9, "phase": 0.3, "complex": 0.1, "time": 0, "consistancy": 0.1, "si_sdr": 0.03,
         "confidence": 0.05, "silence": 0,
     }  # fmt: skip
     assert (model["hid_feature"], model["num_tfmamba"], model["d_state"], model["d_conv"], model["expand"]) == (64, 4, 16, 4, 4)

@@ -90,7 +90,7 @@ def test_learning_rates_fall_by_epoch_for_both(recipe, tmp_path) -> None:
     trainer = trainer_of(recipe, tmp_path, "training_cfg.lr_decay=0.5")
     trainer.epoch = 3
     trainer.train_step(next(iter(trainer._batches())))
-    rates = [group["lr"] for player in (trainer._player, trainer._rival) for group in player.optimizer.param_groups]
+    rates = [group["lr"] for player in (trainer.player, trainer.rival) for group in player.optimizer.param_groups]
     assert rates == [5e-4 / 8] * 2
 
 
@@ -175,7 +175,7 @@ def test_a_run_of_semambas_own_goes_on(recipe, tmp_path) -> None:
     save_checkpoint(tmp_path / "run" / "g_00001000.pth", {"generator": theirs})
     save_checkpoint(tmp_path / "run" / "do_00001000.pth", {
         "discriminator": trainer.adversary.module.state_dict(), "optim_g": optim_g,
-        "optim_d": trainer._rival.optimizer.state_dict(), "steps": 1000, "epoch": 2,
+        "optim_d": trainer.rival.optimizer.state_dict(), "steps": 1000, "epoch": 2,
     })  # fmt: skip
     save_checkpoint(tmp_path / "run" / "g_00002000.pth", {"generator": {}})
     again = trainer_of(recipe, tmp_path / "run")

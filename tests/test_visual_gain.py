@@ -23,7 +23,7 @@ RECIPE = {
         "valid_snrs_db": [0],
         # Confidence has to be among them: while the encoder is untrained the picture is noise, and an alpha that is left
         # to itself shuts it out for good.
-        "loss": {"magnitude": 0.9, "phase": 0.1, "complex": 0.2, "si_sdr": 1.0, "consistancy": 0.0, "confidence": 0.1},
+        "loss": {"magnitude": 0.9, "phase": 0.1, "complex": 0.2, "si_sdr": 0.1, "consistancy": 0.0, "confidence": 0.1},
     },
     "model_cfg": {
         "hid_feature": 16, "num_tfmamba": 1, "d_state": 8, "expand": 2, "causal": True, "phase_residual": True,

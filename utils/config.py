@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TextIO
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -40,18 +40,18 @@ class _Section(BaseModel):
 
 class DistCfg(_Section):
     dist_backend: str = "nccl"
-    dist_url: str = "tcp://localhost:19477"
+    dist_url: str = "tcp://localhost:19477"  # SEMamba's key, not used: a free port is taken
     world_size: PositiveInt = 1
 
 
 class EnvSetting(_Section):
-    num_gpus: NonNegativeInt = 1  # SEMamba's key; a machine without CUDA trains on its CPU and says so
+    num_gpus: NonNegativeInt | None = None  # left out: all that are there; 0: the CPU; fewer are there: those, and said
     num_workers: NonNegativeInt = 2
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 1234  # torch takes no larger one
-    stdout_interval: PositiveInt = 10
+    stdout_interval: PositiveInt = 10  # steps between lines with the loss terms, which log.jsonl gets too
     checkpoint_interval: PositiveInt = 1000
     validation_interval: PositiveInt = 1000
-    summary_interval: PositiveInt = 100  # SEMamba's key, not used: TensorBoard gets what log.jsonl gets (stdout_interval)
+    summary_interval: PositiveInt = 100  # steps between TensorBoard's numbers
     keep_checkpoints: PositiveInt = 3  # newest pairs kept on disk, besides the best
     dist_cfg: DistCfg = DistCfg()
 
@@ -80,7 +80,7 @@ class LossCfg(_Section):
     complex: NonNegativeFloat = 0.1
     time: NonNegativeFloat = 0.0
     consistancy: NonNegativeFloat = 0.1
-    si_sdr: NonNegativeFloat = 0.0
+    si_sdr: NonNegativeFloat = 0.0  # minus SI-SDR in dB, means removed, held to +-30 dB
     silence: NonNegativeFloat = 0.0  # level of the output where the target is silent, in bels over the input's
     confidence: NonNegativeFloat = 0.0  # BCE of alpha against the per-frame corruption label
 
@@ -121,7 +121,8 @@ class SceneCfg(_Section):
 
 class TrainingCfg(_Section):
     init_checkpoint: str | None = None  # weights that a new run starts from
-    init_parts: Literal["all", "audio"] = "all"  # audio: all but the visual branch, which starts anew
+    init_parts: Literal["all", "audio", "fitting"] = "all"  # audio: all but the visual branch; fitting: whatever fits, and
+    # what does not is named, e.g. SEMamba's weights under LiteAVSEMamba
     training_epochs: PositiveInt = 100
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 2
@@ -182,7 +183,7 @@ class ModelCfg(_Section):
     input_channel: Literal[2] = 2  # magnitude and phase
     output_channel: Literal[1] = 1
     mamba_version: Literal[1, 2] = 1
-    causal: bool = False  # left padding, channel norm, forward-only time Mamba, running level
+    causal: bool = False  # nothing looks ahead; left out: true in a recipe with visual_cfg or lite_cfg, else false
     norm: Literal["instance", "channel"] | None = None  # None: channel when causal, else instance
     phase_residual: bool = False  # the phase decoder turns the noisy phase instead of drawing a new one
 
@@ -197,7 +198,7 @@ class ModelCfg(_Section):
 
 class VisualCfg(_Section):
     use_visual: bool = True
-    visual_channels: Literal[3] = 3  # RGB
+    visual_channels: Literal[3] = 3  # crops are RGB; 1 is taken as 3, and said
     freeze_visual_encoder: bool = True
     video_fps: PositiveFloat = 25.0
     face_size: PositiveInt = 96
@@ -207,6 +208,11 @@ class VisualCfg(_Section):
     visual_lookahead_ms: NonNegativeFloat = 0.0  # how much later video the sound may wait for
     visual_dim: PositiveInt = 512
     remove_mean_frames: NonNegativeInt = 25  # visual features less their mean over so many past frames; 0: as they are
+
+    @field_validator("visual_channels", mode="before")
+    @classmethod
+    def _one_channel_means_rgb(cls, value: Any) -> Any:
+        return 3 if value == 1 else value
 
 
 class LiteCfg(_Section):
@@ -231,6 +237,17 @@ class Config(_Section):
     model_cfg: ModelCfg = ModelCfg()
     visual_cfg: VisualCfg = VisualCfg()
     lite_cfg: LiteCfg = LiteCfg()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _causal_unless_said(cls, value: Any) -> Any:
+        """A recipe with a visual branch is of LiteAVSEMamba, which is causal where nothing says otherwise."""
+        if not isinstance(value, Mapping) or not ("visual_cfg" in value or "lite_cfg" in value):
+            return value
+        model = value.get("model_cfg") or {}
+        if not isinstance(model, Mapping) or "causal" in model or model.get("norm") == "instance":
+            return value
+        return {**value, "model_cfg": {**model, "causal": True}}
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Config:
@@ -333,6 +350,11 @@ def apply_overrides(mapping: dict, overrides: Sequence[str]) -> dict:
     return mapping
 
 
+def _says_causal(mapping: Mapping, overrides: Sequence[str]) -> bool:
+    model = mapping.get("model_cfg")
+    return isinstance(model, Mapping) and "causal" in model or any("model_cfg.causal" in text for text in overrides)
+
+
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> dict:
     """Read a recipe, apply overrides, check it, fill in defaults."""
     try:
@@ -346,4 +368,10 @@ def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> dict:
         mapping = {}
     if not isinstance(mapping, dict):
         raise ValueError(f"config {path} should hold sections such as model_cfg, not {type(mapping).__name__}")
-    return complete_config(apply_overrides(mapping, overrides), source=str(path))
+    if mapping and not ("visual_cfg" in mapping or "lite_cfg" in mapping):  # an override makes no other model of it
+        overrides = [*overrides, *(() if _says_causal(mapping, overrides) else ("model_cfg.causal=false",))]
+    mapping = apply_overrides(mapping, overrides)
+    cfg = complete_config(mapping, source=str(path))
+    if (mapping.get("visual_cfg") or {}).get("visual_channels") == 1 and os.environ.get("RANK", "0") == "0":
+        print(f"{path}: visual_cfg.visual_channels: 1 is taken as 3: the crops of the face are RGB", flush=True)
+    return cfg

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -119,8 +120,43 @@ class Group:
             dist.barrier()
 
 
-def started_by_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ)
+def started_together() -> bool:
+    """Whether torchrun or srun started this process as one of several; srun's variables are then read as torchrun's."""
+    if "TORCHELASTIC_RUN_ID" in os.environ or {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ):
+        return True
+    if not started_by_srun() or int(os.environ["SLURM_NTASKS"]) < 2:
+        return False
+    job, step = int(os.environ.get("SLURM_JOB_ID", 0)), int(os.environ["SLURM_STEP_ID"])
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST") or "localhost"
+    for ours, value in (
+        ("RANK", os.environ["SLURM_PROCID"]), ("WORLD_SIZE", os.environ["SLURM_NTASKS"]),
+        ("LOCAL_RANK", os.environ["SLURM_LOCALID"]), ("MASTER_ADDR", first_node(nodes)),
+        # The tasks cannot ask each other for a free port before they have met: it follows from the job and the step.
+        ("MASTER_PORT", str(15000 + (job * 16 + step) % 15000)),
+    ):  # fmt: skip
+        os.environ.setdefault(ours, value)
+    return True
+
+
+def started_by_srun() -> bool:
+    """Whether this process is a task of a SLURM step. A batch script's own commands have no SLURM_STEP_ID."""
+    return {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_STEP_ID"} <= set(os.environ)
+
+
+def first_node(nodes: str) -> str:
+    """First host of a SLURM node list, such as gpu[03-05,9],login1."""
+    name, bracket, rest = nodes.partition("[")
+    if "," in name or not bracket:
+        return nodes.split(",")[0]
+    inside, _, suffix = rest.partition("]")
+    return name + inside.split(",")[0].split("-")[0] + suffix.split(",")[0]
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @contextmanager
@@ -132,7 +168,11 @@ def process_group(
         torch.cuda.set_device(device)
     else:
         backend = "gloo"
-    dist.init_process_group(backend, init_method=url, rank=rank, world_size=size, timeout=TIMEOUT)
+    try:
+        dist.init_process_group(backend, init_method=url, rank=rank, world_size=size, timeout=TIMEOUT)
+    except dist.DistNetworkError as error:
+        where = url if url != "env://" else f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise ValueError(f"the processes cannot meet at {where} ({one_line(error)}); set MASTER_PORT to a free port") from None
     try:
         yield Group(device)
     finally:
@@ -142,10 +182,12 @@ def process_group(
 def rank_device(name: str, local_rank: int) -> torch.device:
     """The device of one of several processes on a machine: a GPU of its own for "auto" and "cuda" where there are GPUs.
 
-    ValueError when there are more processes than GPUs.
+    Where srun shows each task one GPU, that is it. ValueError when there are more processes than GPUs.
     """
     if not (torch.cuda.is_available() and name in ("auto", "cuda")):
         return pick_device(name)
+    if torch.cuda.device_count() == 1 and started_by_srun():
+        local_rank = 0
     if local_rank >= torch.cuda.device_count():
         raise ValueError(f"process {local_rank} of this machine has no GPU: it has {torch.cuda.device_count()}; start fewer")
     return torch.device("cuda", local_rank)
@@ -156,7 +198,7 @@ def alone_or_together(device_name: str, work: Callable[[Group, torch.device], Re
 
     For work that is shared out and needs the others at its beginning and end only: they speak through the CPU.
     """
-    if not started_by_torchrun():
+    if not started_together():
         return work(Group(), pick_device(device_name))
     device = rank_device(device_name, int(os.environ.get("LOCAL_RANK", 0)))
     with process_group("gloo", torch.device("cpu")) as group:

@@ -139,11 +139,11 @@ def _pieces(items: Sequence[Entry], size: int) -> Iterator[list[Entry]]:
         yield piece
 
 
-def hold_out(names: Collection[str], share: float, seed: int) -> set[str]:
+def hold_out(names: Collection[str], share: float, seed: int, option: str = "--valid_share") -> set[str]:
     """A share of the names, one at least, drawn by the seed. ValueError when there are under two, or none would be left."""
     ordered = sorted(names)
     if not 0 < share < 1:
-        raise ValueError(f"--valid_share {share:g} should lie between 0 and 1; VoxCeleb2 is usually given 0.025")
+        raise ValueError(f"{option} {share:g} should lie between 0 and 1; VoxCeleb2 is usually given 0.025")
     if len(ordered) < 2:
         raise ValueError(f"{len(ordered)} speakers cannot be shared out to train and validate on; two are needed")
     count = min(len(ordered) - 1, max(1, round(share * len(ordered))))

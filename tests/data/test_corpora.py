@@ -86,6 +86,16 @@ def test_lrs2_follows_its_official_files(lrs2: Path, capsys: pytest.CaptureFixtu
     assert "main/200/00002.mp4" in names(lrs2 / "lists" / "lrs_train.json", 3)  # nothing is tried
 
 
+def test_lrs2_lines_may_be_paths_of_mp4(lrs2: Path) -> None:
+    assert lrs("--lrs2_root", lrs2, "--check", "none") == 0
+    lists = {split: read(lrs2.parent / "lists" / f"lrs_{split}.json") for split in ("train", "valid", "test")}
+    base = lrs2 / "mvlrs_v1"
+    (base / "pretrain.txt").write_text("mvlrs_v1/pretrain/100/00009.mp4\n500/00001.mp4\n")
+    (base / "test.txt").write_text("main/300/00001.mp4 NF\n300/00007.mp4 MV\n")
+    assert lrs("--lrs2_root", lrs2, "--check", "none") == 0
+    assert {split: read(lrs2.parent / "lists" / f"lrs_{split}.json") for split in lists} == lists
+
+
 def test_lrs2_without_its_files_is_one_line(lrs2: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert lrs("--lrs2_root", lrs2 / "nowhere") == 2
     assert "no folder main or pretrain" in only_line(capsys.readouterr().err)
@@ -149,6 +159,19 @@ def test_voxceleb2_holds_speakers_out_of_dev(vox2: Path, capsys: pytest.CaptureF
         vox(vox2, "--seed", str(seed), "--check", "none")
         drawn |= {entry["speaker"] for entry in read(vox2.parent / "lists" / "vox_valid.json")}
     assert len(drawn) > 1  # one at a time, by the seed
+
+
+def test_voxceleb2_without_a_folder_mp4(vox2: Path) -> None:
+    assert vox(vox2, "--check", "none") == 0
+    lists = {split: names(vox2.parent / "lists" / f"vox_{split}.json", 3) for split in ("train", "valid", "test")}
+    for part in ("dev", "test"):
+        for speaker in (vox2 / part / "mp4").glob("id*"):
+            speaker.rename(vox2 / part / speaker.name)
+        shutil.rmtree(vox2 / part / "mp4")
+    assert vox(vox2, "--check", "none") == 0
+    assert {split: names(vox2.parent / "lists" / f"vox_{split}.json", 3) for split in lists} == lists
+    heard = [entry for entry in read(vox2.parent / "lists" / "vox_train.json") if "audio" in entry]
+    assert all("/dev/aac/" in entry["audio"] for entry in heard)
 
 
 @pytest.mark.parametrize(("wrong", "said"), [

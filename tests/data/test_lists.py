@@ -12,7 +12,7 @@ import soundfile
 from data import make_grid_json, prepare_faces, prepare_noise
 from data.tools import face_shards
 from helpers.paths import SHARED_DATA
-from helpers.tiny import face_crops, only_line, voice, write_mpg
+from helpers.tiny import face_crops, only_line, voice, wav_file, write_mpg
 from utils.faces.video_crops import load_video_frames
 from utils.media.clip_writer import write_clip
 from utils.media.sound import load_audio
@@ -75,6 +75,31 @@ def test_chosen_speakers_replace_the_usual_split(tmp_path: Path, capsys: pytest.
     assert "s1 is in both" in capsys.readouterr().err
     assert grid(tmp_path, "--train_speakers", "bob") == 2
     assert "bob" in capsys.readouterr().err
+
+
+def test_val_ratio_holds_out_speakers_and_extracted_sound_is_listed(tmp_path: Path, capsys) -> None:
+    for number in range(1, 5):
+        clip(tmp_path / "grid" / f"s{number}" / f"c{number}.mpg")
+    assert grid(tmp_path, "--val_ratio", "0.25", "--extract_audio") == 0
+    train, valid = (read(tmp_path / "lists" / f"grid_{split}.json") for split in ("train", "valid"))
+    assert len(train) == 3 and len(valid) == 1
+    for entry in train + valid:
+        sound, rate = soundfile.read(entry["audio"])
+        assert rate == 16000 and len(sound) == pytest.approx(6400, abs=1600)
+        own = load_audio(entry["video"], 16000)
+        assert np.abs(sound - own[: len(sound)]).max() < 1e-4
+    assert grid(tmp_path, "--val_ratio", "0.25", "--valid_speakers", "s1") == 2
+    assert grid(tmp_path, "--val_ratio", "2") == 2 and "--val_ratio 2" in capsys.readouterr().err
+
+
+def test_lists_go_to_data_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip(tmp_path / "grid" / "s1" / "a.mpg")
+    for number in range(4):
+        wav_file(tmp_path / "noise" / f"{number}.wav")
+    monkeypatch.chdir(tmp_path)
+    assert make_grid_json.main(["--grid_root", "grid"]) == 0
+    assert prepare_noise.main(["--noise_dirs", "noise", "--val_ratio", "0.25"]) == 0
+    assert len(read(tmp_path / "data" / "grid_train.json")) == 1 and len(read(tmp_path / "data" / "noise_valid.json")) == 1
 
 
 def test_full_probe_leaves_damaged_clips_out(tmp_path: Path) -> None:

@@ -37,6 +37,16 @@ def run(ours: Path, baseline: Path, *more: str) -> int:
     return statistical_test.main(["--ours_csv", str(ours), "--baseline_csv", str(baseline), *more])
 
 
+def test_blanks_around_cells_do_not_count(tmp_path: Path, capsys) -> None:
+    """The plan's own header is "sample_id, pesq, stoi, si_sdr"."""
+    plain = write(tmp_path / "a.csv", scores(6, 0.2, seed=1)), write(tmp_path / "b.csv", scores(6, 0.0, seed=2))
+    assert run(*plain) == 0
+    expected = capsys.readouterr().out.splitlines()[1:]
+    for path in plain:
+        path.write_text(path.read_text().replace(",", " , "))
+    assert run(*plain) == 0 and capsys.readouterr().out.splitlines()[1:] == expected
+
+
 def test_numbers_are_scipys_and_corrected(tmp_path: Path, capsys) -> None:
     one, other = scores(30, 0.2, seed=1), scores(30, 0.0, seed=2)
     files = write(tmp_path / "a.csv", one), write(tmp_path / "b.csv", list(reversed(other)))

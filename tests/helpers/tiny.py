@@ -18,7 +18,7 @@ from utils.config import complete_config
 def tiny_config(**sections: dict) -> dict:
     """Complete configuration of the smallest useful model; `sections` are merged over it key by key."""
     tiny = {
-        "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2},
+        "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2, "causal": False},
         "visual_cfg": {"visual_dim": 32, "backbone_weights": "none"},
         "lite_cfg": {"visual_encoder_type": "custom3d"},
     }

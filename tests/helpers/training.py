@@ -24,7 +24,7 @@ RECIPE = {
     },
     "training_cfg": {
         "batch_size": 2, "segment_size": 4000, "max_steps": 5, "ema_decay": 0.9, "valid_clips": 1, "video_dropout": 0.2,
-        "loss": {"si_sdr": 0.3, "confidence": 0.05},
+        "loss": {"si_sdr": 0.03, "confidence": 0.05},
     },
     "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2, "causal": True, "phase_residual": True},
     "visual_cfg": {"visual_dim": 32},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch.multiprocessing as mp
 
 from utils.config import load_config
 from utils.console import EXIT_INTERRUPTED, EXIT_USAGE, Parser, run
-from utils.distributed import Group, process_group, rank_device, started_by_torchrun
+from utils.distributed import Group, free_port, process_group, rank_device, started_together
 from utils.training.run_folder import only_run, record_run
-from utils.training.trainer import Trainer
+from utils.training.trainer import STOP_SIGNALS, Trainer
 from utils.util import pick_device
 
+NVIDIA_DEVICE = Path("/dev/nvidia0")
 # (recipe, folder of the run, device, processes that share it) -> what trains it; a function at the top of a script
 Build = Callable[[dict, Path, torch.device, Group], Trainer]
 
@@ -37,10 +39,10 @@ def training_parser(program: str, description: str, config: str) -> Parser:
 def launch(program: str, args: argparse.Namespace, build: Build) -> int:
     """Train what `build` makes of the recipe that `args` names; the exit code.
 
-    Under torchrun this process joins the others. Otherwise env_setting.num_gpus processes are started where there are so
-    many GPUs; where there are fewer those are used, without any the CPU, and a line says so.
+    Under torchrun and srun this process joins the others. Otherwise env_setting.num_gpus processes are started where there
+    are so many GPUs; where there are fewer those are used, without any the CPU, and a line says so.
     """
-    if started_by_torchrun():
+    if started_together():
         return run(program, lambda: _train_in_group(args, build, int(os.environ.get("LOCAL_RANK", 0))))
     return run(program, lambda: _train_here(program, args, build))
 
@@ -54,10 +56,30 @@ def _train_here(program: str, args: argparse.Namespace, build: Build) -> int:
         print(said, flush=True)
     if count <= 1:
         return train_in(args, cfg, build, pick_device("cuda" if count else "cpu"), Group())
+    return _spawn_and_wait(count, (program, args, build, count, f"tcp://localhost:{free_port()}"))
+
+
+def _spawn_and_wait(count: int, arguments: tuple) -> int:
+    """Start `count` processes; pass the signals that ask for a checkpoint on to them, and wait for their end."""
+    context = mp.spawn(_spawned, args=arguments, nprocs=count, join=False)
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in context.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    previous = {number: signal.signal(number, pass_on) for number in STOP_SIGNALS if number != signal.SIGINT}
+    previous[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the children itself
     try:
-        mp.spawn(_spawned, args=(program, args, build, count), nprocs=count)
+        while not context.join(timeout=1.0):
+            pass
     except mp.ProcessExitedException as ended:  # it has said why
+        for process in context.processes:
+            process.join()
         return ended.exit_code if ended.exit_code > 0 else EXIT_USAGE
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -66,28 +88,40 @@ def usable_gpus(cfg: dict, present: int) -> tuple[int, str | None]:
     wanted, machines = cfg["env_setting"]["num_gpus"], cfg["env_setting"]["dist_cfg"]["world_size"]
     if machines > 1:
         raise ValueError(
-            f"env_setting.dist_cfg.world_size is {machines} machines: start the script on each of them with torchrun"
+            f"env_setting.dist_cfg.world_size is {machines} machines: start the script on each of them with srun or torchrun"
         )
+    if wanted == 0 and present:
+        return 0, f"env_setting.num_gpus is 0: training on the CPU, though this machine has {present} GPUs; leave the key out"
+    if not present and wanted != 0:
+        if wanted is None and not NVIDIA_DEVICE.exists():
+            return 0, None
+        there = f", though {NVIDIA_DEVICE} is there (torch without CUDA, or no driver)" if NVIDIA_DEVICE.exists() else ""
+        asked = "left out" if wanted is None else wanted
+        return 0, (f"env_setting.num_gpus is {asked}, but this torch ({torch.__version__}) sees no GPU{there}: "
+                   "training on its CPU")  # fmt: skip
+    if wanted is None:
+        size = cfg["training_cfg"]["batch_size"]
+        count = max(n for n in range(1, present + 1) if size % n == 0)
+        if count == present:
+            return count, None
+        return count, f"training on {count} of {present} GPUs: training_cfg.batch_size {size} cannot be shared by more of them"
     if wanted <= present:
         return wanted, None
-    if not present:
-        return 0, f"env_setting.num_gpus is {wanted}, but this torch ({torch.__version__}) sees no GPU: training on its CPU"
     return present, f"env_setting.num_gpus is {wanted}, this machine has {present}: training on those, with the same batches"
 
 
-def _spawned(rank: int, program: str, args: argparse.Namespace, build: Build, size: int) -> None:
-    code = run(program, lambda: _train_in_group(args, build, rank, size))
+def _spawned(rank: int, program: str, args: argparse.Namespace, build: Build, size: int, url: str) -> None:
+    code = run(program, lambda: _train_in_group(args, build, rank, size, url))
     if code:
         raise SystemExit(code)
 
 
-def _train_in_group(args: argparse.Namespace, build: Build, local_rank: int, size: int = -1) -> int:
-    """Train as one of several processes: those that torchrun started (`size` -1), or `size` of our own on this machine."""
+def _train_in_group(args: argparse.Namespace, build: Build, local_rank: int, size: int = -1, url: str = "env://") -> int:
+    """Train as one of several processes: those that torchrun or srun started (`size` -1), or `size` of our own here."""
     cfg = load_config(args.config, args.override)
     device = rank_device(args.device, local_rank)
-    dist_cfg = cfg["env_setting"]["dist_cfg"]
-    place = ("env://",) if size < 0 else (dist_cfg["dist_url"], local_rank, size)
-    with process_group(dist_cfg["dist_backend"], device, *place) as group:
+    place = (url,) if size < 0 else (url, local_rank, size)
+    with process_group(cfg["env_setting"]["dist_cfg"]["dist_backend"], device, *place) as group:
         return train_in(args, cfg, build, device, group)
 
 
@@ -115,7 +149,12 @@ def _train(trainer: Trainer, exp_path: Path, device: torch.device, group: Group)
         f"{exp_path}: {trained:,} trainable of {every:,} parameters on {device}{shared}; {trainer.about}; "
         f"{len(trainer.dataset)} clips" + (f"; goes on from step {trainer.step}" if resumed else "")
     )
-    outcome, best = trainer.run(), trainer.best
+    try:
+        outcome, best = trainer.run(), trainer.best
+    except torch.OutOfMemoryError:
+        raise ValueError(
+            f"step {trainer.step}: the memory of {device} is full; lower training_cfg.batch_size or segment_size"
+        ) from None
     said = f"best PESQ {best['pesq']:.3f} at step {best['step']}" if best["step"] >= 0 else "no validation gave a PESQ yet"
     group.say(f"{outcome} at step {trainer.step}; {said}")
     return 0 if outcome == "finished" else EXIT_INTERRUPTED

@@ -15,7 +15,7 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 
-from utils.config import load_config
+from utils.config import LossCfg, load_config
 from utils.util import atomic_write, git_revision, write_json
 
 try:
@@ -24,6 +24,7 @@ except ImportError:  # Windows has none
     fcntl = None
 
 MODEL_SECTIONS = ("stft_cfg", "model_cfg", "visual_cfg", "lite_cfg")
+TOTALS = {"total": "Generator Loss", "discriminator_total": "Discriminator Loss"}  # as in SEMamba's TensorBoard
 VERSIONED = ("torch", "numpy", "scipy", "numba", "av", "soundfile", "soxr", "opencv-python-headless", "pesq", "pystoi")
 
 
@@ -76,7 +77,7 @@ def only_run(exp_path: Path) -> Iterator[None]:
 
 
 class RunLog:
-    """One JSON line per entry in log.jsonl, and the same numbers in TensorBoard; nothing at all unless `active`.
+    """One JSON line per entry in log.jsonl, and numbers for TensorBoard; nothing at all unless `active`.
 
     `again`: the kind of entry that will be written anew for resume_step.
     """
@@ -94,17 +95,35 @@ class RunLog:
         self._board = SummaryWriter(str(exp_path / "logs"), purge_step=resume_step + 1)
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        if self._board is None:
-            return
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in values.items():
+        """Add an entry to log.jsonl."""
+        if self._board is not None:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+
+    def summarize(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Give the numbers among `values` to TensorBoard, under SEMamba's tags where it has one for them."""
+        for name, value in values.items() if self._board is not None else ():
             if isinstance(value, (int, float)):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+                self._board.add_scalar(tag_of(kind, name), value, step)
 
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
+
+
+def tag_of(kind: str, name: str) -> str:
+    """TensorBoard's tag of a value: SEMamba's, such as "Training/Magnitude Loss", or "Training/NAME" where it has none."""
+    section = {"train": "Training", "validation": "Validation"}.get(kind, kind.capitalize())
+    term = name.removeprefix("loss_") if kind == "validation" else name
+    if kind == "train" and name in TOTALS:
+        return f"{section}/{TOTALS[name]}"
+    if kind == "validation" and name == "pesq":
+        return f"{section}/PESQ Score"
+    if kind == "validation" and name == "loss":
+        return f"{section}/Generator Loss"
+    if term in LossCfg.model_fields and (kind == "train" or name != term):
+        return f"{section}/{'SI-SDR' if term == 'si_sdr' else term.capitalize()} Loss"
+    return f"{section}/{name}"
 
 
 def _place_of(line: str) -> tuple[float, str | None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,22 +19,28 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils.checkpoint import latest_pair, load_checkpoint, load_state, prune_pairs, save_checkpoint
+from utils.checkpoint import save_checkpoint
 from utils.distributed import Group
+from utils.training import run_state
 from utils.training.epoch_order import epoch_order, run_order
 from utils.training.run_folder import RunLog
+from utils.training.run_state import Player
 from utils.util import check_loss_health, safe_backward
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 MAX_RELOADS = 3  # reloads without one good step between them: the run is not going to recover
+# What asks for a checkpoint and the end: Ctrl-C, and schedulers before a time limit or a preemption. Windows has no USR1.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 REPEATED_SIGNAL_SEC = 2.0  # a launcher passes on what the terminal has sent to all: within this it is one request
 
 
 def _quiet_worker(worker_id: int) -> None:
     torch.set_num_threads(1)  # the training process owns the cores
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the loop above decides when its workers stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 class Adversary:
@@ -56,29 +63,6 @@ class Adversary:
 
     def close(self) -> None:
         """Give back what training needed; nothing by default."""
-
-
-class _Player:
-    """A network with its optimiser."""
-
-    def __init__(self, module: torch.nn.Module, training: Mapping) -> None:
-        self.module = module
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=training["learning_rate"], betas=(training["adam_b1"], training["adam_b2"])
-        )
-
-    def load_optimizer(self, state: Mapping, weights: Mapping) -> None:
-        """Load the optimiser's state, which knows parameters by number, in the order of the weights saved beside it.
-
-        SEMamba registers its layers in another order than this module may.
-        """
-        own = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
-        trained = set(own)
-        number = {name: i for i, name in enumerate(name for name in weights if name in trained)}
-        held = {i: state["state"][number[name]] for i, name in enumerate(own) if number.get(name) in state["state"]}
-        settings = self.optimizer.state_dict()["param_groups"]  # the recipe's: it may have been changed
-        self.optimizer.load_state_dict({"state": held, "param_groups": settings})
 
 
 class Trainer:
@@ -108,9 +92,9 @@ class Trainer:
             raise ValueError(
                 f"training_cfg.batch_size {size} cannot be shared by {self.group.size} processes; choose a multiple of that"
             )
-        self._player = _Player(generator, self.training)
-        self._rival = None if adversary is None else _Player(adversary.module, self.training)
-        self.parameters, self.optimizer = self._player.parameters, self._player.optimizer
+        self.player = Player(generator, self.training)
+        self.rival = None if adversary is None else Player(adversary.module, self.training)
+        self.parameters, self.optimizer = self.player.parameters, self.player.optimizer
         self.average = [p.detach().clone() for p in self.parameters] if self.training["ema_decay"] else []
         self.step = self.epoch = self.position = 0  # position: batches done in this epoch
         self.validation_due = False  # of this step; saved, so that a run that was stopped before it goes on with it
@@ -120,77 +104,15 @@ class Trainer:
         self._stop_signal: int | None = None
         self._stop_asked_sec = 0.0
 
-    # Checkpoints ------------------------------------------------------------------------------------------------
+    # Checkpoints are run_state's ------------------------------------------------------------------------------------
 
     def save(self) -> None:
-        """Write the g_/do_ pair of this step. The do_ file is written first: a g_ file implies its partner."""
-        rng = self.group.gather({
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        })
-        if self.group.is_main:
-            name = f"{self.step:08d}.pth"
-            rest = {
-                "optim_g": self.optimizer.state_dict(), "steps": self.step, "epoch": self.epoch, "position": self.position,
-                "best": dict(self.best), "bad_batches": self.bad_batches, "bad_in_row": self.bad_in_row, "rng": rng,
-                "average": self.average, "validation_due": self.validation_due,
-            }
-            if self._rival is not None:
-                rest["discriminator"] = {key: value.detach().cpu() for key, value in self._rival.module.state_dict().items()}
-                rest |= {"optim_d": self._rival.optimizer.state_dict(), "report": dict(self.adversary.report)}
-            save_checkpoint(self.exp_path / f"do_{name}", rest)
-            save_checkpoint(self.exp_path / f"g_{name}", self.pack({"step": self.step, "best": dict(self.best)}))
-            prune_pairs(self.exp_path, self.env["keep_checkpoints"])
-        self.group.wait()
-
-    def _read_pair(self) -> tuple[dict, dict, str] | None:
-        pair = latest_pair(self.exp_path)
-        if pair is None:
-            return None
-        weights = load_checkpoint(pair[0], needs=("generator",))["generator"]
-        return weights, load_checkpoint(pair[1], needs=("optim_g", "steps", "epoch")), str(pair[0])
-
-    def _load_pair(self) -> dict | None:
-        """Weights and optimisers of the newest pair into the modules; the rest of what it holds, or None without one."""
-        held = self.group.from_main(self._read_pair)
-        if held is None:
-            return None
-        weights, state, name = held
-        load_state(self.generator, weights, name, self.may_miss)
-        self._player.load_optimizer(state["optim_g"], weights)
-        if self._rival is not None:
-            if "discriminator" not in state or "optim_d" not in state:
-                raise ValueError(f"{name} was trained without a discriminator; choose another --exp_name")
-            load_state(self._rival.module, state["discriminator"], name.replace("g_", "do_"))
-            self._rival.load_optimizer(state["optim_d"], state["discriminator"])
-        if self.average:  # a run that begins to average on the way begins with the weights it has
-            self.average = [value.detach().clone() for value in state.get("average") or self.parameters]
-        return state
+        """Write the g_/do_ pair of this step."""
+        run_state.save(self)
 
     def resume(self) -> bool:
-        """Go back to the newest checkpoint of this run, if there is one; SEMamba's own pairs will do.
-
-        Then every process of the group holds the same weights.
-        """
-        state = self._load_pair()
-        for player in (self._player, self._rival):
-            if player is not None:
-                self.group.copy_from_main(player.module)
-        if state is None:
-            self.average = [p.detach().clone() for p in self.parameters] if self.average else []
-            return False
-        self.step, self.epoch, self.position = state["steps"], state["epoch"], state.get("position", 0)
-        self.best, self.validation_due = state.get("best", self.best), state.get("validation_due", False)
-        self.bad_batches, self.bad_in_row = state.get("bad_batches", 0), state.get("bad_in_row", 0)
-        if self.adversary is not None:
-            self.adversary.report |= state.get("report", {})
-        rng = state.get("rng", [])
-        rng = [rng] if isinstance(rng, Mapping) else rng  # as written by one process before there could be more
-        if self.group.rank < len(rng):
-            torch.set_rng_state(rng[self.group.rank]["torch"].cpu())
-            if torch.cuda.is_available() and rng[self.group.rank]["cuda"]:
-                torch.cuda.set_rng_state_all([value.cpu() for value in rng[self.group.rank]["cuda"]])
-        return True
+        """Go back to the newest checkpoint of this run, if there is one; SEMamba's own pairs will do."""
+        return run_state.resume(self)
 
     # One step ---------------------------------------------------------------------------------------------------
 
@@ -199,12 +121,12 @@ class Trainer:
         rate = self.training["learning_rate"] * self.training["lr_decay"] ** self.epoch
         if self.step < self.training["warmup_steps"]:
             rate *= (self.step + 1) / self.training["warmup_steps"]
-        for player in (self._player, self._rival):
+        for player in (self.player, self.rival):
             for group in player.optimizer.param_groups if player is not None else ():
                 group["lr"] = rate
         return rate
 
-    def _update(self, player: _Player, losses: Losses) -> tuple[dict[str, float], str | None]:
+    def _update(self, player: Player, losses: Losses) -> tuple[dict[str, float], str | None]:
         """Step one network down its total loss: (total, terms and gradient norm, None or why nothing was done)."""
         total, terms = losses
         problem = self.group.first_problem(check_loss_health({"total": total, **terms}))
@@ -224,11 +146,11 @@ class Trainer:
         learnt: dict[str, float] = {}
         if self.adversary is not None:
             batch = self.adversary.forward(batch)
-            rival, problem = self._update(self._rival, self.adversary.compute_losses(batch))
+            rival, problem = self._update(self.rival, self.adversary.compute_losses(batch))
             if problem is not None:
                 return {}, f"discriminator: {problem}"
             learnt = {f"discriminator_{name}": value for name, value in rival.items()}
-        values, problem = self._update(self._player, self.compute_losses(batch))
+        values, problem = self._update(self.player, self.compute_losses(batch))
         if problem is not None:
             return {}, problem
         self._update_average()
@@ -260,7 +182,7 @@ class Trainer:
         if self.bad_in_row < self.training["nan_patience"]:
             return
         self.reloads += 1
-        if self.reloads > MAX_RELOADS or self._load_pair() is None:
+        if self.reloads > MAX_RELOADS or run_state.load_pair(self) is None:
             raise ValueError(
                 f"training does not recover: {self.bad_in_row} bad batches in a row at {where} ({problem}); "
                 "lower training_cfg.learning_rate, or look at the data named in the log"
@@ -316,13 +238,14 @@ class Trainer:
         shown = ", ".join(f"{k} {v:.3f}" for k, v in scores.items() if isinstance(v, float))
         self.group.say(f"step {self.step} validation: {shown}; best PESQ {self.best['pesq']:.3f} at step {self.best['step']}")
         log.write("validation", self.step, scores)
+        log.summarize("validation", self.step, scores)
 
     def _every(self, key: str) -> bool:
         return self.step % self.env[key] == 0
 
     def run(self) -> str:
         """Train; returns "finished" or "interrupted". Interrupted runs have a checkpoint of their last whole step."""
-        previous = {s: signal.signal(s, self._remember_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        previous = {s: signal.signal(s, self._remember_signal) for s in STOP_SIGNALS}
         log = RunLog(self.exp_path, self.step, "validation" if self.validation_due else None, active=self.group.is_main)
         self.generator.train()
         if self.adversary is not None:
@@ -332,7 +255,7 @@ class Trainer:
         else:
             clips = self.training["clips_per_epoch"] or len(self.dataset)
             wanted = self.training["training_epochs"] * (clips // self.training["batch_size"])
-        quiet = not self.group.is_main
+        quiet = not (self.group.is_main and sys.stderr.isatty())  # a bar would write megabytes into a scheduler's log
         try:
             with tqdm(total=wanted, initial=self.step, unit="step", dynamic_ncols=True, disable=quiet) as bar:
                 self._validate_if_due(log)
@@ -363,8 +286,7 @@ class Trainer:
             else:
                 self.bad_in_row = self.reloads = 0
                 values["step_sec"] = time.perf_counter() - started
-                if self._every("stdout_interval"):
-                    self._log_step(values, bar, log)
+                self._log_step(values, bar, log)
             self.validation_due = self._every("validation_interval")
             if self.validation_due or self._every("checkpoint_interval"):
                 self.save()  # before the validation: what fails or stops there costs no step
@@ -375,12 +297,20 @@ class Trainer:
         self.epoch, self.position = self.epoch + 1, 0
 
     def _log_step(self, values: dict[str, float], bar: tqdm, log: RunLog) -> None:
+        """A line with the terms each stdout_interval, TensorBoard's numbers each summary_interval."""
+        said, summarized = self._every("stdout_interval"), self._every("summary_interval")
+        if not (said or summarized):
+            return
         if self.group.size > 1:
             values = self.group.mean_of(values)
         if self.adversary is not None:
             values |= self.adversary.report
-        bar.set_postfix(loss=f"{values['total']:.3f}", epoch=self.epoch)
-        log.write("train", self.step, {"epoch": self.epoch, **values})
+        if summarized:
+            log.summarize("train", self.step, values)
+        if said:
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self.group.say(f"step {self.step}/{bar.total}, epoch {self.epoch}: {shown}")
+            log.write("train", self.step, {"epoch": self.epoch, **values})
 
     def _stopping(self) -> bool:
         return self.group.any(self._stop_signal is not None)

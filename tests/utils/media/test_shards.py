@@ -331,7 +331,7 @@ def test_training_on_shards_resumes_bit_for_bit(corpus: Path, tmp_path: Path, mo
         "data_cfg": {"train_data_json": str(corpus / "shards" / "clips-{000000..000002}.tar"),
                      "valid_data_json": str(corpus / "shards"),
                      "train_noise_json": str(corpus / "noise.json"), "valid_noise_json": str(corpus / "noise.json")},
-        "training_cfg": {"batch_size": 2, "segment_size": 4000, "max_steps": 5, "valid_clips": 1, "loss": {"si_sdr": 0.3}},
+        "training_cfg": {"batch_size": 2, "segment_size": 4000, "max_steps": 5, "valid_clips": 1, "loss": {"si_sdr": 0.03}},
         "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2, "causal": True},
         "visual_cfg": {"visual_dim": 32, "face_size": SIZE}, "lite_cfg": {"visual_encoder_type": "custom3d"},
     }  # fmt: skip

@@ -25,7 +25,7 @@ from utils.util import write_json
 
 TINY = {
     "env_setting": {"num_workers": 0, "stdout_interval": 1, "checkpoint_interval": 2, "validation_interval": 3, "seed": 3},
-    "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2},
+    "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2, "causal": False},
     "visual_cfg": {"visual_dim": 32}, "lite_cfg": {"visual_encoder_type": "custom3d"},
 }  # fmt: skip
 TRAINING = {"batch_size": 4, "segment_size": 8000, "max_steps": 3, "valid_clips": 1, "video_dropout": 0.5}
@@ -48,7 +48,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for kind in ("clean", "noisy"):
         lists |= {f"{split}_{kind}_json": str(folder / f"{kind}.json") for split in ("train", "valid")}
     # Confidence is a mean over the frames that have a picture, which the processes' shares need not have alike.
-    losses = {"train": {"metric": 0.05, "time": 0.2}, "train_lite": {"si_sdr": 0.3}}
+    losses = {"train": {"metric": 0.05, "time": 0.2}, "train_lite": {"si_sdr": 0.03}}
     for script, loss in losses.items():
         recipe = TINY | {"data_cfg": lists, "training_cfg": TRAINING | {"loss": loss}}
         (folder / f"{script}.yaml").write_text(yaml.safe_dump(recipe))
@@ -147,7 +147,11 @@ def test_gpus_that_are_not_there(recipes, tmp_path, capsys, monkeypatch) -> None
     cfg = complete_config({"env_setting": {"num_gpus": 2}})
     assert usable_gpus(cfg, 4) == (2, None)
     assert usable_gpus(cfg, 1)[0] == 1 and "this machine has 1" in usable_gpus(cfg, 1)[1]
-    assert usable_gpus(complete_config({"env_setting": {"num_gpus": 0}}), 2) == (0, None)
+    count, said = usable_gpus(complete_config({"env_setting": {"num_gpus": 0}}), 2)
+    assert count == 0 and "on the CPU, though this machine has 2 GPUs" in only_line(said)
+    everything = complete_config({"training_cfg": {"batch_size": 6}})
+    assert usable_gpus(everything, 3) == (3, None) and usable_gpus(everything, 0) == (0, None)
+    assert usable_gpus(everything, 4)[0] == 3 and "3 of 4 GPUs" in only_line(usable_gpus(everything, 4)[1])
     count, said = usable_gpus(cfg, 0)
     assert count == 0 and "CPU" in only_line(said)
     with pytest.raises(ValueError, match="torchrun"):

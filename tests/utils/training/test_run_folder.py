@@ -41,7 +41,7 @@ def test_changed_betas_are_those_of_the_recipe(recipe, tmp_path) -> None:
     assert run(recipe, tmp_path, "run", "training_cfg.max_steps=1") == 0
     trainer = trainer_of(recipe, tmp_path / "run", "training_cfg.adam_b1=0.7", "training_cfg.adam_b2=0.9")
     assert trainer.resume()
-    for player in (trainer._player, trainer._rival):
+    for player in (trainer.player, trainer.rival):
         assert [group["betas"] for group in player.optimizer.param_groups] == [(0.7, 0.9)]
         assert all(float(state["step"]) == 1 for state in player.optimizer.state.values())
 

@@ -1,0 +1,116 @@
+"""A run's checkpoints: what a trainer saves at a step, and how it goes back to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from utils.checkpoint import latest_pair, load_checkpoint, load_state, prune_pairs, save_checkpoint
+
+if TYPE_CHECKING:
+    from utils.training.trainer import Trainer
+
+
+class Player:
+    """A network with its optimiser."""
+
+    def __init__(self, module: torch.nn.Module, training: Mapping) -> None:
+        self.module = module
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=training["learning_rate"], betas=(training["adam_b1"], training["adam_b2"])
+        )
+
+    def load_optimizer(self, state: Mapping, weights: Mapping) -> None:
+        """Load the optimiser's state, which knows parameters by number, in the order of the weights saved beside it.
+
+        SEMamba registers its layers in another order than this module may.
+        """
+        own = [name for name, parameter in self.module.named_parameters() if parameter.requires_grad]
+        trained = set(own)
+        number = {name: i for i, name in enumerate(name for name in weights if name in trained)}
+        held = {i: state["state"][number[name]] for i, name in enumerate(own) if number.get(name) in state["state"]}
+        settings = self.optimizer.state_dict()["param_groups"]  # the recipe's: it may have been changed
+        self.optimizer.load_state_dict({"state": held, "param_groups": settings})
+
+
+def save(run: Trainer) -> None:
+    """Write the g_/do_ pair of a step. The do_ file is written first: a g_ file implies its partner.
+
+    Every process of the group takes part; each one's random state is kept, a GPU's being that of its own device.
+    """
+    rng = run.group.gather({
+        "torch": torch.get_rng_state(), "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
+    })  # fmt: skip
+    if run.group.is_main:
+        name = f"{run.step:08d}.pth"
+        rest = {
+            "optim_g": run.optimizer.state_dict(), "steps": run.step, "epoch": run.epoch, "position": run.position,
+            "best": dict(run.best), "bad_batches": run.bad_batches, "bad_in_row": run.bad_in_row, "rng": rng,
+            "average": run.average, "validation_due": run.validation_due,
+        }
+        if run.rival is not None:
+            rest["discriminator"] = {key: value.detach().cpu() for key, value in run.rival.module.state_dict().items()}
+            rest |= {"optim_d": run.rival.optimizer.state_dict(), "report": dict(run.adversary.report)}
+        save_checkpoint(run.exp_path / f"do_{name}", rest)
+        save_checkpoint(run.exp_path / f"g_{name}", run.pack({"step": run.step, "best": dict(run.best)}))
+        prune_pairs(run.exp_path, run.env["keep_checkpoints"])
+    run.group.wait()
+
+
+def _read_pair(run: Trainer) -> tuple[dict, dict, str] | None:
+    pair = latest_pair(run.exp_path)
+    if pair is None:
+        return None
+    weights = load_checkpoint(pair[0], needs=("generator",))["generator"]
+    return weights, load_checkpoint(pair[1], needs=("optim_g", "steps", "epoch")), str(pair[0])
+
+
+def load_pair(run: Trainer) -> dict | None:
+    """Weights and optimisers of the newest pair into the modules; the rest of what it holds, or None without one."""
+    held = run.group.from_main(lambda: _read_pair(run))
+    if held is None:
+        return None
+    weights, state, name = held
+    load_state(run.generator, weights, name, run.may_miss)
+    run.player.load_optimizer(state["optim_g"], weights)
+    if run.rival is not None:
+        if "discriminator" not in state or "optim_d" not in state:
+            raise ValueError(f"{name} was trained without a discriminator; choose another --exp_name")
+        load_state(run.rival.module, state["discriminator"], name.replace("g_", "do_"))
+        run.rival.load_optimizer(state["optim_d"], state["discriminator"])
+    if run.average:  # a run that begins to average on the way begins with the weights it has
+        held_average = state.get("average") or run.parameters
+        run.average = [value.detach().clone().to(p.device) for value, p in zip(held_average, run.parameters, strict=True)]
+    return state
+
+
+def resume(run: Trainer) -> bool:
+    """Go back to the newest checkpoint of a run, if there is one; SEMamba's own pairs will do.
+
+    Then every process of the group holds the same weights. With more processes than the checkpoint had, or fewer, the
+    weights, the optimiser and the order of the clips go on as they were; what dropout draws does not.
+    """
+    state = load_pair(run)
+    for player in (run.player, run.rival):
+        if player is not None:
+            run.group.copy_from_main(player.module)
+    if state is None:
+        run.average = [p.detach().clone() for p in run.parameters] if run.average else []
+        return False
+    run.step, run.epoch, run.position = state["steps"], state["epoch"], state.get("position", 0)
+    run.best, run.validation_due = state.get("best", run.best), state.get("validation_due", False)
+    run.bad_batches, run.bad_in_row = state.get("bad_batches", 0), state.get("bad_in_row", 0)
+    if run.adversary is not None:
+        run.adversary.report |= state.get("report", {})
+    rng = state.get("rng", [])
+    rng = [rng] if isinstance(rng, Mapping) else rng  # as written by one process before there could be more
+    if run.group.rank < len(rng):
+        own = rng[run.group.rank]
+        torch.set_rng_state(own["torch"].cpu())
+        if torch.cuda.is_available() and own["cuda"]:  # earlier versions kept those of all the devices of a machine
+            device = torch.cuda.current_device()
+            torch.cuda.set_rng_state(own["cuda"][device if device < len(own["cuda"]) else 0].cpu())
+    return True
