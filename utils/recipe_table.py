@@ -7,9 +7,12 @@ writes it anew; a test compares.
 
 from __future__ import annotations
 
+import argparse
 import ast
+from collections.abc import Sequence
 from pathlib import Path
 
+from utils.console import Parser
 from utils.util import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,12 +49,14 @@ def with_table(page: str, table: str) -> str:
     return page.partition(START)[0] + START + table + END + page.partition(END)[2]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
+    Parser("recipe_table.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
     page = ROOT / "docs" / "recipes.md"
     text = with_table(page.read_text(encoding="utf-8"), key_table((ROOT / "utils" / "config.py").read_text(encoding="utf-8")))
     with atomic_write(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
