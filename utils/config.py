@@ -121,8 +121,7 @@ class SceneCfg(_Section):
 
 class TrainingCfg(_Section):
     init_checkpoint: str | None = None  # weights that a new run starts from
-    init_parts: Literal["all", "audio", "fitting"] = "all"  # audio: all but the visual branch; fitting: whatever fits, and
-    # what does not is named, e.g. SEMamba's weights under LiteAVSEMamba
+    init_parts: Literal["all", "audio", "fitting"] = "all"  # audio: not the visual branch; fitting: what fits, the rest named
     training_epochs: PositiveInt = 100
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 2

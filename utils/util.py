@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -116,9 +116,10 @@ def git_revision() -> str:
     return described.stdout.strip()
 
 
-def check_loss_health(losses: dict[str, torch.Tensor]) -> str | None:
+def check_loss_health(losses: Mapping[str, torch.Tensor | float]) -> str | None:
     """Return a sentence naming the loss terms that are NaN or infinite, or None when all are finite."""
-    bad = {name: float(value.detach()) for name, value in losses.items() if not math.isfinite(float(value.detach()))}
+    values = {name: float(v.detach() if isinstance(v, torch.Tensor) else v) for name, v in losses.items()}
+    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     if not bad:
         return None
     return "not finite: " + ", ".join(f"{name}={value}" for name, value in sorted(bad.items()))

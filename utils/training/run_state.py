@@ -20,7 +20,8 @@ class Player:
         self.module = module
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=training["learning_rate"], betas=(training["adam_b1"], training["adam_b2"])
+            self.parameters, lr=training["learning_rate"], betas=(training["adam_b1"], training["adam_b2"]),
+            fused=all(p.is_cuda for p in self.parameters) or None,  # one kernel for all of them; on a CPU as before
         )
 
     def load_optimizer(self, state: Mapping, weights: Mapping) -> None:

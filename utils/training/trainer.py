@@ -25,7 +25,7 @@ from utils.training import run_state
 from utils.training.epoch_order import epoch_order, run_order
 from utils.training.run_folder import RunLog
 from utils.training.run_state import Player
-from utils.util import check_loss_health, safe_backward
+from utils.util import check_loss_health
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 MAX_RELOADS = 3  # reloads without one good step between them: the run is not going to recover
@@ -129,16 +129,21 @@ class Trainer:
     def _update(self, player: Player, losses: Losses) -> tuple[dict[str, float], str | None]:
         """Step one network down its total loss: (total, terms and gradient norm, None or why nothing was done)."""
         total, terms = losses
-        problem = self.group.first_problem(check_loss_health({"total": total, **terms}))
-        if problem is not None:
-            return {}, problem
         player.optimizer.zero_grad(set_to_none=True)
-        norm, problem = safe_backward(total, player.parameters, self.training["grad_clip"], self.group.average_gradients)
+        total.backward()
+        self.group.average_gradients(player.parameters)
+        clip = self.training["grad_clip"]
+        norm = torch.nn.utils.clip_grad_norm_(player.parameters, math.inf if clip is None else clip)
+        named = {"total": total, **terms, "grad_norm": norm}
+        # The one time that the step waits for a GPU: its numbers come together.
+        read = dict(zip(named, torch.stack([value.detach().float() for value in named.values()]).tolist(), strict=True))
+        problem = check_loss_health({name: value for name, value in read.items() if name != "grad_norm"})
+        problem = self.group.first_problem(problem or check_loss_health({"gradient norm": read["grad_norm"]}))
         if problem is not None:
+            player.optimizer.zero_grad(set_to_none=True)
             return {}, problem
         player.optimizer.step()
-        values = {name: float(term.detach()) for name, term in terms.items()}
-        return {"total": float(total.detach()), **values, "grad_norm": norm}, None
+        return read, None
 
     def train_step(self, batch: Any) -> tuple[dict[str, float], str | None]:
         """One optimisation step: (values to log, None or why the batch was skipped)."""
@@ -207,7 +212,7 @@ class Trainer:
         own = [item for start in starts for item in order[start + self.group.rank * share :][:share]]
         loader = DataLoader(
             self.dataset, batch_size=share, sampler=own, num_workers=self.env["num_workers"],
-            worker_init_fn=_quiet_worker, pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_quiet_worker, pin_memory=self.parameters[0].is_cuda,
             generator=torch.Generator(),  # each loader draws a number: not from the generator that dropout draws from
         )
         yield from loader
