@@ -115,11 +115,13 @@ def _reference_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus
     dt = F.softplus(dt) if softplus else dt
     batch, length, dim = u.shape
     state = u.new_zeros(batch, dim, A.shape[1]) if initial_state is None else initial_state
+    # unbind, since the gradient of a slice x[:, t] is a tensor of x's size: L of those would make the backward O(L^2).
+    steps = list(zip(dt.unbind(1), (dt * u).unbind(1), B.unbind(1), C.unbind(1), strict=True))
     ys = []
-    for t in reversed(range(length)) if reverse else range(length):
-        decay = torch.exp(dt[:, t, :, None] * A)  # [B, D, N]
-        state = decay * state + (dt[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]
-        ys.append((state * C[:, t, None, :]).sum(-1))
+    for dt_t, du_t, B_t, C_t in reversed(steps) if reverse else steps:
+        decay = torch.exp(dt_t[:, :, None] * A)  # [B, D, N]
+        state = decay * state + du_t[:, :, None] * B_t[:, None, :]
+        ys.append((state * C_t[:, None, :]).sum(-1))  # [B, D]
     y = torch.stack(ys[::-1] if reverse else ys, dim=1) if ys else torch.zeros_like(u)
     y = y if D is None else y + D * u
     return (y if z is None else y * F.silu(z)), state

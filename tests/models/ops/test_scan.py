@@ -81,6 +81,17 @@ def test_reference_gradients_are_those_of_finite_differences(reverse):
     assert torch.autograd.gradcheck(function, tuple(tensors.values()))
 
 
+def test_the_references_backward_needs_memory_in_proportion_to_the_length():
+    def allocated_bytes(length):
+        tensors = {name: x.requires_grad_() for name, x in single(scan_inputs(1, length, 64, 2)).items()}
+        y, _ = selective_scan(**tensors, backend="reference")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            y.sum().backward()
+        return sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+
+    assert allocated_bytes(160) < 2.3 * allocated_bytes(80)
+
+
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("cuts", [[0, 23], [0, 1, 2, 10, 23], [0, 0, 17, 17, 23]])
 def test_pieces_with_carried_state_equal_the_whole(backend, cuts):
