@@ -46,7 +46,9 @@ def selective_scan(
     _check("u", u, delta=(delta, sequence), A=(A, (dim, n)), B=(B, coefficients), C=(C, coefficients), D=(D, (dim,)),
            z=(z, sequence), delta_bias=(delta_bias, (dim,)), initial_state=(initial_state, (batch, dim, n)))  # fmt: skip
     name, dtype = _backend_and_dtype(u, backend)
-    tensors = [_cast(x, dtype) for x in (u, delta, A, B, C, D, z, delta_bias, initial_state)]
+    u_, delta, B, C, z = _cast_sequences(name, dtype, u, delta, B, C, z)
+    A, D, delta_bias, initial_state = (_cast(x, dtype) for x in (A, D, delta_bias, initial_state))
+    tensors = (u_, delta, A, B, C, D, z, delta_bias, initial_state)
     with torch.autocast(u.device.type, enabled=False):
         y, last = _SCANS[name](*tensors, delta_softplus, reverse)
     return _cast(y, u.dtype), last
@@ -74,7 +76,8 @@ def causal_conv1d(
     _check("x", x, weight=(weight, (dim, width)), bias=(bias, (dim,)),
            initial_state=(initial_state, (batch, width - 1, dim)))  # fmt: skip
     name, dtype = _backend_and_dtype(x, backend)
-    tensors = [_cast(v, dtype) for v in (x, weight, bias, initial_state)]
+    (x_,) = _cast_sequences(name, dtype, x)
+    tensors = (x_, *(_cast(v, dtype) for v in (weight, bias, initial_state)))
     with torch.autocast(x.device.type, enabled=False):
         y, last = _CONVOLUTIONS[name](*tensors, reverse)
     return _cast(y, x.dtype), last
@@ -103,6 +106,12 @@ def _check(first: str, like: Tensor, **tensors: tuple[Tensor | None, tuple[int, 
 
 def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return x if x is None or x.dtype == dtype else x.to(dtype)  # streaming calls are short enough to feel an idle .to()
+
+
+def _cast_sequences(name: str, dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Sequences in the backend's type; the Triton kernels read half precision themselves, which halves what they move."""
+    half = (torch.bfloat16, torch.float16) if name == "triton" else ()
+    return [x if x is None or x.dtype in half else _cast(x, dtype) for x in tensors]
 
 
 def _backend_and_dtype(x: Tensor, backend: str | None) -> tuple[str, torch.dtype]:
@@ -170,5 +179,20 @@ def _mamba_ssm_conv(x, weight, bias, initial_state, reverse):
     return convolve(x, weight, bias, initial_state, reverse)
 
 
-_SCANS = {"reference": _reference_scan, "numba": _numba_scan, "mamba_ssm": _mamba_ssm_scan}
-_CONVOLUTIONS = {"reference": _reference_conv, "numba": _numba_conv, "mamba_ssm": _mamba_ssm_conv}
+def _triton_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse):
+    from models.ops.scan_triton import scan_forward
+
+    h0 = None if initial_state is None else initial_state.transpose(1, 2)  # [B, N, D], as in _numba_scan
+    keep = _needs_grad(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    y, last, _ = scan_forward(u, delta, A.t(), B, C, D, z, delta_bias, h0, softplus, reverse, keep)
+    return y, last.transpose(1, 2)
+
+
+def _triton_conv(*args):
+    from models.ops.scan_triton import conv_forward
+
+    return conv_forward(*args)
+
+
+_SCANS = {"reference": _reference_scan, "numba": _numba_scan, "mamba_ssm": _mamba_ssm_scan, "triton": _triton_scan}
+_CONVOLUTIONS = {"reference": _reference_conv, "numba": _numba_conv, "mamba_ssm": _mamba_ssm_conv, "triton": _triton_conv}
