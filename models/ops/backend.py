@@ -25,9 +25,9 @@ def _why_not(name: str) -> str:
         except ImportError as error:
             return f"numba cannot be imported ({error}); pip install numba"
     if name == "mamba_ssm":
-        from models.ops.scan_cuda import missing_half
+        from models.ops.scan_cuda import why_not
 
-        return missing_half() or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
+        return why_not()
     if name == "triton":
         from models.ops.scan_triton import why_not
 
