@@ -105,7 +105,7 @@ def _check(first: str, like: Tensor, **tensors: tuple[Tensor | None, tuple[int, 
 
 
 def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return x if x is None or x.dtype == dtype else x.to(dtype)  # streaming calls are short enough to feel an idle .to()
+    return x if x is None or x.dtype == dtype else x.to(dtype)  # an idle .to() costs time in a short streaming call
 
 
 def _cast_sequences(name: str, dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
@@ -152,7 +152,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 def _numba_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse):
     from models.ops.scan_cpu import scan_forward
 
-    # The kernels' state is [B, N, D]. Both ways are views, so a state that goes round a stream is never copied.
+    # The kernels' state is [B, N, D]. It is a view in both directions, so that streaming never copies it.
     h0 = None if initial_state is None else initial_state.transpose(1, 2)
     keep = _needs_grad(u, delta, A, B, C, D, z, delta_bias, initial_state)
     y, last, _ = scan_forward(u, delta, A.t(), B, C, D, z, delta_bias, h0, softplus, reverse, keep)

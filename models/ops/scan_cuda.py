@@ -72,10 +72,11 @@ def scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, initial_state: Tensor | None, softplus: bool, reverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """models.ops.scan.selective_scan without its checks. The kernel starts from zero: an initial state h0 is added after,
+    """models.ops.scan.selective_scan without its checks.
 
-    since the recurrence is linear in it: h0 adds exp(A S_t) h0 to the state at t, with S_t = dt_1 + ... + dt_t. The gradient
-    of the last state is refused with a ValueError, since the kernel would leave it out.
+    The kernel starts from the zero state. The recurrence is linear in its state, so that an initial state h0 adds
+    exp(A S_t) h0 to the state at t, with S_t = dt_1 + ... + dt_t; this part is computed here. The kernel leaves out the
+    gradient of the last state, so that asking for it raises ValueError.
     """
     if u.shape[1] == 0:
         return torch.zeros_like(u), u.new_zeros(u.shape[0], *A.shape) if initial_state is None else initial_state
@@ -98,7 +99,7 @@ def scan(
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """models.ops.scan.causal_conv1d without its checks; the state goes in as inputs whose outputs are dropped."""
+    """models.ops.scan.causal_conv1d without its checks. The state is put before the inputs, and its outputs are dropped."""
     (batch, length, dim), width = x.shape, weight.shape[1]
     state = x.new_zeros(batch, width - 1, dim) if initial_state is None else initial_state
     joined = torch.cat((state, x.flip(1) if reverse else x), dim=1)  # [B, K-1+L, D]
