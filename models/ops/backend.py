@@ -1,7 +1,8 @@
 """Which scan backend a device gets, and one line that says so.
 
 `reference`: plain torch, any device and float type; slow, and the definition of the others. `numba`: compiled CPU kernels,
-float32. `mamba_ssm`: the CUDA kernels of the mamba-ssm and causal-conv1d packages, float32.
+float32. `triton`: kernels for NVIDIA GPUs of compute capability 8.0 and later, float32 and half precision; the default there.
+`mamba_ssm`: the CUDA kernels of the mamba-ssm and causal-conv1d packages, float32.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import torch
 
 _ENV = "LITEAVSE_SCAN"
-_DEVICES = {"reference": None, "numba": "cpu", "mamba_ssm": "cuda"}  # None: any
+_DEVICES = {"reference": None, "mamba_ssm": "cuda", "triton": "cuda", "numba": "cpu"}  # None: any; the fastest comes last
 
 
 @functools.cache
@@ -24,10 +25,23 @@ def _why_not(name: str) -> str:
         except ImportError as error:
             return f"numba cannot be imported ({error}); pip install numba"
     if name == "mamba_ssm":
-        from models.ops.scan_cuda import missing_half
+        from models.ops.scan_cuda import why_not
 
-        return missing_half() or ("" if torch.cuda.is_available() else "torch sees no CUDA device")
+        return why_not()
+    if name == "triton":
+        from models.ops.scan_triton import why_not
+
+        return why_not()
     return ""
+
+
+def _runs_on(name: str) -> str | None:
+    """The device type that a backend is for; None: any."""
+    if name == "triton":
+        from models.ops.scan_triton import interpreted
+
+        return "cpu" if interpreted() else "cuda"
+    return _DEVICES[name]
 
 
 def available_backends() -> list[str]:
@@ -36,7 +50,7 @@ def available_backends() -> list[str]:
 
 
 def _usable_on(device_type: str) -> list[str]:
-    return [name for name in available_backends() if _DEVICES[name] in (None, device_type)]
+    return [name for name in available_backends() if _runs_on(name) in (None, device_type)]
 
 
 def resolve_backend(device: torch.device | str, backend: str | None = None) -> str:
@@ -54,7 +68,7 @@ def resolve_backend(device: torch.device | str, backend: str | None = None) -> s
     if wanted not in _DEVICES:
         reason = "is not a scan backend"
     else:
-        reason = "cannot be used: " + (_why_not(wanted) or f"it runs on {_DEVICES[wanted]}, not on {device_type}")
+        reason = "cannot be used: " + (_why_not(wanted) or f"it runs on {_runs_on(wanted)}, not on {device_type}")
     source = f"backend={wanted!r}" if backend else f"{_ENV}={wanted}"
     raise ValueError(f"{source} {reason}; available on {device_type}: {', '.join(usable)}")
 
@@ -75,6 +89,11 @@ def describe_backend(device: torch.device | str) -> str:
     line = f"selective scan: {name} ({where})"
     if name != "reference":
         return line
-    fast = next((fast for fast, runs_on in _DEVICES.items() if runs_on == device_type), None)
-    why = f"no compiled kernel for {device_type}" if fast is None else _why_not(fast) or f"{_ENV} asks for it"
+    fast = [fast for fast, runs_on in reversed(_DEVICES.items()) if runs_on == device_type]
+    if not fast:
+        why = f"there is no compiled kernel for {device_type}"
+    elif all(_why_not(name) for name in fast):
+        why = "; ".join(dict.fromkeys(_why_not(name) for name in fast))
+    else:
+        why = f"{_ENV} asks for it"
     return f"{line}: the slow path, because {why}"

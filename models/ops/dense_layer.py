@@ -1,7 +1,7 @@
-"""Depthwise 3x3 convolution, dilated and causal in time, over a list of channel-last tensors that belong together.
+"""Depthwise 3x3 convolution, dilated and causal in time, over a list of channel-last tensors (the sources).
 
-What `F.conv2d(torch.cat(sources), groups=channels)` computes, without the concatenation and without the padded copy: on
-a CPU those two and oneDNN's gradient of a dilated depthwise convolution are most of what a light dense block costs.
+It computes `F.conv2d(torch.cat(sources), groups=channels)` without joining the sources and without a padded copy. On a CPU
+these two copies and oneDNN's gradient of a dilated depthwise convolution take most of the time of a light dense block.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from models.ops.operators import LIBRARY, cpu_operator
 from models.ops.packed_weights import padded
 
 PIECE = 16  # of models/ops/kernels/depthwise.py, which is imported only where it is used
-_GROUPS = 16  # parts in which the weights' gradient is summed, whatever the number of threads: same bits on any machine
+_GROUPS = 16  # partial sums of the weights' gradient for any number of threads, so that each machine gives the same bits
 
 
 def compiled_for(x: Tensor, channels: int) -> bool:
@@ -50,7 +50,7 @@ def _fields(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def _entry(source: Tensor, before: Tensor | None) -> tuple[int, ...]:
-    """A source's line in a kernel's table, up to where the result goes."""
+    """The first fields of a source's entry in a kernel's table; the fields for the result follow."""
     past = (*_fields(before), before.shape[1]) if before is not None else (0, 0, 0, 0, 0)
     return *_fields(source), *past
 

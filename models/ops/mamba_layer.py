@@ -1,4 +1,4 @@
-"""A Mamba layer in one compiled call, where no gradient is wanted: what enhancing and streaming on a CPU run through."""
+"""A whole Mamba layer in one compiled call without gradients. Enhancing and streaming on a CPU use it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKED = ("w_in", "w_conv", "b_conv", "w_x", "w_dt", "b_dt", "a", "skip", "w_out
 
 
 def usable(x: Tensor) -> bool:
-    """Whether a Mamba-1 layer may take x through `mixer_forward`: float32 on the CPU, and nobody asks for gradients."""
+    """Whether `mixer_forward` can run a Mamba-1 layer on x: x is float32, on the CPU, and needs no gradient."""
     return (
         x.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu") and x.shape[1] > 0 and resolve_backend(x.device) == "numba"
@@ -38,12 +38,12 @@ def pack_weights(
     """A layer's weights (names and shapes of mamba-ssm; norm: RMSNorm's scale) as `mixer_forward` wants them."""
     from models.ops.kernels.simd import LOG2E
 
-    into, gate = (in_proj * norm).chunk(2)  # [D, C] each: what scales the input may as well scale the weights
+    into, gate = (in_proj * norm).chunk(2)  # [D, C] each; scaling the weights has the same effect as scaling the input
     return [
         torch.cat((padded(into.t()), padded(gate.t())), dim=1).contiguous(),  # [C, 2 D]
         padded(conv.squeeze(1).t()),  # [K, D]
         padded(conv_bias),
-        # Padding in D meets channels that are 0, whatever its weights are: x_proj and out_proj need none along it.
+        # The channels that padding adds to D are always 0, so x_proj and out_proj need no rows of zeros for them.
         padded(x_proj.t()),  # [D, rank + 2 N]
         padded(dt_proj.t()),  # [rank, D]
         padded(dt_bias),

@@ -1,4 +1,4 @@
-"""Weights rearranged for a compiled kernel, kept until one of them changes."""
+"""Weights in the order that a compiled kernel reads them in. They are rearranged again when one of them changes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 
 def padded(x: Tensor) -> Tensor:
-    """Last axis to a multiple of LANES with zeros."""
+    """x with zeros at the end of its last axis, up to a multiple of LANES."""
     from models.ops.kernels.simd import LANES
 
     return F.pad(x, (0, -x.shape[-1] % LANES)).contiguous()
 
 
 class Packed:
-    """What `pack(*weights)` makes, made anew whenever a weight was replaced or changed in place."""
+    """Keeps the result of `pack(*weights)`, and calls `pack` again when a weight was replaced or changed in place."""
 
     def __init__(self, pack: Callable[..., list[Tensor]]) -> None:
         self.pack = pack

@@ -46,7 +46,9 @@ def selective_scan(
     _check("u", u, delta=(delta, sequence), A=(A, (dim, n)), B=(B, coefficients), C=(C, coefficients), D=(D, (dim,)),
            z=(z, sequence), delta_bias=(delta_bias, (dim,)), initial_state=(initial_state, (batch, dim, n)))  # fmt: skip
     name, dtype = _backend_and_dtype(u, backend)
-    tensors = [_cast(x, dtype) for x in (u, delta, A, B, C, D, z, delta_bias, initial_state)]
+    u_, delta, B, C, z = _cast_sequences(name, dtype, u, delta, B, C, z)
+    A, D, delta_bias, initial_state = (_cast(x, dtype) for x in (A, D, delta_bias, initial_state))
+    tensors = (u_, delta, A, B, C, D, z, delta_bias, initial_state)
     with torch.autocast(u.device.type, enabled=False):
         y, last = _SCANS[name](*tensors, delta_softplus, reverse)
     return _cast(y, u.dtype), last
@@ -74,7 +76,8 @@ def causal_conv1d(
     _check("x", x, weight=(weight, (dim, width)), bias=(bias, (dim,)),
            initial_state=(initial_state, (batch, width - 1, dim)))  # fmt: skip
     name, dtype = _backend_and_dtype(x, backend)
-    tensors = [_cast(v, dtype) for v in (x, weight, bias, initial_state)]
+    (x_,) = _cast_sequences(name, dtype, x)
+    tensors = (x_, *(_cast(v, dtype) for v in (weight, bias, initial_state)))
     with torch.autocast(x.device.type, enabled=False):
         y, last = _CONVOLUTIONS[name](*tensors, reverse)
     return _cast(y, x.dtype), last
@@ -102,7 +105,13 @@ def _check(first: str, like: Tensor, **tensors: tuple[Tensor | None, tuple[int, 
 
 
 def _cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return x if x is None or x.dtype == dtype else x.to(dtype)  # streaming calls are short enough to feel an idle .to()
+    return x if x is None or x.dtype == dtype else x.to(dtype)  # an idle .to() costs time in a short streaming call
+
+
+def _cast_sequences(name: str, dtype: torch.dtype, *tensors: Tensor | None) -> list[Tensor | None]:
+    """Sequences in the backend's type; the Triton kernels read half precision themselves, which halves what they move."""
+    half = (torch.bfloat16, torch.float16) if name == "triton" else ()
+    return [x if x is None or x.dtype in half else _cast(x, dtype) for x in tensors]
 
 
 def _backend_and_dtype(x: Tensor, backend: str | None) -> tuple[str, torch.dtype]:
@@ -115,11 +124,13 @@ def _reference_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus
     dt = F.softplus(dt) if softplus else dt
     batch, length, dim = u.shape
     state = u.new_zeros(batch, dim, A.shape[1]) if initial_state is None else initial_state
+    # unbind, since the gradient of a slice x[:, t] is a tensor of x's size: L of those would make the backward O(L^2).
+    steps = list(zip(dt.unbind(1), (dt * u).unbind(1), B.unbind(1), C.unbind(1), strict=True))
     ys = []
-    for t in reversed(range(length)) if reverse else range(length):
-        decay = torch.exp(dt[:, t, :, None] * A)  # [B, D, N]
-        state = decay * state + (dt[:, t] * u[:, t])[:, :, None] * B[:, t, None, :]
-        ys.append((state * C[:, t, None, :]).sum(-1))
+    for dt_t, du_t, B_t, C_t in reversed(steps) if reverse else steps:
+        decay = torch.exp(dt_t[:, :, None] * A)  # [B, D, N]
+        state = decay * state + du_t[:, :, None] * B_t[:, None, :]
+        ys.append((state * C_t[:, None, :]).sum(-1))  # [B, D]
     y = torch.stack(ys[::-1] if reverse else ys, dim=1) if ys else torch.zeros_like(u)
     y = y if D is None else y + D * u
     return (y if z is None else y * F.silu(z)), state
@@ -141,7 +152,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 def _numba_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse):
     from models.ops.scan_cpu import scan_forward
 
-    # The kernels' state is [B, N, D]. Both ways are views, so a state that goes round a stream is never copied.
+    # The kernels' state is [B, N, D]. It is a view in both directions, so that streaming never copies it.
     h0 = None if initial_state is None else initial_state.transpose(1, 2)
     keep = _needs_grad(u, delta, A, B, C, D, z, delta_bias, initial_state)
     y, last, _ = scan_forward(u, delta, A.t(), B, C, D, z, delta_bias, h0, softplus, reverse, keep)
@@ -168,5 +179,20 @@ def _mamba_ssm_conv(x, weight, bias, initial_state, reverse):
     return convolve(x, weight, bias, initial_state, reverse)
 
 
-_SCANS = {"reference": _reference_scan, "numba": _numba_scan, "mamba_ssm": _mamba_ssm_scan}
-_CONVOLUTIONS = {"reference": _reference_conv, "numba": _numba_conv, "mamba_ssm": _mamba_ssm_conv}
+def _triton_scan(u, delta, A, B, C, D, z, delta_bias, initial_state, softplus, reverse):
+    from models.ops.scan_triton import scan_forward
+
+    h0 = None if initial_state is None else initial_state.transpose(1, 2)  # [B, N, D], as in _numba_scan
+    keep = _needs_grad(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    y, last, _ = scan_forward(u, delta, A.t(), B, C, D, z, delta_bias, h0, softplus, reverse, keep)
+    return y, last.transpose(1, 2)
+
+
+def _triton_conv(*args):
+    from models.ops.scan_triton import conv_forward
+
+    return conv_forward(*args)
+
+
+_SCANS = {"reference": _reference_scan, "numba": _numba_scan, "mamba_ssm": _mamba_ssm_scan, "triton": _triton_scan}
+_CONVOLUTIONS = {"reference": _reference_conv, "numba": _numba_conv, "mamba_ssm": _mamba_ssm_conv, "triton": _triton_conv}

@@ -1,7 +1,8 @@
 """The compiled CPU kernels as torch operators: autograd, torch.compile and the flop counter see them.
 
-Operators take float32, states as [B, N, D] and A as [N, D] (channels innermost); models/ops/scan.py turns the public layout
-into views of these. An empty tensor stands for an output that was not asked for: operators cannot return None.
+Operators take float32 tensors, states as [B, N, D] and A as [N, D], with the channels innermost. models/ops/scan.py makes these
+from the public layout as views, without a copy. Operators cannot return None, so an empty tensor is returned for an output
+that the caller did not ask for.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from models.ops.kernels.simd import LANES, compiled
 from models.ops.kernels.threads import launch, threads
 from models.ops.operators import LIBRARY, cpu_operator
 
-# Sums over the batch are kept in this many parts, whatever the number of threads: same bits on any machine.
+# A sum over the batch has this many partial sums for any number of threads, so that each machine gives the same bits.
 _GROUPS = 16
 
 
@@ -40,7 +41,7 @@ def _flat(x: Tensor | None) -> Tensor | None:
 
 
 def _rows(x: Tensor | None) -> Tensor | None:
-    """[B, L, *] as the kernels want it: the last axis contiguous, the others anyhow."""
+    """[B, L, *] with a contiguous last axis. The kernels take the other axes with any stride."""
     return x if x is None or x.stride(-1) == 1 else x.contiguous()
 
 
@@ -68,7 +69,7 @@ def _blocks(D: int) -> int:
 
 
 def _chunk(N: int) -> int:
-    """Steps between kept states: more save memory, fewer let a chunk's states stay in L2 on the way back."""
+    """Steps between two kept states. A long chunk needs less memory; the states of a short one stay in the L2 cache."""
     return 16 if N <= 16 else 32
 
 

@@ -1,11 +1,12 @@
 """The CUDA kernels of mamba-ssm and causal-conv1d behind this project's layout and states.
 
-Both want [B, D, L], given here as views. Neither is imported before it is called.
+Both want [B, D, L], given here as views. The compiled modules are called directly: the packages around them import much else
+that need not work. Neither is imported before somebody asks for it.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import importlib
 
 import torch
 import torch.nn.functional as F
@@ -13,43 +14,77 @@ from torch import Tensor
 
 WIDTHS = (2, 3, 4)  # convolution widths that causal-conv1d has kernels for
 
-_PARTS = (
-    ("mamba_ssm", "mamba_ssm is not installed"),
-    ("selective_scan_cuda", "mamba_ssm is installed without its CUDA scan: reinstall with MAMBA_KEEP_CUDA_BUILD=TRUE"),
-    ("causal_conv1d", "causal_conv1d is not installed: pip install causal-conv1d"),
-    ("causal_conv1d_cuda", "causal_conv1d is installed without its CUDA kernel: reinstall it from source"),
-)
+_PARTS = {  # module: what to do where it cannot be imported
+    "selective_scan_cuda": "install mamba-ssm with MAMBA_KEEP_CUDA_BUILD=TRUE (requirements-cuda.txt)",
+    "causal_conv1d_cuda": "install causal-conv1d built for this torch (requirements-cuda.txt)",
+    "causal_conv1d": "install causal-conv1d (requirements-cuda.txt)",
+}
 
 
-def missing_half() -> str:
-    """What of the two packages is missing, in a sentence; empty if they are complete."""
-    absent = [sentence for module, sentence in _PARTS if find_spec(module) is None]
-    if not absent:
-        return ""
-    if len(absent) == len(_PARTS):
-        return "mamba_ssm and causal_conv1d are not installed"
-    return absent[0]
+def why_not() -> str:
+    """Why the packages' kernels cannot be used, in one line; empty if they can. Found out by importing them."""
+    for module, remedy in _PARTS.items():
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # a kernel built for another torch or CUDA may raise anything
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            return f"{module} cannot be imported ({reason}): {remedy}"
+    return "" if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+class _Scan(torch.autograd.Function):
+    """`selective_scan_cuda` from the zero state: u, delta, z [B, D, L]; A [D, N]; B, C [B, N, L] -> y, last state [B, D, N]."""
+
+    @staticmethod
+    def forward(ctx, u, delta, A, B, C, D, z, delta_bias, softplus):
+        import selective_scan_cuda
+
+        # The kernel wants time contiguous and B, C with an axis for groups of channels.
+        u, delta, z = (x if x is None or x.stride(-1) == 1 else x.contiguous() for x in (u, delta, z))
+        B, C = (x.contiguous()[:, None] for x in (B, C))  # [B, 1, N, L]
+        A, D, delta_bias = (x if x is None else x.contiguous() for x in (A, D, delta_bias))
+        y, states, *gated = selective_scan_cuda.fwd(u, delta, A, B, C, D, z, delta_bias, softplus)
+        ctx.save_for_backward(u, delta, A, B, C, D, z, delta_bias, states, None if z is None else y)
+        ctx.softplus = softplus
+        ctx.set_materialize_grads(False)
+        return (y if z is None else gated[0]), states[:, :, -1, 1::2].clone()  # [B, D, chunks, 2 N] holds decays and states
+
+    @staticmethod
+    def backward(ctx, gy, glast):
+        import selective_scan_cuda
+
+        if glast is not None:
+            raise ValueError(
+                "mamba_ssm's kernel has no gradient of the last state: set LITEAVSE_SCAN to triton or reference for this"
+            )
+        if gy is None:
+            return (None,) * 9
+        u, delta, A, B, C, D, z, delta_bias, states, y = ctx.saved_tensors
+        gy = gy if gy.stride(-1) == 1 else gy.contiguous()
+        gu, gdelta, gA, gB, gC, gD, gbias, *gz = selective_scan_cuda.bwd(
+            u, delta, A, B, C, D, z, delta_bias, gy, states, y, None, ctx.softplus, False
+        )
+        gD, gbias = (g if x is not None else None for g, x in ((gD, D), (gbias, delta_bias)))
+        return gu, gdelta, gA, gB[:, 0], gC[:, 0], gD, (gz[0] if z is not None else None), gbias, None
 
 
 def scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, initial_state: Tensor | None, softplus: bool, reverse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """models.ops.scan.selective_scan without its checks. The kernel starts from zero: an initial state h0 is added after,
+    """models.ops.scan.selective_scan without its checks.
 
-    since the recurrence is linear in it: h0 adds exp(A S_t) h0 to the state at t, with S_t = dt_1 + ... + dt_t.
+    The kernel starts from the zero state. The recurrence is linear in its state, so that an initial state h0 adds
+    exp(A S_t) h0 to the state at t, with S_t = dt_1 + ... + dt_t; this part is computed here. The kernel leaves out the
+    gradient of the last state, so that asking for it raises ValueError.
     """
     if u.shape[1] == 0:
         return torch.zeros_like(u), u.new_zeros(u.shape[0], *A.shape) if initial_state is None else initial_state
-    from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-
     if reverse:
         u, delta, B, C, z = (x if x is None else x.flip(1) for x in (u, delta, B, C, z))
-    gate = z.transpose(1, 2) if z is not None and initial_state is None else None
-    y, last = selective_scan_fn(
-        u.transpose(1, 2), delta.transpose(1, 2), A, B.transpose(1, 2), C.transpose(1, 2), D, z=gate,
-        delta_bias=delta_bias, delta_softplus=softplus, return_last_state=True,
-    )  # fmt: skip
+    gate = z if initial_state is None else None
+    u_, delta_, B_, C_, gate = (x if x is None else x.transpose(1, 2) for x in (u, delta, B, C, gate))
+    y, last = _Scan.apply(u_, delta_, A, B_, C_, D, gate, delta_bias, softplus)
     y = y.transpose(1, 2)  # [B, L, D]
     if initial_state is not None:
         dt = delta if delta_bias is None else delta + delta_bias
@@ -64,7 +99,7 @@ def scan(
 def convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """models.ops.scan.causal_conv1d without its checks; the state goes in as inputs whose outputs are dropped."""
+    """models.ops.scan.causal_conv1d without its checks. The state is put before the inputs, and its outputs are dropped."""
     (batch, length, dim), width = x.shape, weight.shape[1]
     state = x.new_zeros(batch, width - 1, dim) if initial_state is None else initial_state
     joined = torch.cat((state, x.flip(1) if reverse else x), dim=1)  # [B, K-1+L, D]

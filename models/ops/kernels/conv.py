@@ -6,21 +6,22 @@ step may come from the state and need no padded copy of the sequence.
 
 from __future__ import annotations
 
-from numba import carray, njit
+from numba import njit
 
 from models.ops.kernels.simd import (
     LANES,
     ROW,
+    block_of,
     broadcast,
     f32,
     inlined,
     load,
     load_full,
     parameter_block,
+    run_tasks,
     sigmoid,
     store,
     store_full,
-    take,
 )  # fmt: skip
 
 CHUNK = 16
@@ -67,7 +68,8 @@ def _convolve(p, s, window, w, bias):
 
 
 @njit
-def _forward_task(p, b, d0, work):
+def _forward_task(p, task, work):
+    b, d0 = block_of(p, task)
     width = min(LANES, p.D - d0)
     spare, w, window = work, work + ROW, work + (1 + p.K) * ROW
     bias = _weights(p, d0, width, w, spare)
@@ -84,14 +86,7 @@ def _forward_task(p, b, d0, work):
 
 
 def conv_forward(params):
-    p = carray(params, 1)[0]
-    blocks = (p.D + LANES - 1) // LANES
-    work = p.work + take(p.worker) * p.work_size
-    while True:
-        task = take(p.counter)
-        if task >= p.tasks:
-            break
-        _forward_task(p, task // blocks, task % blocks * LANES, work)
+    run_tasks(_forward_task, params)
 
 
 @inlined
@@ -104,7 +99,8 @@ def _input_gradient(p, s, w, gpre):
 
 
 @njit
-def _backward_task(p, group, d0, work):
+def _backward_task(p, task, work):
+    group, d0 = block_of(p, task)
     width = min(LANES, p.D - d0)
     K = p.K
     spare, w, gw, window = work, work + ROW, work + (1 + K) * ROW, work + (1 + 2 * K) * ROW
@@ -147,11 +143,4 @@ def _backward_task(p, group, d0, work):
 
 
 def conv_backward(params):
-    p = carray(params, 1)[0]
-    blocks = (p.D + LANES - 1) // LANES
-    work = p.work + take(p.worker) * p.work_size
-    while True:
-        task = take(p.counter)
-        if task >= p.tasks:
-            break
-        _backward_task(p, task // blocks, task % blocks * LANES, work)
+    run_tasks(_backward_task, params)

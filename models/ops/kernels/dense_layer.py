@@ -7,7 +7,7 @@ the pointwise product and the norm in registers. See models/ops/kernels/depthwis
 
 from __future__ import annotations
 
-from numba import carray, njit
+from numba import njit
 
 from models.ops.kernels.depthwise import SEGMENT, TABLE, convolve_row, pad_ends, row_of, scatter, tile_weights
 from models.ops.kernels.mamba_layer import products
@@ -22,9 +22,9 @@ from models.ops.kernels.simd import (
     peek,
     positive,
     root,
+    run_tasks,
     store,
     store_full,
-    take,
     total,
 )  # fmt: skip
 
@@ -94,7 +94,9 @@ def _mix(p, frame, y, mixed, spare):
 
 
 @njit
-def _segment(p, b, first, work):
+def _segment(p, task, work):
+    segments = (p.T + SEGMENT - 1) // SEGMENT
+    b, first = task // segments, task % segments * SEGMENT
     w, buffers = work, work + p.S * 9 * 4 * p.period
     zeros = buffers + 3 * p.vectors * ROW
     frame = buffers + (5 * p.vectors + 3 * p.edge) * ROW
@@ -110,11 +112,4 @@ def _segment(p, b, first, work):
 
 
 def dense_forward(params):
-    p = carray(params, 1)[0]
-    segments = (p.T + SEGMENT - 1) // SEGMENT
-    work = p.work + take(p.worker) * p.work_size
-    while True:
-        task = take(p.counter)
-        if task >= p.tasks:
-            break
-        _segment(p, task // segments, task % segments * SEGMENT, work)
+    run_tasks(_segment, params)

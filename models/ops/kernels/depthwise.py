@@ -10,7 +10,7 @@ bins do not lie side by side are gathered there. The block's inputs are read whe
 
 from __future__ import annotations
 
-from numba import carray, njit
+from numba import njit
 
 from models.ops.kernels.simd import (
     LANES,
@@ -22,8 +22,8 @@ from models.ops.kernels.simd import (
     load_full,
     parameter_block,
     peek_int,
+    run_tasks,
     store_full,
-    take,
     zero_piece,
 )  # fmt: skip
 
@@ -160,7 +160,10 @@ def convolve_row(p, w, oldest, middle, newest, l, m, n, out):
 
 
 @njit
-def _forward_task(p, s, b, first, work):
+def _forward_task(p, task, work):
+    segments = (p.T + SEGMENT - 1) // SEGMENT
+    s, unit = task % p.S, task // p.S
+    b, first = unit // segments, unit % segments * SEGMENT
     entry = p.table + 8 * TABLE * s
     size, edges = p.vectors * ROW, p.edge * ROW
     w = work
@@ -194,15 +197,7 @@ def _forward_task(p, s, b, first, work):
 
 
 def rows_forward(params):
-    p = carray(params, 1)[0]
-    segments = (p.T + SEGMENT - 1) // SEGMENT
-    work = p.work + take(p.worker) * p.work_size
-    while True:
-        task = take(p.counter)
-        if task >= p.tasks:
-            break
-        unit = task // p.S
-        _forward_task(p, task % p.S, unit // segments, unit % segments * SEGMENT, work)
+    run_tasks(_forward_task, params)
 
 
 @inlined
@@ -231,7 +226,7 @@ def _correlate_row(p, gw, row, pad, g):
 
 
 @njit
-def _weight_task(p, s, b, first, gw, work):
+def _weight_segment(p, s, b, first, gw, work):
     entry = p.table + 8 * TABLE * s
     size, edges = p.vectors * ROW, p.edge * ROW
     zeros, g = work + 3 * size, work + 4 * size
@@ -260,18 +255,16 @@ def _weight_task(p, s, b, first, gw, work):
             t += p.dilation
 
 
+@njit
+def _weight_task(p, task, work):
+    segments = (p.T + SEGMENT - 1) // SEGMENT
+    units, group, s = p.B * segments, task // p.S, task % p.S
+    gw = p.gw + 4 * 9 * p.period * task
+    _zero(gw, 9 * p.period // LANES)
+    for unit in range(group * units // p.groups, (group + 1) * units // p.groups):
+        _weight_segment(p, s, unit // segments, unit % segments * SEGMENT, gw, work)
+
+
 def rows_weight_gradient(params):
     """gw from the sources and, where the forward kernel has its result, the gradient of that."""
-    p = carray(params, 1)[0]
-    segments = (p.T + SEGMENT - 1) // SEGMENT
-    units = p.B * segments
-    work = p.work + take(p.worker) * p.work_size
-    while True:
-        task = take(p.counter)
-        if task >= p.tasks:
-            break
-        group, s = task // p.S, task % p.S
-        gw = p.gw + 4 * 9 * p.period * task
-        _zero(gw, 9 * p.period // LANES)
-        for unit in range(group * units // p.groups, (group + 1) * units // p.groups):
-            _weight_task(p, s, unit // segments, unit % segments * SEGMENT, gw, work)
+    run_tasks(_weight_task, params)

@@ -10,7 +10,7 @@ a multiple of LANES. Steps i are in reading order: t = i, or L-1-i when reverse.
 
 from __future__ import annotations
 
-from numba import carray, njit
+from numba import njit
 
 from models.ops.kernels.simd import (
     LANES,
@@ -24,11 +24,11 @@ from models.ops.kernels.simd import (
     parameter_block,
     peek,
     root,
+    run_tasks,
     sigmoid,
     softplus,
     store,
     store_full,
-    take,
     total,
 )  # fmt: skip
 
@@ -243,10 +243,4 @@ def _sequence(p, b, work):
 
 
 def mixer_forward(params):
-    p = carray(params, 1)[0]
-    work = p.work + take(p.worker) * p.work_size
-    while True:
-        task = take(p.counter)
-        if task >= p.tasks:
-            break
-        _sequence(p, task, work)
+    run_tasks(_sequence, params)

@@ -1,9 +1,9 @@
 """Compiled CPU kernels (float32) of the selective scan, forward and backward.
 
-A kernel takes task after task off a shared counter until none is left, so any number of threads may run it at once
-(models/ops/scan_cpu.py does). A task owns LANES neighbouring channels of a sequence: what a step needs then stays in vector
-registers, and a batch of one is several tasks. Sums over the batch go to a slot per task and are added up afterwards in
-a fixed order, so results depend neither on the number of threads nor on luck.
+A kernel takes task after task off a shared counter until none is left, so that any number of threads may run it at once.
+A task computes LANES neighbouring channels of a sequence, so that what a step needs stays in vector registers and that a
+batch of one sequence is several tasks. Each task writes its part of a sum over the batch to a place of its own, and the parts
+are added up afterwards in a fixed order. The results therefore do not depend on the number of threads.
 
 Tensors come as address and strides in bytes (last axis contiguous), so slices of a wider projection need no copy. An
 address of 0 means absent. States are [B, N, D] here: channels innermost, as everywhere. Steps i are in reading order:
@@ -12,12 +12,13 @@ t = i, or L-1-i when reverse. `work` is a thread's own scratch.
 
 from __future__ import annotations
 
-from numba import carray, njit
+from numba import njit
 
 from models.ops.kernels.simd import (
     LANES,
     LOG2E,
     ROW,
+    block_of,
     broadcast,
     exp2,
     f32,
@@ -28,11 +29,11 @@ from models.ops.kernels.simd import (
     peek,
     poke,
     prefetch,
+    run_tasks,
     sigmoid,
     softplus,
     store,
     store_full,
-    take,
     total,
 )  # fmt: skip
 
@@ -86,7 +87,8 @@ def _store_states(address, row, p, d0, width, states, spare):
 
 
 @njit
-def _forward_task(p, b, d0, work):
+def _forward_task(p, task, work):
+    b, d0 = block_of(p, task)
     width = min(LANES, p.D - d0)
     spare, a, h = work, work + ROW, work + (1 + p.N) * ROW
     bias, skip = _vector_of(p.bias, d0, width, spare), _vector_of(p.skip, d0, width, spare)
@@ -116,14 +118,7 @@ def _forward_task(p, b, d0, work):
 
 
 def scan_forward(params):
-    p = carray(params, 1)[0]
-    blocks = (p.D + LANES - 1) // LANES
-    work = p.work + take(p.worker) * p.work_size
-    while True:
-        task = take(p.counter)
-        if task >= p.tasks:
-            break
-        _forward_task(p, task // blocks, task % blocks * LANES, work)
+    run_tasks(_forward_task, params)
 
 
 @inlined
@@ -162,7 +157,8 @@ def _gate_backward(p, b, t, d0, width, y, gy, spare):
 def _reverse_states(p, b, t, d0, s, gy, u, dt, a, states, decays, g, ga):
     """One step back through the states; returns dLoss/d(u dt) and the part of dLoss/d dt that comes by the decays.
 
-    g holds what the step after hands back to the state before it: read, then replaced by what this step hands back.
+    g is the gradient of the state after this step that comes from the later steps. It is replaced by the gradient of the
+    state before this step.
     """
     du = u * dt
     gdu, gdt = broadcast(f32(0)), broadcast(f32(0))
@@ -184,7 +180,8 @@ def _reverse_states(p, b, t, d0, s, gy, u, dt, a, states, decays, g, ga):
 
 
 @njit
-def _backward_task(p, group, d0, work):
+def _backward_task(p, task, work):
+    group, d0 = block_of(p, task)
     width = min(LANES, p.D - d0)
     spare, a, g, ga = work, work + ROW, work + (1 + p.N) * ROW, work + (1 + 2 * p.N) * ROW
     states = ga + p.N * ROW
@@ -227,11 +224,4 @@ def _backward_task(p, group, d0, work):
 
 
 def scan_backward(params):
-    p = carray(params, 1)[0]
-    blocks = (p.D + LANES - 1) // LANES
-    work = p.work + take(p.worker) * p.work_size
-    while True:
-        task = take(p.counter)
-        if task >= p.tasks:
-            break
-        _backward_task(p, task // blocks, task % blocks * LANES, work)
+    run_tasks(_backward_task, params)

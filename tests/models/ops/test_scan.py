@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import types
-from importlib.machinery import ModuleSpec
 
 import numpy as np
 import pytest
@@ -79,6 +79,17 @@ def test_reference_gradients_are_those_of_finite_differences(reverse):
     tensors = {name: x.requires_grad_() for name, x in conv_inputs(2, 4, 2, 3).items()}
     function = lambda *args: causal_conv1d(*args, reverse=reverse, backend="reference")  # noqa: E731
     assert torch.autograd.gradcheck(function, tuple(tensors.values()))
+
+
+def test_the_references_backward_needs_memory_in_proportion_to_the_length():
+    def allocated_bytes(length):
+        tensors = {name: x.requires_grad_() for name, x in single(scan_inputs(1, length, 64, 2)).items()}
+        y, _ = selective_scan(**tensors, backend="reference")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            y.sum().backward()
+        return sum(max(event.self_cpu_memory_usage, 0) for event in profile.key_averages())
+
+    assert allocated_bytes(160) < 2.3 * allocated_bytes(80)
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
@@ -261,53 +272,96 @@ print(describe_backend("cpu"))
     assert "reference" in done.stdout and "slow path" in done.stdout and "numba cannot be imported" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("installed", "said"),
-    [
-        ((), "mamba_ssm and causal_conv1d are not installed"),
-        (("mamba_ssm", "selective_scan_cuda"), "causal_conv1d is not installed"),
-        (("mamba_ssm", "causal_conv1d", "causal_conv1d_cuda"), "without its CUDA scan"),
-        (("causal_conv1d", "causal_conv1d_cuda"), "mamba_ssm is not installed"),
-        (("mamba_ssm", "selective_scan_cuda", "causal_conv1d", "causal_conv1d_cuda"), ""),
-    ],
-)
-def test_half_an_installation_of_the_cuda_packages_is_named(monkeypatch, installed, said):
-    spec = lambda name: ModuleSpec(name, None) if name in installed else None  # noqa: E731
-    monkeypatch.setattr(scan_mamba_ssm, "find_spec", spec)
-    assert said in scan_mamba_ssm.missing_half() and bool(said) == bool(scan_mamba_ssm.missing_half())
-    if said:
-        backends._why_not.cache_clear()
-        try:
-            assert said in describe_backend("cuda")
-        finally:
-            backends._why_not.cache_clear()
+@pytest.fixture
+def forget_backends():
+    backends._why_not.cache_clear()
+    yield
+    backends._why_not.cache_clear()
+
+
+def test_why_the_cuda_packages_do_not_work_is_found_by_importing_them(monkeypatch, forget_backends, tmp_path):
+    modules = {name: tmp_path / f"{name}.py" for name in ("selective_scan_cuda", "causal_conv1d_cuda", "causal_conv1d")}
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "selective_scan_cuda cannot be imported (No module named" in describe_backend("cuda")
+    assert "MAMBA_KEEP_CUDA_BUILD=TRUE" in describe_backend("cuda")
+    modules["selective_scan_cuda"].write_text("raise ImportError('undefined symbol: _ZN3c10\\nsecond line')")
+    importlib.invalidate_caches()
+    assert scan_mamba_ssm.why_not().startswith("selective_scan_cuda cannot be imported (undefined symbol: _ZN3c10): install")
+    modules["selective_scan_cuda"].write_text("")
+    modules["causal_conv1d_cuda"].write_text("raise OSError('libcudart.so.12: cannot open')")
+    monkeypatch.delitem(sys.modules, "selective_scan_cuda", raising=False)
+    importlib.invalidate_caches()
+    assert "causal_conv1d_cuda cannot be imported (libcudart.so.12" in scan_mamba_ssm.why_not()
+    for name in modules:
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    assert scan_mamba_ssm.why_not() == "torch sees no CUDA device"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert scan_mamba_ssm.why_not() == ""
+
+
+def _turned(x):
+    """[B, D, L] <-> [B, L, D]"""
+    return None if x is None else x.transpose(1, 2)
+
+
+class FakeScan(types.ModuleType):
+    """selective_scan_cuda's two functions with its layouts and its limits, made of the reference."""
+
+    def _check(self, u, delta, A, B, C, z):
+        assert all(x is None or x.stride(-1) == 1 or x.shape[-1] == 1 for x in (u, delta, z))
+        assert B.is_contiguous() and C.is_contiguous()
+        assert B.shape == C.shape == (u.shape[0], 1, A.shape[1], u.shape[2]) and u.shape == delta.shape
+
+    def _run(self, u, delta, A, B, C, D, z, bias, softplus):
+        sequences = [_turned(x) for x in (u, delta)], [_turned(x[:, 0]) for x in (B, C)]
+        y, last = scan._reference_scan(*sequences[0], A, *sequences[1], D, _turned(z), bias, None, softplus, False)
+        return _turned(y).contiguous(), last
+
+    def fwd(self, u, delta, A, B, C, D, z, bias, softplus):
+        self._check(u, delta, A, B, C, z)
+        y, last = self._run(u, delta, A, B, C, D, None, bias, softplus)
+        states = torch.stack((torch.full_like(last, float("nan")), last), -1).flatten(2)[:, :, None]  # [B, D, 1, 2 N]
+        return [y, states] if z is None else [y, states, self._run(u, delta, A, B, C, D, z, bias, softplus)[0]]
+
+    def bwd(self, u, delta, A, B, C, D, z, bias, gy, states, y, gz, softplus, recompute):
+        assert (gy.stride(-1) == 1 or gy.shape[-1] == 1) and (y is None) == (z is None) and gz is None and not recompute
+        with torch.enable_grad():
+            tensors = [x if x is None else x.detach().requires_grad_() for x in (u, delta, A, B, C, D, bias, z)]
+            *first, b, z = tensors
+            self.result, _ = self._run(*first, z, b, softplus)
+        found = iter(torch.autograd.grad(self.result, [x for x in tensors if x is not None], gy))
+        gradients = [None if x is None else next(found) for x in tensors]
+        return gradients if z is not None else gradients[:-1]
 
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """The two packages' functions with their own layouts and limits, made of the reference."""
-
-    def selective_scan_fn(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, return_last_state=False):
-        assert u.shape == delta.shape and B.shape == C.shape and B.shape[2] == u.shape[2]
-        flip = lambda x: None if x is None else x.transpose(1, 2)  # noqa: E731
-        y, last = scan._reference_scan(
-            flip(u), flip(delta), A, flip(B), flip(C), D, flip(z), delta_bias, None, delta_softplus, False
-        )
-        return (flip(y), last) if return_last_state else flip(y)
+    """The two packages' compiled functions with their own layouts and limits, made of the reference."""
 
     def causal_conv1d_fn(x, weight, bias=None, activation=None):
         assert activation == "silu" and weight.shape[1] in (2, 3, 4)
         return scan._reference_conv(x.transpose(1, 2), weight, bias, None, False)[0].transpose(1, 2)
 
-    interface = types.ModuleType("mamba_ssm.ops.selective_scan_interface")
-    interface.selective_scan_fn = selective_scan_fn
     conv = types.ModuleType("causal_conv1d")
     conv.causal_conv1d_fn = causal_conv1d_fn
-    for name, module in {
-        "mamba_ssm": types.ModuleType("mamba_ssm"), "mamba_ssm.ops": types.ModuleType("mamba_ssm.ops"),
-        "mamba_ssm.ops.selective_scan_interface": interface, "causal_conv1d": conv,
-    }.items():  # fmt: skip
-        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "selective_scan_cuda", FakeScan("selective_scan_cuda"))
+    monkeypatch.setitem(sys.modules, "causal_conv1d", conv)
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)  # the package around the kernel need not work
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("without", [(), ("initial_state",), OPTIONAL])
+def test_mamba_ssm_gradients_are_right_and_that_of_the_last_state_is_refused(stand_ins, reverse, without):
+    tensors = {name: x.requires_grad_() for name, x in scan_inputs(2, 9, 6, 5, without=without).items()}
+    every = [tensors.get(k) for k in ("u", "delta", "A", "B", "C", *OPTIONAL)]
+    y, last = scan_mamba_ssm.scan(*every, True, reverse)
+    wanted, _ = scan._reference_scan(*every, True, reverse)
+    gy = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found, expected = (torch.autograd.grad(x, list(tensors.values()), gy, retain_graph=True) for x in (y, wanted))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert_close(ours, theirs, 1e-12)
+    with pytest.raises(ValueError, match="no gradient of the last state: set LITEAVSE_SCAN"):
+        (y.sum() + last.sum()).backward()
 
 
 @pytest.mark.parametrize("reverse", [False, True])
