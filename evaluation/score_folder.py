@@ -22,14 +22,10 @@ from tqdm import tqdm
 from utils.console import EXIT_FAILED, Parser, one_line, run
 from utils.media.sound import AUDIO_EXTENSIONS, load_audio
 from utils.scores.dnsmos import DNSMOS
-from utils.scores.metrics import ALL_METRICS, PESQ_RATE_HZ, mean_score, score_many
+from utils.scores.metrics import ALL_METRICS, PESQ_RATE_HZ, TABLE, mean_score, number, score_many
 from utils.scores.stats import interval_method, mean_interval
 from utils.util import atomic_write
 
-LABELS = {
-    "pesq": "PESQ-WB", "stoi": "STOI", "estoi": "ESTOI", "si_sdr": "SI-SDR dB", "csig": "CSIG", "cbak": "CBAK", "covl": "COVL",
-    "dnsmos_sig": "DNSMOS SIG", "dnsmos_bak": "DNSMOS BAK", "dnsmos_ovr": "DNSMOS OVR", "dnsmos_p808": "DNSMOS P.808",
-}  # fmt: skip
 COMPOSITE_NOTE = "CSIG, CBAK, COVL: Hu & Loizou 2008, with wide-band PESQ (MOS-LQO, as the pesq package gives it) in them"
 Pair = tuple[Path, Path]
 
@@ -149,11 +145,9 @@ def table(results: Sequence[dict], metrics: Sequence[str]) -> list[str]:
     for metric in metrics:
         values = [result[metric] for result in results]
         failed = sum(math.isnan(value) for value in values)
-        digits = 4 if metric in ("stoi", "estoi") else 2 if metric == "si_sdr" else 3
-        low, high = mean_interval(values)
-        mean = mean_score(results, metric)
-        interval = f"{low:.{digits}f} .. {high:.{digits}f}"
-        lines.append(f"{LABELS[metric]:14s}{mean:9.{digits}f}{interval:>21s}{len(values) - failed:7d}{failed:10d}")
+        low, high = (number(bound, metric) for bound in mean_interval(values))
+        mean = number(mean_score(results, metric), metric)
+        lines.append(f"{TABLE[metric].heading:14s}{mean:>9s}{f'{low} .. {high}':>21s}{len(values) - failed:7d}{failed:10d}")
     method = interval_method(len(results))
     lines.append(f"95 % interval: {method} over {len(results)} files; says nothing about other speakers")
     return lines

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from evaluation.testset.score_rows import write_csv
 from utils.console import EXIT_FAILED, Parser, run
-from utils.scores.metrics import METRICS
+from utils.scores.metrics import METRICS, TABLE
 from utils.scores.stats import PairedComparison, compare_paired, holm, interval_method
 
 SIGNIFICANT = 0.05
@@ -187,12 +187,12 @@ def verdict(entry: Mapping) -> str:
 
 
 def text_table(entries: Sequence[Mapping]) -> str:
-    lines = [f"{'':8}{'ours':>9}{'baseline':>10}{'difference':>12}{'95 % interval':>21}{'d':>7}{'p t':>10}{'p Wilcoxon':>12}"
+    lines = [f"{'':13}{'ours':>9}{'baseline':>10}{'difference':>12}{'95 % interval':>21}{'d':>7}{'p t':>10}{'p Wilcoxon':>12}"
              f"{'n':>6}{'n_failed':>10}   (p after Holm)"]  # fmt: skip
     for e in entries:
         interval = f"{e['low']:+.4f} .. {e['high']:+.4f}"
         lines.append(
-            f"{e['metric']:8}{e['ours']:9.4f}{e['baseline']:10.4f}{e['mean']:+12.4f}{interval:>21}{e['cohens_d']:7.2f}"
+            f"{TABLE[e['metric']].heading:13}{e['ours']:9.4f}{e['baseline']:10.4f}{e['mean']:+12.4f}{interval:>21}{e['cohens_d']:7.2f}"
             f"{e['p_t_holm']:10.2g}{e['p_wilcoxon_holm']:12.2g}{e['n']:6d}{e['n_failed']:10d}   {verdict(e)}"
         )
     return "\n".join(lines)

@@ -19,14 +19,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluation.reporting.figures import require_matplotlib, visual_figure
-from evaluation.reporting.tables import LABELS, by_sample, complete, gain_number, latex_escape, mean, write_text
+from evaluation.reporting.tables import by_sample, complete, gain_number, latex_escape, mean, write_text
 from evaluation.testset.conditions import CLEAN, CONDITIONS, NONE, OTHER_FACE, check_condition
 from evaluation.testset.manifest import Manifest
 from evaluation.testset.runs import add_run_options, command_line, score_run
 from evaluation.testset.score_rows import AUDIO_ONLY, COLUMNS, report_failures, write_csv
 from models.inference.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
-from utils.scores.metrics import METRICS
+from utils.scores.metrics import METRICS, TABLE
 from utils.scores.stats import compare_paired, holm, interval_method, roc_auc
 
 SIGNIFICANT = 0.05
@@ -97,9 +97,9 @@ def separation(
 
 
 def _told(entry: Mapping) -> str:
-    metric, unit = entry["metric"], " dB" if entry["metric"] == "si_sdr" else ""
-    difference, low, high = (gain_number(entry[key], metric) for key in ("difference", "low", "high"))
-    return f"{LABELS[metric].removesuffix(' in dB')} {difference}{unit} [{low}, {high}]"
+    metric = TABLE[entry["metric"]]
+    difference, low, high = (gain_number(entry[key], entry["metric"]) for key in ("difference", "low", "high"))
+    return f"{metric.label} {difference}{' ' + metric.unit if metric.unit else ''} [{low}, {high}]"
 
 
 def answer(summary: Sequence[Mapping]) -> str:
@@ -155,7 +155,7 @@ def _interval_over(summary: Sequence[Mapping]) -> str:
 def text_table(summary: Sequence[Mapping], conditions: Sequence[str]) -> str:
     """Differences by condition, with mean alpha and its AUC."""
     lines = [f"audio-visual minus audio-only; * the 95 % interval ({_interval_over(summary)}) lies below 0, + above"]
-    head = "".join(f"{LABELS[metric].split(' in ')[0]:>10}" for metric in METRICS)
+    head = "".join(f"{TABLE[metric].label:>10}" for metric in METRICS)
     lines.append(f"{'video':<14}{head}{'alpha':>8}{'AUC':>7}{'n':>6}")
     for name in conditions:
         entries = [entry for entry in summary if entry["condition"] == name]
@@ -175,7 +175,7 @@ def text_table(summary: Sequence[Mapping], conditions: Sequence[str]) -> str:
 
 def latex_table(summary: Sequence[Mapping], conditions: Sequence[str], note: str) -> str:
     """Differences with their intervals by condition; needs booktabs."""
-    head = " & ".join(rf"$\Delta$ {LABELS[metric].split(' in ')[0]}" for metric in METRICS)
+    head = " & ".join(rf"$\Delta$ {TABLE[metric].label}" for metric in METRICS)
     caption = f"Audio-visual minus audio-only with a degraded video, 95 % intervals by {_interval_over(summary)}. {note}."
     lines = [
         r"\begin{table*}[t]", r"\centering", r"\footnotesize", rf"\caption{{{latex_escape(caption)}}}",
