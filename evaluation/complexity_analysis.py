@@ -26,7 +26,6 @@ from tqdm import tqdm
 from evaluation.benchmarks.network import recipes
 from evaluation.reporting.tables import latex_escape, write_text
 from evaluation.testset.runs import command_line
-from evaluation.testset.score_rows import write_csv
 from models.generator import SEMamba
 from models.inference.enhancer import Enhancer
 from models.ops.backend import describe_backend, resolve_backend
@@ -34,7 +33,7 @@ from models.pretrained import ARCHITECTURES
 from models.timing import video_frame_index
 from utils.config import load_config
 from utils.console import Parser, run
-from utils.util import pick_device
+from utils.util import pick_device, write_csv
 
 VISUAL_ENCODER = "visual_encoder."
 COLUMNS = {  # of the CSV: (heading of the tables, digits)

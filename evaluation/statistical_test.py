@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evaluation.testset.score_rows import write_csv
 from utils.console import EXIT_FAILED, Parser, run
 from utils.scores.metrics import METRICS, TABLE
 from utils.scores.stats import PairedComparison, compare_paired, holm, interval_method
+from utils.util import write_csv
 
 SIGNIFICANT = 0.05
 SUMMARY_COLUMNS = (

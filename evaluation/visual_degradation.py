@@ -23,11 +23,12 @@ from evaluation.reporting.tables import by_sample, complete, gain_number, latex_
 from evaluation.testset.conditions import CLEAN, CONDITIONS, NONE, OTHER_FACE, check_condition
 from evaluation.testset.manifest import Manifest
 from evaluation.testset.runs import add_run_options, command_line, score_run
-from evaluation.testset.score_rows import AUDIO_ONLY, COLUMNS, report_failures, write_csv
+from evaluation.testset.score_rows import AUDIO_ONLY, COLUMNS, report_failures
 from models.inference.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
 from utils.scores.metrics import METRICS, TABLE
 from utils.scores.stats import compare_paired, holm, interval_method, roc_auc
+from utils.util import write_csv
 
 SIGNIFICANT = 0.05
 SUMMARY_COLUMNS = (

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.augment_rir import prepare_rir, reverberate
+from dataloaders.clip_dataset import resolve
 from dataloaders.mixing import active_samples, fit_length, mix_audio
 from utils.media.sound import load_audio
 from utils.util import write_json
@@ -78,12 +79,6 @@ class Mixture:
 def json_sha256(value: object) -> str:
     """Changes when what `value` is in JSON does; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def resolve(path: str, folder: Path) -> str:
-    """A path of a list: looked for beside the list, then from the working directory."""
-    beside = folder / path
-    return str(beside) if beside.exists() else path
 
 
 def _relative(path: str | None, folder: Path) -> str | None:
