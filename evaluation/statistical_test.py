@@ -14,14 +14,16 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from utils.console import EXIT_FAILED, Parser, run
 from utils.scores.metrics import METRICS, TABLE
-from utils.scores.stats import PairedComparison, compare_paired, holm, interval_method
+from utils.scores.stats import PairedComparison, compare_paired, holm, interval_method, mean_by
 from utils.util import write_csv
 
 SIGNIFICANT = 0.05
@@ -124,24 +126,16 @@ def units_of(ours: Table, baseline: Table) -> Units:
     speaker_of = {key: line.get("speaker") or "" for key, line in zip(keys, lines, strict=True)}
     pairs, failed = {}, {}
     for metric in (metric for metric in ours.metrics if metric in baseline.metrics):
-        held: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        failed[metric] = 0
-        for key, line in zip(keys, lines, strict=True):
-            name = line["sample_id"]
+        scored = []
+        for key, name in zip(keys, sorted(ours.rows), strict=True):
             pair = _value(ours.rows[name], metric, ours.path), _value(baseline.rows[name], metric, baseline.path)
-            if any(map(math.isnan, pair)):
-                failed[metric] += 1
-            else:
-                held[key].append(pair)
-        pairs[metric] = [_mean_pair(held[key]) for key in speaker_of]
+            if not any(map(math.isnan, pair)):
+                scored.append((key, pair))
+        failed[metric] = len(keys) - len(scored)
+        means = mean_by([key for key, _ in scored], [pair for _, pair in scored])
+        pairs[metric] = [tuple(means.get(key, (math.nan, math.nan))) for key in speaker_of]
     speakers = list(speaker_of.values())
     return Units(pairs, speakers if all(speakers) else None, "clips" if repeated else "samples", failed)
-
-
-def _mean_pair(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    if not pairs:
-        return math.nan, math.nan
-    return math.fsum(one for one, _ in pairs) / len(pairs), math.fsum(other for _, other in pairs) / len(pairs)
 
 
 def grouping(units: Units) -> tuple[list[str] | None, str]:
@@ -170,7 +164,7 @@ def compare(units: Units, groups: list[str] | None, seed: int) -> list[dict]:
     entries = []
     for metric, comparison in found.items():
         scored = [pair for pair in units.pairs[metric] if not any(map(math.isnan, pair))]
-        ours, baseline = _mean_pair(scored)
+        ours, baseline = np.mean(scored, axis=0).tolist() if scored else (math.nan, math.nan)
         entries.append({
             "metric": metric, **asdict(comparison), "n_failed": units.n_failed[metric], "ours": ours, "baseline": baseline,
             "p_t_holm": corrected["p_t"][metric], "p_wilcoxon_holm": corrected["p_wilcoxon"][metric],

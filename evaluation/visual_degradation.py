@@ -27,7 +27,7 @@ from evaluation.testset.score_rows import AUDIO_ONLY, COLUMNS, report_failures
 from models.inference.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
 from utils.scores.metrics import METRICS, TABLE
-from utils.scores.stats import compare_paired, holm, interval_method, roc_auc
+from utils.scores.stats import compare_paired, holm, interval_method, mean_by, roc_auc
 from utils.util import write_csv
 
 SIGNIFICANT = 0.05
@@ -54,7 +54,7 @@ def compare_conditions(rows: Sequence[Mapping], conditions: Sequence[str]) -> li
             ours, base = ([sample[row][metric] for sample in compared] for row in (name, AUDIO_ONLY))
             clips = [sample[AUDIO_ONLY]["clip"] for sample in compared]
             result = compare_paired(ours, base, groups=clips)
-            by_clip = _clip_means(ours, base, clips)
+            by_clip = list(mean_by(clips, np.subtract(ours, base)).values())
             held = [sample[name]["mean_alpha"] for sample in samples if sample[name].get("mean_alpha") is not None]
             found.append({
                 "condition": name, "metric": metric, "n": result.n, "n_clips": len(by_clip),
@@ -67,14 +67,6 @@ def compare_conditions(rows: Sequence[Mapping], conditions: Sequence[str]) -> li
     for index, entry in enumerate(found):
         entry["p_wilcoxon_holm"] = corrected.get(str(index), math.nan)
     return sorted(found, key=lambda entry: conditions.index(entry["condition"]))
-
-
-def _clip_means(ours: Sequence[float], base: Sequence[float], clips: Sequence[str]) -> list[float]:
-    """The mean difference of each clip: its mixtures are not independent."""
-    held: dict[str, list[float]] = {}
-    for one, other, clip in zip(ours, base, clips, strict=True):
-        held.setdefault(clip, []).append(one - other)
-    return [mean(differences) for differences in held.values()]
 
 
 def alpha_of(rows: Sequence[Mapping]) -> tuple[np.ndarray, np.ndarray]:
