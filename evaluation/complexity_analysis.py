@@ -30,7 +30,7 @@ from models.generator import SEMamba
 from models.inference.enhancer import Enhancer
 from models.ops.backend import describe_backend, resolve_backend
 from models.pretrained import ARCHITECTURES
-from models.timing import video_frame_index
+from models.timing import latency_samples, video_frame_index
 from utils.config import load_config
 from utils.console import Parser, run
 from utils.util import pick_device, write_csv
@@ -141,9 +141,11 @@ def streaming(model: SEMamba, cfg: Mapping, seconds: float) -> dict[str, float |
         spent = stream_seconds(model, cfg, seconds)
     finally:
         torch.set_num_threads(before)
-    latency_sec = cfg["stft_cfg"]["win_size"] / cfg["stft_cfg"]["sampling_rate"]
+    stft, rate = cfg["stft_cfg"], cfg["stft_cfg"]["sampling_rate"]
+    lookahead_ms = cfg["visual_cfg"]["visual_lookahead_ms"] if getattr(model, "use_visual", False) else 0.0
     return {
-        "rtf_stream": statistics.mean(spent) / latency_sec, "worst_chunk_ms": 1e3 * max(spent), "latency_ms": 1e3 * latency_sec
+        "rtf_stream": statistics.mean(spent) / (stft["win_size"] / rate), "worst_chunk_ms": 1e3 * max(spent),
+        "latency_ms": 1e3 * latency_samples(stft["n_fft"], rate, lookahead_ms) / rate,
     }  # fmt: skip
 
 
