@@ -83,7 +83,7 @@ def _inputs(cfg: Mapping, seconds: float) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def macs_per_second(model: SEMamba, cfg: Mapping) -> dict[str, float | None]:
-    """Billions of multiply-adds per second of sound, without and with the picture."""
+    """Billions of multiply-adds per second of sound, without and with the video."""
     mag, pha, video = _inputs(cfg, 1.0)
     found = {"macs_sound_g": count_macs(lambda: model(mag, pha)) / 1e9, "macs_face_g": None}
     if getattr(model, "use_visual", False):
@@ -92,7 +92,7 @@ def macs_per_second(model: SEMamba, cfg: Mapping) -> dict[str, float | None]:
 
 
 def offline_rtf(enhancer: Enhancer, seconds: float, n_runs: int) -> dict[str, float | None]:
-    """Median seconds of computing per second of sound of the whole pipeline, without and with the picture."""
+    """Median seconds of computing per second of sound of the whole pipeline, without and with the video."""
     rng, size = np.random.default_rng(0), enhancer.face_size
     wav = 0.1 * rng.standard_normal(round(seconds * enhancer.sample_rate)).astype(np.float32)
     face = rng.integers(0, 255, (round(seconds * enhancer.video_fps), size, size, 3), dtype=np.uint8)

@@ -221,10 +221,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("statistical_test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours_csv", type=Path, required=True)
     parser.add_argument("--baseline_csv", type=Path, required=True)
-    parser.add_argument("--ours_row", help="of a CSV with several rows a sample, e.g. audio_visual")
-    parser.add_argument("--baseline_row", help="e.g. audio_only; both CSVs may be the same file")
+    parser.add_argument("--ours_row", help="which row to compare where --ours_csv has several per sample, e.g. audio_visual")
+    parser.add_argument("--baseline_row", help="the same for --baseline_csv, e.g. audio_only; both CSVs may be the same file")
     parser.add_argument("--output_csv", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap that gives the intervals")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""Answers in its first line: is audio-visual enhancement with a bad picture ever worse than with none, and by how much?
+"""Answers in its first line: is audio-visual enhancement with a bad video ever worse than with none, and by how much?
 
     python -m evaluation.visual_degradation --checkpoint_file best.pth --test_json clips.json --noise_json noise.json
 

@@ -1,4 +1,4 @@
-"""Clips of synthetic people: who they are, filming an utterance, writing picture and lossless sound into one file."""
+"""Synthetic people and their clips: draw a person, film an utterance, write video and lossless sound into one file."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def walk_files(root: Path, suffixes: Collection[str], workers: int) -> list[str]
 
 
 def clip_problem(entry: Mapping[str, str], full: bool = False) -> str | None:
-    """Why a clip cannot be used, in a few words; None when its picture and its sound decode.
+    """Why a clip cannot be used, in a few words; None when its video and its sound can be decoded.
 
     `full` decodes everything and refuses clips with damaged packets; otherwise the first frame of each must decode.
     """
@@ -75,7 +75,7 @@ def clip_problem(entry: Mapping[str, str], full: bool = False) -> str | None:
 
 
 class ClipChecker:
-    """Tries clips ("header": the first frame of picture and sound; "full": all of it; "none": not at all), each once.
+    """Tries clips ("header": the first frame of video and sound; "full": all of it; "none": not at all), each once.
 
     What was found is kept in the file `cache`, by path, size and time of change, so that a run that was interrupted, or
     is repeated with new files, goes on where it was.

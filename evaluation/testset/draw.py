@@ -224,7 +224,7 @@ def add_mixture_options(parser: argparse.ArgumentParser, snrs_db: Sequence[float
     parser.add_argument("--clips", type=int, help="use so many of the clips, evenly chosen")
     parser.add_argument("--rir_json", help="list of impulse responses, for speech in rooms")
     parser.add_argument("--room_share", type=float, default=0.5, help="of the clips, with --rir_json")
-    parser.add_argument("--visual", nargs="+", default=[CLEAN], help="degradations of the picture, drawn for each clip")
+    parser.add_argument("--visual", nargs="+", default=[CLEAN], help="degradations of the video, drawn for each clip")
     parser.add_argument("--max_sec", type=float, default=10.0, help="longest stretch of a clip")
     parser.add_argument("--seed", type=int, default=1234)
 

@@ -34,7 +34,7 @@ class Masker:
 
 @dataclass(frozen=True)
 class Sample:
-    """One mixture: who speaks, what disturbs and how loud, and what becomes of the picture."""
+    """One mixture: who speaks, what disturbs and how loud, and what becomes of the video."""
 
     sample_id: str
     clip: str  # name of the clip; mixtures of one clip are no independent samples
@@ -49,7 +49,7 @@ class Sample:
     visual: str  # one of evaluation.testset.conditions
     other_video: str | None  # another speaker's face
     other_masked: tuple[tuple[int, int], ...]
-    seed: int  # of the picture's degradation
+    seed: int  # of the video's degradation
 
 
 @dataclass(frozen=True)
