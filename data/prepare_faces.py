@@ -54,7 +54,7 @@ def prepare_clip(entry: dict, target: Path, settings: CropSettings) -> tuple[dic
     """Write one clip's crops with its sound; returns (its list entry, share of frames with a face).
 
     A clip that was written before is not written again. The mask travels in the entry and, for restarts, beside the
-    clip. MediaError or FileNotFoundError when picture or sound cannot be read.
+    clip. MediaError or FileNotFoundError when the video or the sound cannot be read.
     """
     note = target.with_suffix(".json")
     if _is_done(target):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from dataloaders.clip_dataset import read_paths
 from utils.media.sound import load_audio
-from utils.util import load_json_file
 
 EARLY_SEC = 0.05  # after the direct sound: heard as part of it (Lochner and Burger, 1964)
 DIRECT_RANGE_DB = 12.0  # a direct sound may be weaker than a reflection by this much
@@ -111,15 +110,12 @@ class RIRAugmentor:
         self._prob, self._rate = prob, target_sr
         self.skipped: dict[str, str] = {}
         self.rirs: list[np.ndarray] = []
-        for item in load_json_file(rir_json, "data_cfg.train_rir_json"):
-            if not isinstance(item, str):
-                raise ValueError(f"data_cfg.train_rir_json: {rir_json} should hold paths, not {item!r}")
-            path = Path(rir_json).parent / item
+        for path in read_paths(rir_json, "data_cfg.train_rir_json"):
             try:
-                self.rirs.append(prepare_rir(load_audio(path if path.exists() else item, target_sr), target_sr))
+                self.rirs.append(prepare_rir(load_audio(path, target_sr), target_sr))
             except (ValueError, OSError) as error:
-                self.skipped[item] = str(error)
-                _log.warning("impulse response %s skipped: %s", item, error)
+                self.skipped[path] = str(error)
+                _log.warning("impulse response %s skipped: %s", path, error)
         if not self.rirs:
             raise ValueError(f"data_cfg.train_rir_json: none of the responses in {rir_json} is usable")
 

@@ -26,15 +26,14 @@ from tqdm import tqdm
 from evaluation.benchmarks.network import recipes
 from evaluation.reporting.tables import latex_escape, write_text
 from evaluation.testset.runs import command_line
-from evaluation.testset.score_rows import write_csv
 from models.generator import SEMamba
 from models.inference.enhancer import Enhancer
 from models.ops.backend import describe_backend, resolve_backend
 from models.pretrained import ARCHITECTURES
-from models.timing import video_frame_index
+from models.timing import latency_samples, video_frame_index
 from utils.config import load_config
 from utils.console import Parser, run
-from utils.util import pick_device
+from utils.util import pick_device, write_csv
 
 VISUAL_ENCODER = "visual_encoder."
 COLUMNS = {  # of the CSV: (heading of the tables, digits)
@@ -84,7 +83,7 @@ def _inputs(cfg: Mapping, seconds: float) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def macs_per_second(model: SEMamba, cfg: Mapping) -> dict[str, float | None]:
-    """Billions of multiply-adds per second of sound, without and with the picture."""
+    """Billions of multiply-adds per second of sound, without and with the video."""
     mag, pha, video = _inputs(cfg, 1.0)
     found = {"macs_sound_g": count_macs(lambda: model(mag, pha)) / 1e9, "macs_face_g": None}
     if getattr(model, "use_visual", False):
@@ -93,7 +92,7 @@ def macs_per_second(model: SEMamba, cfg: Mapping) -> dict[str, float | None]:
 
 
 def offline_rtf(enhancer: Enhancer, seconds: float, n_runs: int) -> dict[str, float | None]:
-    """Median seconds of computing per second of sound of the whole pipeline, without and with the picture."""
+    """Median seconds of computing per second of sound of the whole pipeline, without and with the video."""
     rng, size = np.random.default_rng(0), enhancer.face_size
     wav = 0.1 * rng.standard_normal(round(seconds * enhancer.sample_rate)).astype(np.float32)
     face = rng.integers(0, 255, (round(seconds * enhancer.video_fps), size, size, 3), dtype=np.uint8)
@@ -142,9 +141,11 @@ def streaming(model: SEMamba, cfg: Mapping, seconds: float) -> dict[str, float |
         spent = stream_seconds(model, cfg, seconds)
     finally:
         torch.set_num_threads(before)
-    latency_sec = cfg["stft_cfg"]["win_size"] / cfg["stft_cfg"]["sampling_rate"]
+    stft, rate = cfg["stft_cfg"], cfg["stft_cfg"]["sampling_rate"]
+    lookahead_ms = cfg["visual_cfg"]["visual_lookahead_ms"] if getattr(model, "use_visual", False) else 0.0
     return {
-        "rtf_stream": statistics.mean(spent) / latency_sec, "worst_chunk_ms": 1e3 * max(spent), "latency_ms": 1e3 * latency_sec
+        "rtf_stream": statistics.mean(spent) / (stft["win_size"] / rate), "worst_chunk_ms": 1e3 * max(spent),
+        "latency_ms": 1e3 * latency_samples(stft["n_fft"], rate, lookahead_ms) / rate,
     }  # fmt: skip
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.reporting.spectrograms import spectrogram_figure
-from evaluation.reporting.tables import COLUMNS, common_means, complete
+from evaluation.reporting.tables import common_means, complete
 from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import write_wav
 from models.inference.results import EnhanceResult
 from utils import console
 from utils.media.sound import VIDEO_EXTENSIONS, load_audio
-from utils.scores.metrics import METRICS, require_scorers, score_clip
+from utils.scores.metrics import METRICS, TABLE, number, require_scorers, score_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 NOISY, AUDIO_ONLY, AUDIO_VISUAL = "noisy", "audio only", "audio-visual"
@@ -87,17 +87,17 @@ def enhance(enhancer: Enhancer, sample: Sample, folder: Path) -> dict[str, Enhan
 
 def table(scores: Mapping[str, Mapping[str, Mapping]], metrics: Sequence[str]) -> str:
     """Text table of scores[clip][row][metric], with means over the clips that every row could be scored on."""
-    lines = [f"{'clip':<14}{'':<14}" + "".join(f"{COLUMNS[metric][0]:>11}" for metric in metrics)]
+    lines = [f"{'clip':<14}{'':<14}" + "".join(f"{TABLE[metric].heading:>14}" for metric in metrics)]
 
     def add(clip: str, row: str, values: Mapping[str, float]) -> None:
-        cells = (f"{values[metric]:{COLUMNS[metric][1]}}" for metric in metrics)
-        lines.append(f"{clip:<14}{row:<14}" + "".join(f"{cell:>11}" for cell in cells))
+        cells = (number(values[metric], metric) for metric in metrics)
+        lines.append(f"{clip:<14}{row:<14}" + "".join(f"{cell:>14}" for cell in cells))
 
     for clip, rows in scores.items():
-        for number, (row, values) in enumerate(rows.items()):
-            add(clip if number == 0 else "", row, values)
-    for number, (row, means) in enumerate(common_means(list(scores.values()), metrics).items()):
-        add("mean" if number == 0 else "", row, means)
+        for place, (row, values) in enumerate(rows.items()):
+            add(clip if place == 0 else "", row, values)
+    for place, (row, means) in enumerate(common_means(list(scores.values()), metrics).items()):
+        add("mean" if place == 0 else "", row, means)
     for clip, rows in scores.items():
         for row, values in rows.items():
             lines += [f"not scored: {clip}, {row}, {metric}: {why}" for metric, why in values["errors"].items()]

@@ -22,14 +22,14 @@ import yaml
 
 from evaluation import complexity_analysis, snr_breakdown, spectrogram_viz, statistical_test, visual_degradation
 from evaluation.reporting.document import Document
-from evaluation.reporting.tables import ALL, INTERVAL_NOTE, LABELS, ROW_LABELS, number
+from evaluation.reporting.tables import ALL, INTERVAL_NOTE, ROW_LABELS
 from evaluation.testset.manifest import SAMPLE_RATE_HZ, Manifest, mix, read_manifest, write_manifest
 from evaluation.testset.runs import add_run_options, command_line
 from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, NOISY
 from models.inference.enhancer import Enhancer
 from utils.config import load_config
 from utils.console import EXIT_FAILED, Parser, run
-from utils.scores.metrics import METRICS
+from utils.scores.metrics import METRICS, TABLE, number
 from utils.util import atomic_write, git_revision
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,7 +103,7 @@ def add_snr_tables(document: Document, folder: Path) -> None:
             held = [cells[row, snr] for snr in snrs]
             values = [[number(float(c[key] or "nan"), metric) for key in ("mean", "low", "high")] for c in held]
             rows.append([ROW_LABELS[row], *(f"{mean} [{low}, {high}]" for mean, low, high in values)])
-        document.table([LABELS[metric], *(f"{snr} dB" if snr != ALL else ALL for snr in snrs)], rows)
+        document.table([TABLE[metric].heading, *(f"{snr} dB" if snr != ALL else ALL for snr in snrs)], rows)
     document.text(INTERVAL_NOTE)
     document.image(folder / "snr.png", "scores against SNR")
 

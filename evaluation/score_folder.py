@@ -9,8 +9,6 @@ terminal; DNSMOS too where its models are given. Recordings are paired by name a
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -22,14 +20,10 @@ from tqdm import tqdm
 from utils.console import EXIT_FAILED, Parser, one_line, run
 from utils.media.sound import AUDIO_EXTENSIONS, load_audio
 from utils.scores.dnsmos import DNSMOS
-from utils.scores.metrics import ALL_METRICS, PESQ_RATE_HZ, mean_score, score_many
+from utils.scores.metrics import ALL_METRICS, PESQ_RATE_HZ, TABLE, mean_score, number, score_many
 from utils.scores.stats import interval_method, mean_interval
-from utils.util import atomic_write
+from utils.util import write_csv
 
-LABELS = {
-    "pesq": "PESQ-WB", "stoi": "STOI", "estoi": "ESTOI", "si_sdr": "SI-SDR dB", "csig": "CSIG", "cbak": "CBAK", "covl": "COVL",
-    "dnsmos_sig": "DNSMOS SIG", "dnsmos_bak": "DNSMOS BAK", "dnsmos_ovr": "DNSMOS OVR", "dnsmos_p808": "DNSMOS P.808",
-}  # fmt: skip
 COMPOSITE_NOTE = "CSIG, CBAK, COVL: Hu & Loizou 2008, with wide-band PESQ (MOS-LQO, as the pesq package gives it) in them"
 Pair = tuple[Path, Path]
 
@@ -117,19 +111,6 @@ def score_pairs(pairs: Sequence[Pair], workers: int = 1, dnsmos: DNSMOS | None =
     return results, reader.differences
 
 
-def write_csv(path: Path, results: Sequence[dict], differences: Sequence[int], metrics: Sequence[str]) -> None:
-    """One row per clip: sample_id, the metrics (empty where there is none), samples cut off, why a metric is missing."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["sample_id", *metrics, "length_difference_samples", "errors"])
-    for result, difference in zip(results, differences, strict=True):
-        values = ["" if math.isnan(result[metric]) else f"{result[metric]:.6f}" for metric in metrics]
-        reasons = "; ".join(sorted(set(result["errors"].values())))
-        writer.writerow([result["sample_id"], *values, difference, reasons])
-    with atomic_write(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
-
-
 def length_note(results: Sequence[dict], differences: Sequence[int]) -> str | None:
     """What was done about lengths that differ, in one line; None where all that could be read and paired are equal."""
     cut = [
@@ -149,11 +130,9 @@ def table(results: Sequence[dict], metrics: Sequence[str]) -> list[str]:
     for metric in metrics:
         values = [result[metric] for result in results]
         failed = sum(math.isnan(value) for value in values)
-        digits = 4 if metric in ("stoi", "estoi") else 2 if metric == "si_sdr" else 3
-        low, high = mean_interval(values)
-        mean = mean_score(results, metric)
-        interval = f"{low:.{digits}f} .. {high:.{digits}f}"
-        lines.append(f"{LABELS[metric]:14s}{mean:9.{digits}f}{interval:>21s}{len(values) - failed:7d}{failed:10d}")
+        low, high = (number(bound, metric) for bound in mean_interval(values))
+        mean = number(mean_score(results, metric), metric)
+        lines.append(f"{TABLE[metric].heading:14s}{mean:>9s}{f'{low} .. {high}':>21s}{len(values) - failed:7d}{failed:10d}")
     method = interval_method(len(results))
     lines.append(f"95 % interval: {method} over {len(results)} files; says nothing about other speakers")
     return lines
@@ -178,7 +157,8 @@ def score(args: argparse.Namespace) -> int:
     dnsmos = DNSMOS(args.dnsmos_p835, args.dnsmos_p808) if args.dnsmos_p835 or args.dnsmos_p808 else None
     metrics = ALL_METRICS + (dnsmos.metrics if dnsmos else ())
     results, differences = score_pairs(pairs, args.workers, dnsmos)
-    write_csv(args.output_csv, results, differences, metrics)
+    rows = [r | {"length_difference_samples": d} for r, d in zip(results, differences, strict=True)]
+    write_csv(args.output_csv, rows, ["sample_id", *metrics, "length_difference_samples", "errors"])
     print(f"{args.enhanced_folder}: {len(results)} files against {args.clean_folder}; each one in {args.output_csv}")
     note = length_note(results, differences)
     if note:

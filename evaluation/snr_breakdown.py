@@ -15,9 +15,10 @@ from evaluation.reporting.figures import require_matplotlib, snr_figure
 from evaluation.reporting.tables import SUMMARY_COLUMNS, Grid, latex_table, summarize_rows, text_table, write_text
 from evaluation.testset.manifest import Manifest
 from evaluation.testset.runs import add_run_options, command_line, score_run
-from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, COLUMNS, NOISY, report_failures, write_csv
+from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, COLUMNS, NOISY, report_failures
 from models.inference.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
+from utils.util import write_csv
 
 
 def rows_for(enhancer: Enhancer, testset: Manifest) -> list[str]:

@@ -1,4 +1,4 @@
-"""Draws what an enhancement did: noisy, enhanced and clean spectrogram, their difference, trust in the picture, the gate.
+"""Draws what an enhancement did: noisy, enhanced and clean spectrogram, their difference, trust in the video, the gate.
 
     python -m evaluation.spectrogram_viz --noisy_audio noisy.wav --clean_audio clean.wav --video face.mp4 --output clip.png
 

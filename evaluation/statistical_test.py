@@ -15,15 +15,17 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evaluation.testset.score_rows import write_csv
+import numpy as np
+
 from utils.console import EXIT_FAILED, Parser, run
-from utils.scores.metrics import METRICS
-from utils.scores.stats import PairedComparison, compare_paired, holm, interval_method
+from utils.scores.metrics import METRICS, TABLE
+from utils.scores.stats import PairedComparison, compare_paired, holm, interval_method, mean_by
+from utils.util import write_csv
 
 SIGNIFICANT = 0.05
 SUMMARY_COLUMNS = (
@@ -126,24 +128,16 @@ def units_of(ours: Table, baseline: Table) -> Units:
     speaker_of = {key: line.get("speaker") or "" for key, line in zip(keys, lines, strict=True)}
     pairs, failed = {}, {}
     for metric in (metric for metric in ours.metrics if metric in baseline.metrics):
-        held: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        failed[metric] = 0
-        for key, line in zip(keys, lines, strict=True):
-            name = line["sample_id"]
+        scored = []
+        for key, name in zip(keys, sorted(ours.rows), strict=True):
             pair = _value(ours.rows[name], metric, ours.path), _value(baseline.rows[name], metric, baseline.path)
-            if any(map(math.isnan, pair)):
-                failed[metric] += 1
-            else:
-                held[key].append(pair)
-        pairs[metric] = [_mean_pair(held[key]) for key in speaker_of]
+            if not any(map(math.isnan, pair)):
+                scored.append((key, pair))
+        failed[metric] = len(keys) - len(scored)
+        means = mean_by([key for key, _ in scored], [pair for _, pair in scored])
+        pairs[metric] = [tuple(means.get(key, (math.nan, math.nan))) for key in speaker_of]
     speakers = list(speaker_of.values())
     return Units(pairs, speakers if all(speakers) else None, "clips" if repeated else "samples", failed)
-
-
-def _mean_pair(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    if not pairs:
-        return math.nan, math.nan
-    return math.fsum(one for one, _ in pairs) / len(pairs), math.fsum(other for _, other in pairs) / len(pairs)
 
 
 def grouping(units: Units) -> tuple[list[str] | None, str]:
@@ -172,7 +166,7 @@ def compare(units: Units, groups: list[str] | None, seed: int) -> list[dict]:
     entries = []
     for metric, comparison in found.items():
         scored = [pair for pair in units.pairs[metric] if not any(map(math.isnan, pair))]
-        ours, baseline = _mean_pair(scored)
+        ours, baseline = np.mean(scored, axis=0).tolist() if scored else (math.nan, math.nan)
         entries.append({
             "metric": metric, **asdict(comparison), "n_failed": units.n_failed[metric], "ours": ours, "baseline": baseline,
             "p_t_holm": corrected["p_t"][metric], "p_wilcoxon_holm": corrected["p_wilcoxon"][metric],
@@ -189,12 +183,12 @@ def verdict(entry: Mapping) -> str:
 
 
 def text_table(entries: Sequence[Mapping]) -> str:
-    lines = [f"{'':8}{'ours':>9}{'baseline':>10}{'difference':>12}{'95 % interval':>21}{'d':>7}{'p t':>10}{'p Wilcoxon':>12}"
+    lines = [f"{'':13}{'ours':>9}{'baseline':>10}{'difference':>12}{'95 % interval':>21}{'d':>7}{'p t':>10}{'p Wilcoxon':>12}"
              f"{'n':>6}{'n_failed':>10}   (p after Holm)"]  # fmt: skip
     for e in entries:
         interval = f"{e['low']:+.4f} .. {e['high']:+.4f}"
         lines.append(
-            f"{e['metric']:8}{e['ours']:9.4f}{e['baseline']:10.4f}{e['mean']:+12.4f}{interval:>21}{e['cohens_d']:7.2f}"
+            f"{TABLE[e['metric']].heading:13}{e['ours']:9.4f}{e['baseline']:10.4f}{e['mean']:+12.4f}{interval:>21}{e['cohens_d']:7.2f}"
             f"{e['p_t_holm']:10.2g}{e['p_wilcoxon_holm']:12.2g}{e['n']:6d}{e['n_failed']:10d}   {verdict(e)}"
         )
     return "\n".join(lines)
@@ -229,10 +223,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("statistical_test.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ours_csv", type=Path, required=True)
     parser.add_argument("--baseline_csv", type=Path, required=True)
-    parser.add_argument("--ours_row", help="of a CSV with several rows a sample, e.g. audio_visual")
-    parser.add_argument("--baseline_row", help="e.g. audio_only; both CSVs may be the same file")
+    parser.add_argument("--ours_row", help="which row to compare where --ours_csv has several per sample, e.g. audio_visual")
+    parser.add_argument("--baseline_row", help="the same for --baseline_csv, e.g. audio_only; both CSVs may be the same file")
     parser.add_argument("--output_csv", type=Path)
-    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap that gives the intervals")
     return parser.parse_args(argv)
 
 

@@ -28,7 +28,7 @@ from torch import nn
 from dataloaders.clip_sources import open_clips
 from evaluation.teaching.face_variety import PACES, another_face, paced, worse_camera
 from evaluation.teaching.visual_readout import band_energies_db, readout_correlation
-from models.distilled_encoder import LiteVisualEncoderC
+from models.distilled_encoder import LiteVisualEncoderC, mouth_light
 from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.console import Parser, run
@@ -82,11 +82,7 @@ class Teacher(nn.Module):
 
     @torch.inference_mode()
     def forward(self, video: torch.Tensor) -> torch.Tensor:
-        size = video.shape[-1]
-        top, left, side = (round(size * part / 96) for part in (20, 12, 72))
-        grey = torch.einsum("bcvhw,c->bvhw", video[..., top : top + side, left : left + side],
-                            video.new_tensor((0.299, 0.587, 0.114)))
-        grey = F.interpolate(grey, (TEACHER_SIDE, TEACHER_SIDE), mode="bilinear")
+        grey = F.interpolate(mouth_light(video), (TEACHER_SIDE, TEACHER_SIDE), mode="bilinear")
         x = ((grey - 0.4161) / 0.1688)[:, None].to(torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
         x = F.max_pool3d(self.block1(x), (1, 3, 3), (1, 2, 2), (0, 1, 1))
         x = F.max_pool3d(self.block2(x), (1, 3, 3), (1, 2, 2), (0, 1, 1))

@@ -24,7 +24,7 @@ from evaluation.testset.score_rows import NOISY
 from models.inference.enhancer import Enhancer
 from utils.config import complete_config
 from utils.console import EXIT_FAILED, Parser, run
-from utils.scores.metrics import METRICS, require_scorers, score_many
+from utils.scores.metrics import METRICS, TABLE, number, require_scorers, score_many
 
 ENHANCED = "enhanced"
 
@@ -155,9 +155,9 @@ def compare(args: argparse.Namespace) -> int:
     print(enhancer.describe())
     clips, unreadable = validation.score(enhancer, {"sound only": False, "sound and video": True})
     print(f"{len(clips)} clips, SNR {', '.join(f'{snr:g}' for snr in args.snr_db)} dB, seed {args.seed}")
-    print(f"{'':18s}{'PESQ-WB':>9s}{'STOI':>9s}{'ESTOI':>9s}{'SI-SDR dB':>11s}{'n_failed':>10s}")
+    print(f"{'':18s}{''.join(f'{TABLE[metric].heading:>14s}' for metric in METRICS)}{'n_failed':>10s}")
     for name, row in common_means(clips).items():
-        scores = f"{row['pesq']:9.3f}{row['stoi']:9.4f}{row['estoi']:9.4f}{row['si_sdr']:11.2f}"
+        scores = "".join(f"{number(row[metric], metric):>14s}" for metric in METRICS)
         print(f"{name:18s}{scores}{sum(_failed(clip[name]) for clip in clips):10d}")
     left_out = sum(any(map(_failed, clip.values())) for clip in clips)
     if left_out:

@@ -1,4 +1,4 @@
-"""Answers in its first line: is audio-visual enhancement with a bad picture ever worse than with none, and by how much?
+"""Answers in its first line: is audio-visual enhancement with a bad video ever worse than with none, and by how much?
 
     python -m evaluation.visual_degradation --checkpoint_file best.pth --test_json clips.json --noise_json noise.json
 
@@ -19,15 +19,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluation.reporting.figures import require_matplotlib, visual_figure
-from evaluation.reporting.tables import LABELS, by_sample, complete, gain_number, latex_escape, mean, write_text
+from evaluation.reporting.tables import by_sample, complete, gain_number, latex_escape, mean, write_text
 from evaluation.testset.conditions import CLEAN, CONDITIONS, NONE, OTHER_FACE, check_condition
 from evaluation.testset.manifest import Manifest
 from evaluation.testset.runs import add_run_options, command_line, score_run
-from evaluation.testset.score_rows import AUDIO_ONLY, COLUMNS, report_failures, write_csv
+from evaluation.testset.score_rows import AUDIO_ONLY, COLUMNS, report_failures
 from models.inference.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
-from utils.scores.metrics import METRICS
-from utils.scores.stats import compare_paired, holm, interval_method, roc_auc
+from utils.scores.metrics import METRICS, TABLE
+from utils.scores.stats import compare_paired, holm, interval_method, mean_by, roc_auc
+from utils.util import write_csv
 
 SIGNIFICANT = 0.05
 SUMMARY_COLUMNS = (
@@ -53,7 +54,7 @@ def compare_conditions(rows: Sequence[Mapping], conditions: Sequence[str]) -> li
             ours, base = ([sample[row][metric] for sample in compared] for row in (name, AUDIO_ONLY))
             clips = [sample[AUDIO_ONLY]["clip"] for sample in compared]
             result = compare_paired(ours, base, groups=clips)
-            by_clip = _clip_means(ours, base, clips)
+            by_clip = list(mean_by(clips, np.subtract(ours, base)).values())
             held = [sample[name]["mean_alpha"] for sample in samples if sample[name].get("mean_alpha") is not None]
             found.append({
                 "condition": name, "metric": metric, "n": result.n, "n_clips": len(by_clip),
@@ -66,14 +67,6 @@ def compare_conditions(rows: Sequence[Mapping], conditions: Sequence[str]) -> li
     for index, entry in enumerate(found):
         entry["p_wilcoxon_holm"] = corrected.get(str(index), math.nan)
     return sorted(found, key=lambda entry: conditions.index(entry["condition"]))
-
-
-def _clip_means(ours: Sequence[float], base: Sequence[float], clips: Sequence[str]) -> list[float]:
-    """The mean difference of each clip: its mixtures are not independent."""
-    held: dict[str, list[float]] = {}
-    for one, other, clip in zip(ours, base, clips, strict=True):
-        held.setdefault(clip, []).append(one - other)
-    return [mean(differences) for differences in held.values()]
 
 
 def alpha_of(rows: Sequence[Mapping]) -> tuple[np.ndarray, np.ndarray]:
@@ -97,9 +90,9 @@ def separation(
 
 
 def _told(entry: Mapping) -> str:
-    metric, unit = entry["metric"], " dB" if entry["metric"] == "si_sdr" else ""
-    difference, low, high = (gain_number(entry[key], metric) for key in ("difference", "low", "high"))
-    return f"{LABELS[metric].removesuffix(' in dB')} {difference}{unit} [{low}, {high}]"
+    metric = TABLE[entry["metric"]]
+    difference, low, high = (gain_number(entry[key], entry["metric"]) for key in ("difference", "low", "high"))
+    return f"{metric.label} {difference}{' ' + metric.unit if metric.unit else ''} [{low}, {high}]"
 
 
 def answer(summary: Sequence[Mapping]) -> str:
@@ -155,7 +148,7 @@ def _interval_over(summary: Sequence[Mapping]) -> str:
 def text_table(summary: Sequence[Mapping], conditions: Sequence[str]) -> str:
     """Differences by condition, with mean alpha and its AUC."""
     lines = [f"audio-visual minus audio-only; * the 95 % interval ({_interval_over(summary)}) lies below 0, + above"]
-    head = "".join(f"{LABELS[metric].split(' in ')[0]:>10}" for metric in METRICS)
+    head = "".join(f"{TABLE[metric].label:>10}" for metric in METRICS)
     lines.append(f"{'video':<14}{head}{'alpha':>8}{'AUC':>7}{'n':>6}")
     for name in conditions:
         entries = [entry for entry in summary if entry["condition"] == name]
@@ -175,7 +168,7 @@ def text_table(summary: Sequence[Mapping], conditions: Sequence[str]) -> str:
 
 def latex_table(summary: Sequence[Mapping], conditions: Sequence[str], note: str) -> str:
     """Differences with their intervals by condition; needs booktabs."""
-    head = " & ".join(rf"$\Delta$ {LABELS[metric].split(' in ')[0]}" for metric in METRICS)
+    head = " & ".join(rf"$\Delta$ {TABLE[metric].label}" for metric in METRICS)
     caption = f"Audio-visual minus audio-only with a degraded video, 95 % intervals by {_interval_over(summary)}. {note}."
     lines = [
         r"\begin{table*}[t]", r"\centering", r"\footnotesize", rf"\caption{{{latex_escape(caption)}}}",

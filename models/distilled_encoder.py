@@ -22,6 +22,12 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: the brightness of an RGB pixel
 _TOP, _LEFT, _SIDE = 20 / 96, 12 / 96, 72 / 96  # as shares of a crop's side: from below the brows to the chin
 
 
+def mouth_light(video: torch.Tensor) -> torch.Tensor:
+    """The luma of the part of each crop that holds the mouth: video [B, 3, V, S, S] -> [B, V, s, s], s = 3/4 S."""
+    top, left, side = (round(video.shape[-1] * share) for share in (_TOP, _LEFT, _SIDE))
+    return torch.einsum("bcvhw,c->bvhw", video[..., top : top + side, left : left + side], video.new_tensor(_LUMA))
+
+
 class _MotionBlock(nn.Module):
     """A convolution in space, then one in time for each place and channel: [B, C, V, H, W] -> [B, C', V, H, W]."""
 
@@ -87,11 +93,7 @@ class LiteVisualEncoderC(_LiteVisualEncoder):
 
     def _light(self, video: torch.Tensor) -> torch.Tensor:
         """[B, 3, V, S, S] -> brightness of the part with the mouth, normalised in each frame: [B, 1, V, s, s]."""
-        size = self.face_size
-        top, left, side = (round(size * share) for share in (_TOP, _LEFT, _SIDE))
-        part = video[..., top : top + side, left : left + side]
-        grey = torch.einsum("bcvhw,c->bvhw", part, part.new_tensor(_LUMA))
-        return _even_light(grey[:, None])
+        return _even_light(mouth_light(video)[:, None])
 
     def _encode(self, video: torch.Tensor, state: State, seen: torch.Tensor | None) -> tuple[torch.Tensor, State]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

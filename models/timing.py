@@ -29,6 +29,14 @@ def lookahead_samples(lookahead_ms: float, sampling_rate: int) -> int:
     return round(lookahead_ms * sampling_rate / 1000)
 
 
+def latency_samples(n_fft: int, sampling_rate: int, lookahead_ms: float = 0.0) -> int:
+    """How many samples of input a causal model needs to give one of output: half a window, and what its centre waits for.
+
+    The centre of an STFT window waits for the window's second half, and for the later video that it may see.
+    """
+    return n_fft // 2 + max(n_fft // 2, lookahead_samples(lookahead_ms, sampling_rate))
+
+
 def newest_seen(seen: torch.Tensor, now: torch.Tensor, ahead: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """For each STFT frame the newest video frame that shows a face, among video frames now .. ahead.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import ctypes
 import json
 import math
@@ -11,7 +12,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,28 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     """Write `value` as indented JSON, whole or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: str | os.PathLike, rows: Iterable[Mapping], columns: Sequence[str]) -> None:
+    """Write the named columns of `rows` as CSV, whole or not at all.
+
+    A float has six decimals, or as many as it needs in the column snr_db. None, NaN and what a row lacks are empty. Of
+    {metric: reason} each reason is written once.
+    """
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_csv_cell(row.get(column), column) for column in columns] for row in rows)
+
+
+def _csv_cell(value: object, column: str) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, Mapping):
+        return "; ".join(sorted(set(value.values())))
+    if isinstance(value, (int, float)) and column == "snr_db":
+        return f"{value:g}"
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
 
 
 def initialize_seed(seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Clips of synthetic people: who they are, filming an utterance, writing picture and lossless sound into one file."""
+"""Synthetic people and their clips: draw a person, film an utterance, write video and lossless sound into one file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import soundfile
 
@@ -16,6 +15,8 @@ from data.synthesis.face import Face, render_face
 from data.synthesis.flite import FliteVoice, require_flite
 from data.synthesis.noise import babble, clicks, coloured, hum
 from data.synthesis.voice import SAMPLE_RATE, FormantVoice, Utterance, set_level
+from utils.media.clip_writer import ClipWriter
+from utils.media.sound import to_pcm16
 from utils.util import atomic_write
 
 FPS = 25
@@ -57,34 +58,17 @@ def film(
     return frames, utterance
 
 
-def to_pcm(wave: np.ndarray) -> np.ndarray:
-    """float [L] in [-1, 1] to int16."""
-    return np.round(np.clip(wave, -1, 1) * 32767).astype(np.int16)
-
-
 def write_clip(path: str | os.PathLike, frames: np.ndarray, wave: np.ndarray, crf: int = 18) -> None:
-    """Write H.264 (no B-frames, so that both streams begin at 0) and 16-bit FLAC into one mp4, whole or not at all."""
-    with atomic_write(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        options = {"crf": str(crf), "preset": "veryfast", "bf": "0", "threads": "1"}
-        picture = container.add_stream("libx264", rate=FPS, options=options)
-        picture.height, picture.width = frames.shape[1:3]
-        picture.pix_fmt = "yuv420p"
-        sound = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono", format="s16")
-        for index, image in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-            frame.pts = index
-            container.mux(picture.encode(frame))
-        container.mux(picture.encode(None))
-        block = av.AudioFrame.from_ndarray(to_pcm(wave)[None], format="s16", layout="mono")
-        block.sample_rate, block.pts = SAMPLE_RATE, 0
-        container.mux(sound.encode(block))
-        container.mux(sound.encode(None))
+    """Write frames uint8 [V, H, W, 3] at FPS and sound [L] as H.264 and 16-bit FLAC into one mp4, whole or not at all."""
+    with atomic_write(path) as temporary, ClipWriter(temporary, SAMPLE_RATE, FPS, frames.shape[1:3], crf) as clip:
+        clip.add(frames)
+        clip.finish([wave])
 
 
 def write_sound(path: str | os.PathLike, wave: np.ndarray) -> None:
     """Write 16-bit wav or flac (by the path's ending), whole or not at all."""
     with atomic_write(path) as temporary:
-        soundfile.write(temporary, to_pcm(wave), SAMPLE_RATE, format=Path(path).suffix[1:].upper(), subtype="PCM_16")
+        soundfile.write(temporary, to_pcm16(wave), SAMPLE_RATE, format=Path(path).suffix[1:].upper(), subtype="PCM_16")
 
 
 def _sample_noise(name: str, people: Sequence[Person], rng: np.random.Generator, n_samples: int) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 from collections import Counter
@@ -16,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.media.decode import MediaError, probe_media
-from utils.util import atomic_write, write_json
+from utils.util import write_csv, write_json
 
 SPLITS = ("train", "valid", "test")
 CHECKS = ("none", "header", "full")
@@ -58,7 +57,7 @@ def walk_files(root: Path, suffixes: Collection[str], workers: int) -> list[str]
 
 
 def clip_problem(entry: Mapping[str, str], full: bool = False) -> str | None:
-    """Why a clip cannot be used, in a few words; None when its picture and its sound decode.
+    """Why a clip cannot be used, in a few words; None when its video and its sound can be decoded.
 
     `full` decodes everything and refuses clips with damaged packets; otherwise the first frame of each must decode.
     """
@@ -76,7 +75,7 @@ def clip_problem(entry: Mapping[str, str], full: bool = False) -> str | None:
 
 
 class ClipChecker:
-    """Tries clips ("header": the first frame of picture and sound; "full": all of it; "none": not at all), each once.
+    """Tries clips ("header": the first frame of video and sound; "full": all of it; "none": not at all), each once.
 
     What was found is kept in the file `cache`, by path, size and time of change, so that a run that was interrupted, or
     is repeated with new files, goes on where it was.
@@ -170,8 +169,7 @@ def write_lists(
 
 def report_skipped(skipped: Sequence[Skipped], path: Path) -> None:
     """Write (path, why) of what was left out as a CSV, and say it in a few lines."""
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("clip", "reason"), *skipped])
+    write_csv(path, [{"clip": name, "reason": reason} for name, reason in skipped], ("clip", "reason"))
     if not skipped:
         return
     print(f"{len(skipped)} clips skipped, listed in {path}:")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.reporting.tables import ALL, LABELS, ROW_LABELS, Grid
-from utils.scores.metrics import METRICS
+from evaluation.reporting.tables import ALL, ROW_LABELS, Grid
+from utils.scores.metrics import METRICS, TABLE
 from utils.util import atomic_write
 
 DPI = 300
@@ -48,7 +48,7 @@ def snr_figure(summary: Sequence[Mapping], path: Path, kinds: Sequence[str]) -> 
         for line, metric in enumerate(METRICS):
             for column, kind in enumerate(kinds):
                 _curves(axes[line, column], grid, kind, metric)
-            axes[line, 0].set_ylabel(LABELS[metric])
+            axes[line, 0].set_ylabel(TABLE[metric].heading)
         for column, kind in enumerate(kinds):
             axes[0, column].set_title("all kinds of noise" if kind == ALL else kind.replace("_", " "))
             axes[-1, column].set_xlabel("SNR in dB")
@@ -87,7 +87,7 @@ def visual_figure(summary: Sequence[Mapping], path: Path) -> None:
                 axis.plot([entry["low"], entry["high"]], [place, place], color=colour, linewidth=1)
                 axis.plot(entry["difference"], place, "v" if worse else "o", color=colour)
             axis.axvline(0, color="black", linewidth=0.8)
-            axis.set_title(f"gain, {LABELS[metric]}")
+            axis.set_title(f"gain, {TABLE[metric].heading}")
         entries = [entry for entry in summary if entry["metric"] == METRICS[0]]
         axes[-1].plot([entry["mean_alpha"] for entry in entries], places, "s", color="#009e73", label="mean alpha")
         axes[-1].plot([entry["alpha_auc"] for entry in entries], places, "x", color="black", label="AUC")

@@ -8,15 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, NOISY
-from utils.scores.metrics import METRICS
+from utils.scores.metrics import METRICS, TABLE, number
 from utils.scores.stats import FEW_GROUPS, mean_interval
 from utils.util import atomic_write
 
 ALL = "all"
-# What the demo and the web page show of a metric: (heading, format).
-COLUMNS = {"pesq": ("PESQ-WB", ".2f"), "stoi": ("STOI", ".3f"), "estoi": ("ESTOI", ".3f"), "si_sdr": ("SI-SDR/dB", ".2f")}
-LABELS = {"pesq": "PESQ-WB", "stoi": "STOI", "estoi": "ESTOI", "si_sdr": "SI-SDR in dB"}
-DIGITS = {"pesq": 2, "stoi": 3, "estoi": 3, "si_sdr": 2}
 ROW_LABELS = {NOISY: "noisy", AUDIO_ONLY: "audio only", AUDIO_VISUAL: "audio-visual"}
 SUMMARY_COLUMNS = (
     "row", "kind", "snr_db", "metric", "n", "n_failed", "mean", "low", "high", "gain", "gain_low", "gain_high",
@@ -88,14 +84,9 @@ def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def number(value: float, metric: str, sign: str = "") -> str:
-    """A score with as many digits as are worth printing; a dash where there is none."""
-    return "-" if math.isnan(value) else f"{value:{sign}.{DIGITS[metric]}f}"
-
-
 def gain_number(value: float, metric: str) -> str:
-    """A difference of scores with its sign, in digits enough for small ones."""
-    return "-" if math.isnan(value) else f"{value:+.{2 if metric == 'si_sdr' else 3}f}"
+    """A difference of scores with its sign. A gain in PESQ is often below 0.01, so all but decibels have three digits."""
+    return "-" if math.isnan(value) else f"{value:+.{2 if TABLE[metric].unit == 'dB' else 3}f}"
 
 
 class Grid:
@@ -118,7 +109,7 @@ def text_table(summary: Sequence[Mapping], kind: str) -> str:
     grid = Grid(summary)
     lines = []
     for metric in METRICS:
-        lines.append(f"{LABELS[metric]:<16}" + "".join(f"{snr_label(snr):>9}" for snr in grid.snrs) + "  (SNR in dB)")
+        lines.append(f"{TABLE[metric].heading:<16}" + "".join(f"{snr_label(snr):>9}" for snr in grid.snrs) + "  (SNR in dB)")
         for row in grid.rows:
             cells = (number(grid.at(row, kind, snr, metric)["mean"], metric) for snr in grid.snrs)
             lines.append(f"{ROW_LABELS[row]:<16}" + "".join(f"{value:>9}" for value in cells))
@@ -145,25 +136,24 @@ def latex_table(summary: Sequence[Mapping], kind: str, note: str) -> str:
         "SNR in dB & " + " & ".join(snr_label(snr).replace("-", "$-$") for snr in grid.snrs) + r" \\",
     ]  # fmt: skip
     for metric in METRICS:
-        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\textit{{{LABELS[metric]}}}}} \\"]
-        best = {snr: max(_shown(grid.at(row, kind, snr, metric)["mean"], metric) for row in grid.rows) for snr in grid.snrs}
+        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\textit{{{TABLE[metric].heading}}}}} \\"]
+        best_of = max if TABLE[metric].more_is_better else min
+        best = {}
+        for snr in grid.snrs:
+            means = [grid.at(row, kind, snr, metric)["mean"] for row in grid.rows]
+            best[snr] = number(best_of((m for m in means if not math.isnan(m)), default=math.nan), metric)
         for row in grid.rows:
             means, intervals = [], []
             for snr in grid.snrs:
                 cell = grid.at(row, kind, snr, metric)
                 text = number(cell["mean"], metric).replace("-", "$-$")
-                bold = cell["n"] and _shown(cell["mean"], metric) == best[snr]
+                bold = cell["n"] and number(cell["mean"], metric) == best[snr]  # equal numbers are equally bold
                 means.append(rf"\textbf{{{text}}}" if bold else text)
                 bounds = (number(cell[key], metric).replace("-", "$-$") for key in ("low", "high"))
                 intervals.append(r"\tiny[" + ", ".join(bounds) + "]")
             lines.append(f"{ROW_LABELS[row]} & " + " & ".join(means) + r" \\[-2pt]")
             lines.append(" & " + " & ".join(intervals) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
-
-
-def _shown(value: float, metric: str) -> float:
-    """The value as it is printed, so that equal numbers are equally bold."""
-    return -math.inf if math.isnan(value) else round(value, DIGITS[metric])
 
 
 def write_text(path: Path, text: str) -> None:

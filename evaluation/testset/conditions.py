@@ -1,4 +1,4 @@
-"""What can happen to the picture on its way: the conditions under which audio-visual enhancement is tested."""
+"""What can happen to the video on its way: the conditions under which audio-visual enhancement is tested."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataloaders.augment_video import VisualDegradation
 CLEAN, NONE, OTHER_FACE, LOW_RESOLUTION = "clean", "none", "other_face", "lowres"
 AS_IN_TRAINING = ("black", "dim", "freeze", "patch", "blur", "noise")  # of dataloaders.augment_video, over the whole clip
 DROPPED_PERCENT = tuple(range(10, 100, 10))
-SHIFTS_MS = (-400, -200, -120, -80, -40, 40, 80, 120, 200, 400)  # positive: the picture comes late
+SHIFTS_MS = (-400, -200, -120, -80, -40, 40, 80, 120, 200, 400)  # positive: the video comes late
 CONDITIONS = (
     CLEAN, *AS_IN_TRAINING, LOW_RESOLUTION, *(f"drop_{share}" for share in DROPPED_PERCENT),
     *(f"shift_{shift:+d}ms" for shift in SHIFTS_MS), OTHER_FACE, NONE,
@@ -32,7 +32,7 @@ class Picture(NamedTuple):
 def check_condition(name: str) -> None:
     """ValueError unless `name` is one of CONDITIONS."""
     if name not in CONDITIONS:
-        raise ValueError(f"condition {name!r} of the picture is not known; there are {', '.join(CONDITIONS)}")
+        raise ValueError(f"condition {name!r} of the video is not known; there are {', '.join(CONDITIONS)}")
 
 
 def _low_resolution(crops: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def degrade(
     name: str, crops: np.ndarray, mask: np.ndarray, fps: float, seed: int,
     other: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Picture | None:
-    """Crops uint8 [V, S, S, 3] and mask [V] under the condition `name`; None when the picture is withheld.
+    """Crops uint8 [V, S, S, 3] and mask [V] under the condition `name`; None when the video is withheld.
 
     The mask stays as it is, as if a face were still found: what is tested is whether the model itself sees that the
     picture is of no use. `other`: crops and mask of another speaker, cut or repeated to as many frames. The same seed

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dataloaders.augment_rir import RIRAugmentor
+from dataloaders.clip_dataset import read_paths, resolve
 from dataloaders.mixing import snr_db
 from evaluation.testset.conditions import CLEAN, check_condition
 from evaluation.testset.manifest import (
@@ -25,7 +26,6 @@ from evaluation.testset.manifest import (
     Sample,
     json_sha256,
     load_speech,
-    resolve,
     sum_maskers,
     write_manifest,
 )
@@ -90,15 +90,6 @@ def read_clips(path: str | Path, option: str) -> list[Clip]:
         if names[clip.name] > 1:
             clips[index] = replace(clip, name=f"{clip.name}_{names[clip.name]}")
     return clips
-
-
-def read_paths(path: str | Path, option: str) -> list[str]:
-    """Paths of a flat list."""
-    items = load_json_file(path, option)
-    wrong = [item for item in items if not isinstance(item, str)]
-    if wrong:
-        raise ValueError(f"{option}: {path} should hold paths, not {wrong[0]!r}")
-    return [resolve(item, Path(path).parent) for item in items]
 
 
 def _others(clip: Clip, clips: Sequence[Clip]) -> list[Clip]:
@@ -196,8 +187,7 @@ def make_testset(args: argparse.Namespace, output: Path) -> int:
     rooms: list[str] = []
     if args.rir_json:
         skipped = RIRAugmentor(args.rir_json).skipped
-        listed = load_json_file(args.rir_json, "--rir_json")
-        rooms = [resolve(item, Path(args.rir_json).parent) for item in listed if item not in skipped]
+        rooms = [path for path in read_paths(args.rir_json, "--rir_json") if path not in skipped]
     noises = read_paths(args.noise_json, "--noise_json") if NOISE in args.kinds else []
     plan = Plan(
         clips, noises, talkers, rooms, args.kinds, args.snr_db, args.visual, args.room_share, args.seed, args.max_sec
@@ -234,7 +224,7 @@ def add_mixture_options(parser: argparse.ArgumentParser, snrs_db: Sequence[float
     parser.add_argument("--clips", type=int, help="use so many of the clips, evenly chosen")
     parser.add_argument("--rir_json", help="list of impulse responses, for speech in rooms")
     parser.add_argument("--room_share", type=float, default=0.5, help="of the clips, with --rir_json")
-    parser.add_argument("--visual", nargs="+", default=[CLEAN], help="degradations of the picture, drawn for each clip")
+    parser.add_argument("--visual", nargs="+", default=[CLEAN], help="degradations of the video, drawn for each clip")
     parser.add_argument("--max_sec", type=float, default=10.0, help="longest stretch of a clip")
     parser.add_argument("--seed", type=int, default=1234)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dataloaders.augment_rir import prepare_rir, reverberate
+from dataloaders.clip_dataset import resolve
 from dataloaders.mixing import active_samples, fit_length, mix_audio
 from utils.media.sound import load_audio
 from utils.util import write_json
@@ -33,7 +34,7 @@ class Masker:
 
 @dataclass(frozen=True)
 class Sample:
-    """One mixture: who speaks, what disturbs and how loud, and what becomes of the picture."""
+    """One mixture: who speaks, what disturbs and how loud, and what becomes of the video."""
 
     sample_id: str
     clip: str  # name of the clip; mixtures of one clip are no independent samples
@@ -48,7 +49,7 @@ class Sample:
     visual: str  # one of evaluation.testset.conditions
     other_video: str | None  # another speaker's face
     other_masked: tuple[tuple[int, int], ...]
-    seed: int  # of the picture's degradation
+    seed: int  # of the video's degradation
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,6 @@ class Mixture:
 def json_sha256(value: object) -> str:
     """Changes when what `value` is in JSON does; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def resolve(path: str, folder: Path) -> str:
-    """A path of a list: looked for beside the list, then from the working directory."""
-    beside = folder / path
-    return str(beside) if beside.exists() else path
 
 
 def _relative(path: str | None, folder: Path) -> str | None:

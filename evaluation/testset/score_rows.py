@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
-import io
 import json
 import math
 import multiprocessing
@@ -30,7 +28,7 @@ from models.inference.results import EnhanceResult
 from models.timing import video_frame_index
 from utils.console import one_line
 from utils.scores.metrics import METRICS, require_scorers, score_clip
-from utils.util import atomic_write, write_json
+from utils.util import write_json
 
 NOISY, AUDIO_ONLY, AUDIO_VISUAL = "noisy", "audio_only", "audio_visual"
 COLUMNS = ("sample_id", "row", "clip", "speaker", "kind", "snr_db", "mixture", *METRICS, "mean_alpha", "note", "errors")
@@ -280,25 +278,6 @@ def score_rows(
 
 def with_nan(row: Mapping) -> dict:
     return {**row, **{metric: math.nan if row[metric] is None else row[metric] for metric in METRICS}}
-
-
-def cell(value: object) -> str:
-    """A value as it stands in our CSVs: six decimals, nothing for NaN or None."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.6f}" if isinstance(value, float) else str(value)
-
-
-def write_csv(path: Path, rows: Sequence[Mapping], columns: Sequence[str]) -> None:
-    """Rows as CSV, whole or not at all; `errors` is {metric: reason} and becomes the reasons."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        given = {**row, "errors": "; ".join(sorted(set(row.get("errors", {}).values())))}
-        writer.writerow([f"{given[c]:g}" if c == "snr_db" and given[c] != "all" else cell(given.get(c)) for c in columns])
-    with atomic_write(path) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
 def report_failures(rows: Sequence[Mapping]) -> int:

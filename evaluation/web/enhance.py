@@ -16,6 +16,7 @@ from evaluation.web.recording import Limits, Recording, Wish, read_recording
 from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import write_wav
 from models.inference.results import EnhanceResult
+from models.timing import latency_samples
 from utils.media.clip_writer import write_clip
 from utils.media.decode import MediaError
 from utils.media.replace_sound import CONTAINERS, replace_sound
@@ -68,8 +69,9 @@ def write_players(recording: Recording, result: EnhanceResult, folder: Path, rat
 
 def describe(enhancer: Enhancer, recording: Recording, result: EnhanceResult) -> dict[str, str]:
     """Name and value of what there is to say about speed and picture."""
-    stft = enhancer.cfg["stft_cfg"]
-    latency = f"{1e3 * stft['win_size'] / enhancer.sample_rate:g} ms" if enhancer.model.causal else "the whole recording"
+    lookahead_ms = enhancer.cfg["visual_cfg"]["visual_lookahead_ms"] if enhancer.uses_video else 0.0
+    samples = latency_samples(enhancer.cfg["stft_cfg"]["n_fft"], enhancer.sample_rate, lookahead_ms)
+    latency = f"{1e3 * samples / enhancer.sample_rate:g} ms" if enhancer.model.causal else "the whole recording"
     facts = {
         "sound": f"{result.duration_sec:.1f} s",
         "enhanced in": f"{result.seconds:.1f} s",

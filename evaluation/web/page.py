@@ -17,14 +17,13 @@ from PIL import Image
 from starlette.middleware import Middleware
 from starlette.routing import WebSocketRoute
 
-from evaluation.reporting.tables import COLUMNS
 from evaluation.web.enhance import Answer, answer
 from evaluation.web.live import LiveRoom
 from evaluation.web.recording import AS_IT_IS, CORRUPTIONS, OFF, Complaint, Limits, Wish, sample_noise, spoken
 from evaluation.web.uploads import UploadLimit
 from models.inference.enhancer import Enhancer
 from utils.media.frame_grid import grid_frames
-from utils.scores.metrics import ScoringPool
+from utils.scores.metrics import TABLE, ScoringPool
 
 HERE = Path(__file__).resolve().parent
 # Of samples/: what the button says. Clips that are not there have no button.
@@ -154,7 +153,7 @@ def scores_html(shown: Answer) -> str:
         return ""
     rows = ""
     for metric, (before, after) in shown.scores.items():
-        label, form = COLUMNS[metric]
+        label, form = TABLE[metric].heading, f".{TABLE[metric].digits}f"
         cells = [f"{value:{form}}" if math.isfinite(value) else "–" for value in (before, after)]
         change = after - before
         better = "up" if change > 0 else "down"

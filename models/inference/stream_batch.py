@@ -21,7 +21,7 @@ from models.inference.crop_stream import check_crops, check_mask
 from models.inference.stream_video import CropQueue, VideoSide
 from models.level import RunningLevel
 from models.stfts import mag_phase_stft
-from models.timing import lookahead_samples
+from models.timing import latency_samples
 
 PIECE_FRAMES = 40  # STFT frames (0.25 s) per call of the model: they fit the CPU's caches; pieces of 1 s take 15 % longer
 
@@ -67,19 +67,15 @@ class StreamBatch:
         weight = next(model.parameters(), None)
         self.device = torch.device("cpu") if weight is None else weight.device
         self.uses_video = bool(getattr(model, "use_visual", False))
-        # The centre of an STFT frame waits for the second half of its window, or for the later video if that takes longer.
-        ahead = lookahead_samples(model.timing["lookahead_ms"], self.sample_rate) if self.uses_video else 0
-        self._wait = max(self.n_fft // 2, ahead)
+        lookahead_ms = model.timing["lookahead_ms"] if self.uses_video else 0.0
+        # Output sample n is returned by the call that feeds input sample n + latency_samples - 1, or earlier.
+        self.latency_samples = latency_samples(self.n_fft, self.sample_rate, lookahead_ms)
+        self._wait = self.latency_samples - self.n_fft // 2  # what an STFT frame's centre waits for
         self._hold_sec = hold_sec
         side = (self.n_fft - self.win) // 2
         window = F.pad(torch.hann_window(self.win), (side, self.n_fft - self.win - side))
         self._window = window.to(self.device)  # [n_fft]
         self.reset()
-
-    @property
-    def latency_samples(self) -> int:
-        """Output sample n is returned by the call that feeds input sample n + latency_samples - 1, or earlier."""
-        return self.n_fft // 2 + self._wait
 
     @property
     def backlog_samples(self) -> int:

@@ -50,10 +50,10 @@ def scores_in(text: str) -> dict[tuple[str, str], list[float]]:
     """{(clip, row): the numbers of that line} of the printed table."""
     found, clip = {}, ""
     for line in text.splitlines():
-        match = re.fullmatch(rf"(\w*) +({'|'.join(ROWS)}) +([-\d. nan]+)", line)
+        match = re.fullmatch(rf"(\w*) +({'|'.join(ROWS)}) +([-\d. ]+)", line)
         if match:
             clip = match[1] or clip
-            found[clip, match[2]] = [float(number) for number in match[3].split()]
+            found[clip, match[2]] = [math.nan if number == "-" else float(number) for number in match[3].split()]
     return found
 
 

@@ -53,8 +53,8 @@ def test_scores_are_those_of_the_clips(folders, capsys) -> None:
     assert "PESQ-WB" in said and "95 %" in said and "Hu & Loizou 2008" in said
     assert "Student's t over 2 files; says nothing about other speakers" in said
     mean = (float(a["si_sdr"]) + float(b["si_sdr"])) / 2
-    line = next(line for line in said.splitlines() if line.startswith("SI-SDR dB"))
-    assert float(line.split()[2]) == pytest.approx(mean, abs=0.006) and line.split()[-2:] == ["2", "0"]
+    line = next(line for line in said.splitlines() if line.startswith("SI-SDR in dB"))
+    assert float(line.split()[3]) == pytest.approx(mean, abs=0.006) and line.split()[-2:] == ["2", "0"]
 
 
 def test_two_processes_give_the_scores_of_one(folders) -> None:
@@ -80,7 +80,7 @@ def test_clips_that_cannot_be_scored_are_named_and_left_out_of_means(folders, ca
     assert table["silent"]["pesq"] == "" and "silent" in table["silent"]["errors"]
     line = next(line for line in said.splitlines() if line.startswith("PESQ-WB"))
     assert line.split()[-2:] == ["2", "3"]
-    assert float(line.split()[1]) == pytest.approx((float(table["a"]["pesq"]) + float(table["b"]["pesq"])) / 2, abs=6e-4)
+    assert float(line.split()[1]) == pytest.approx((float(table["a"]["pesq"]) + float(table["b"]["pesq"])) / 2, abs=6e-3)
 
 
 def test_suffix_pairs_what_our_own_scripts_write(folders) -> None:

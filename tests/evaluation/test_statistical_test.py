@@ -65,8 +65,8 @@ def test_numbers_are_scipys_and_corrected(tmp_path: Path, capsys) -> None:
         p_values[metric] = t.pvalue
     assert float(found["pesq"]["p_t_holm"]) == pytest.approx(3 * p_values["pesq"], rel=1e-4)
     assert (float(found["si_sdr"]["p_t"]), float(found["si_sdr"]["mean"])) == (1, 0)
-    verdicts = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if re.match("pesq|stoi|si_sdr", line)}
-    assert verdicts["pesq"].endswith("better") and verdicts["stoi"].endswith("no difference shown")
+    verdicts = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if re.match("PESQ-WB|STOI|SI-SDR", line)}
+    assert verdicts["PESQ-WB"].endswith("better") and verdicts["STOI"].endswith("no difference shown")
 
 
 def mixtures(gain: dict[str, float], clips: int, seed: int) -> list[dict]:
@@ -109,7 +109,7 @@ def test_missing_scores_are_counted_and_the_rest_goes_on(tmp_path: Path, capsys)
     assert run(write(tmp_path / "a.csv", one), write(tmp_path / "b.csv", other)) == 1
     said = capsys.readouterr().out
     assert "pesq: 3 of 12 samples have no score" in said and "stoi:" not in said
-    line = next(line for line in said.splitlines() if line.startswith("pesq "))
+    line = next(line for line in said.splitlines() if line.startswith("PESQ-WB "))
     assert line.split()[-4:-2] == ["9", "3"] or " 9         3 " in line
 
 
@@ -158,5 +158,5 @@ def test_a_row_is_chosen_from_each_csv(tmp_path: Path, capsys) -> None:
     rows = [row | {"row": "noisy"} for row in scores(8, 0.0)] + [row | {"row": "ours"} for row in scores(8, 0.5)]
     path = write(tmp_path / "a.csv", rows)
     assert run(path, path, "--ours_row", "ours", "--baseline_row", "noisy") == 0
-    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("pesq "))
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("PESQ-WB "))
     assert "+0.5000" in line

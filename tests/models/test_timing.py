@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from models.timing import video_frame_index
+from models.timing import latency_samples, video_frame_index
 
 ONE_HOUR = 3600 * 160
 
@@ -47,3 +47,8 @@ def test_never_sees_a_frame_that_starts_later() -> None:
         start_sec, centre_sec = index / fps, np.arange(2000) * 100 / 16000
         assert (start_sec <= centre_sec + 1e-9).all()
         assert (start_sec + 1 / fps > centre_sec - 1e-9).all()  # and it is the newest of them
+
+
+def test_latency_is_half_a_window_and_the_longer_of_the_other_half_and_the_later_video() -> None:
+    assert latency_samples(400, 16000) == latency_samples(400, 16000, 12.5) == 400
+    assert latency_samples(400, 16000, 80.0) == 200 + 1280

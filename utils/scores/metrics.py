@@ -11,16 +11,38 @@ import math
 import multiprocessing
 import signal
 import warnings
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
 from utils.scores.composite import composite_measures
 
+
+class Metric(NamedTuple):
+    """How a metric is shown wherever it is shown."""
+
+    label: str
+    digits: int
+    unit: str = ""
+    more_is_better: bool = True
+
+    @property
+    def heading(self) -> str:
+        """The label with its unit, for a table or an axis."""
+        return f"{self.label} in {self.unit}" if self.unit else self.label
+
+
+TABLE = {
+    "pesq": Metric("PESQ-WB", 2), "stoi": Metric("STOI", 3), "estoi": Metric("ESTOI", 3), "si_sdr": Metric("SI-SDR", 2, "dB"),
+    "csig": Metric("CSIG", 2), "cbak": Metric("CBAK", 2), "covl": Metric("COVL", 2),
+    "dnsmos_sig": Metric("DNSMOS SIG", 2), "dnsmos_bak": Metric("DNSMOS BAK", 2), "dnsmos_ovr": Metric("DNSMOS OVR", 2),
+    "dnsmos_p808": Metric("DNSMOS P.808", 2),
+}  # fmt: skip
 METRICS = ("pesq", "stoi", "estoi", "si_sdr")
 COMPOSITE = ("csig", "cbak", "covl")  # computed from PESQ among other things; only where they are asked for
 ALL_METRICS = METRICS + COMPOSITE
@@ -318,28 +340,6 @@ def mean_score(results: Sequence[Mapping], metric: str) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
 
-def summarize(results: Sequence[Mapping]) -> dict[str, dict]:
-    """{metric: {"mean" over scored clips (NaN: none), "n" scored, "n_failed", "reasons": {reason: clips}}}."""
-    present = [metric for metric in ALL_METRICS if any(metric in result for result in results)]
-    summary = {}
-    for metric in present:
-        reasons = Counter(result["errors"][metric] for result in results if metric in result["errors"])
-        n_failed = sum(math.isnan(result[metric]) for result in results)
-        summary[metric] = {
-            "mean": mean_score(results, metric), "n": len(results) - n_failed, "n_failed": n_failed, "reasons": dict(reasons),
-        }
-    return summary
-
-
-def format_summary(summary: Mapping[str, Mapping]) -> str:
-    """One line for a log: the means, then n and n_failed of each metric in which a clip failed, with the reasons."""
-    digits = {"stoi": ".4f", "estoi": ".4f", "si_sdr": ".2f"}  # the others lie between 1 and 5
-    unit = {"si_sdr": " dB"}
-    parts = []
-    for metric, entry in summary.items():
-        mean = f"{entry['mean']:{digits.get(metric, '.3f')}}{unit.get(metric, '')}"
-        text = f"{metric} {mean} n {entry['n']} n_failed {entry['n_failed']}"
-        if entry["reasons"]:
-            text += " (" + "; ".join(f"{count}x {reason}" for reason, count in entry["reasons"].items()) + ")"
-        parts.append(text)
-    return ", ".join(parts)
+def number(value: float, metric: str) -> str:
+    """A score with the digits of TABLE; a dash where there is none."""
+    return "-" if math.isnan(value) else f"{value:.{TABLE[metric].digits}f}"

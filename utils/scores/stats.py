@@ -53,6 +53,14 @@ def _t_interval(sums: np.ndarray, sizes: np.ndarray, level: float) -> tuple[floa
     return float(mean - half), float(mean + half)
 
 
+def mean_by(keys: Sequence[Hashable], values: Sequence[Sequence[float]]) -> dict[Hashable, np.ndarray]:
+    """The mean [n] of the values [n] that share a key, as the mixtures of one clip do, which are not independent."""
+    held: dict[Hashable, list] = {}
+    for key, value in zip(keys, values, strict=True):
+        held.setdefault(key, []).append(value)
+    return {key: np.mean(found, axis=0) for key, found in held.items()}
+
+
 def interval_method(n_groups: int) -> str:
     """What `mean_interval` does with so many values or groups, in words."""
     return "bootstrap" if n_groups >= FEW_GROUPS else "Student's t"

@@ -13,8 +13,8 @@ import pytest
 import soundfile as sf
 
 from helpers.tiny import voice
-from utils.scores import metrics
-from utils.scores.metrics import METRICS, ScoringPool, format_summary, mean_score, score_clip, score_many, si_sdr, summarize
+from utils.scores import dnsmos, metrics
+from utils.scores.metrics import METRICS, TABLE, ScoringPool, mean_score, number, score_clip, score_many, si_sdr
 
 
 def noisy(clean: np.ndarray, snr_db: float) -> np.ndarray:
@@ -239,7 +239,7 @@ def test_a_pool_can_be_kept() -> None:
 
 def test_no_clips_no_scores() -> None:
     assert score_many([], workers=2) == []
-    assert summarize([]) == {}
+    assert math.isnan(mean_score([], "pesq"))
 
 
 # --- means ---
@@ -252,16 +252,15 @@ def test_means_are_over_scored_clips() -> None:
         {"pesq": 3.0, "si_sdr": math.nan, "errors": {"si_sdr": "odd"}},
         {"pesq": math.nan, "si_sdr": 0.0, "errors": {"pesq": "silent"}},
     ]
-    summary = summarize(results)
-    assert summary["pesq"] == {"mean": 2.5, "n": 2, "n_failed": 2, "reasons": {"silent": 2}}
-    assert summary["si_sdr"] == {"mean": 10.0, "n": 3, "n_failed": 1, "reasons": {"odd": 1}}
-    line = format_summary(summary)
-    assert "pesq 2.500" in line
-    assert "n_failed 2 (2x silent)" in line
-    assert "\n" not in line
     assert mean_score(results, "pesq") == 2.5
+    assert mean_score(results, "si_sdr") == 10.0
     assert math.isnan(mean_score(results[1:2], "pesq"))
-    assert math.isnan(summarize(results[1:2])["pesq"]["mean"])
+
+
+def test_every_metric_has_a_label_and_is_shown_with_its_digits() -> None:
+    assert set(TABLE) >= {*metrics.ALL_METRICS, *dnsmos._POLYNOMIALS, "dnsmos_p808"}
+    assert [TABLE[metric].heading for metric in METRICS] == ["PESQ-WB", "STOI", "ESTOI", "SI-SDR in dB"]
+    assert number(2.345678, "pesq") == "2.35" and number(0.98765, "stoi") == "0.988" and number(math.nan, "estoi") == "-"
 
 
 def test_importing_the_scorer_needs_no_torch() -> None:
@@ -288,7 +287,7 @@ def test_published_clips_score_as_published(shared_data: Path, folder: str, pesq
     names = sorted(path.name for path in (clips / "ref_clean").glob("*.wav"))
     assert len(names) == 20
     pairs = ((sf.read(clips / "ref_clean" / name)[0], sf.read(clips / folder / name)[0]) for name in names)
-    summary = summarize(score_many(pairs, workers=2, metrics=("pesq", "si_sdr"), align=True))
-    assert summary["pesq"]["n_failed"] == summary["si_sdr"]["n_failed"] == 0
-    assert summary["pesq"]["mean"] == pytest.approx(pesq, abs=0.01)
-    assert summary["si_sdr"]["mean"] == pytest.approx(si_sdr_db, abs=0.02)
+    results = score_many(pairs, workers=2, metrics=("pesq", "si_sdr"), align=True)
+    assert not any(result["errors"] for result in results)
+    assert mean_score(results, "pesq") == pytest.approx(pesq, abs=0.01)
+    assert mean_score(results, "si_sdr") == pytest.approx(si_sdr_db, abs=0.02)

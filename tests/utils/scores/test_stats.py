@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from utils.scores.stats import compare_paired, holm, interval_method, mean_interval, roc_auc
+from utils.scores.stats import compare_paired, holm, interval_method, mean_by, mean_interval, roc_auc
 
 
 def test_an_interval_is_the_percentile_bootstrap_written_out() -> None:
@@ -99,3 +99,8 @@ def test_roc_auc_counts_pairs() -> None:
     wanted = np.mean([(p > n) + 0.5 * (p == n) for p, n in pairs])
     assert roc_auc(scores, labels) == pytest.approx(wanted)
     assert math.isnan(roc_auc([1.0, 2.0], [True, True]))
+
+
+def test_values_of_one_key_are_averaged_and_keys_keep_their_order() -> None:
+    found = mean_by(["b", "a", "b"], [(1.0, 2.0), (5.0, 6.0), (3.0, 6.0)])
+    assert list(found) == ["b", "a"] and found["b"].tolist() == [2.0, 4.0] and found["a"].tolist() == [5.0, 6.0]
