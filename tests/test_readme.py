@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from data import download
 from helpers.paths import ROOT
@@ -24,12 +25,14 @@ from utils.media.clip_writer import write_clip
 
 # In the order in which a reader would follow them: what one page makes, the next may use.
 PAGES = [ROOT / "docs" / f"{name}.md" for name in (
-    "enhance", "streaming", "web_page", "train", "evaluate", "audio_only", "recipes", "architecture", "kernels",
+    "enhance", "streaming", "web_page", "data", "train", "evaluate", "audio_only", "recipes", "architecture", "kernels",
     "limits_and_licences",
 )] + [ROOT / "README.md"]  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 RECIPES_PAGE = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
 LARGEST_README = 9_000  # bytes
+SOURCES = [path for part in ("models", "utils", "dataloaders", "evaluation", "data") for path in (ROOT / part).rglob("*.py")]
 CHECKPOINT = ROOT / "ckpts" / "LiteAVSE_small.pth"
 LARGEST_CHECKPOINT = 15e6  # bytes
 
@@ -139,7 +142,7 @@ def test_options_are_those_of_today(line: str, monkeypatch: pytest.MonkeyPatch) 
             assert (ROOT / word).exists(), f"{word} is not in this repository"
 
 
-@pytest.mark.parametrize("line", MAKE_LINES)
+@pytest.mark.parametrize("line", MAKE_LINES + re.findall("^make .*", CONTRIBUTING.read_text(encoding="utf-8"), re.MULTILINE))
 def test_make_targets_exist(line: str) -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in shlex.split(line, comments=True)[1:] + re.findall(r"`make ([\w-]+)`", line):
@@ -261,7 +264,7 @@ def test_five_lines_of_python_are_five() -> None:
 
 
 def test_links_into_the_repository_lead_somewhere() -> None:
-    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", CONTRIBUTING]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
     assert len(re.findall(r"\]\(docs/", README)) >= 8
@@ -298,15 +301,27 @@ def test_files_in_the_map_exist() -> None:
         assert (ROOT / folder).is_dir(), folder
 
 
-def test_files_that_the_architecture_page_names_exist() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    named = re.findall(r"`((?:models|utils|dataloaders|evaluation|data|tests)/[\w/]+\.py)(?::([\w.]+))?`", text)
-    assert len(named) > 30
+NAMED = re.compile(r"`((?:(?:models|utils|dataloaders|evaluation|data|tests)/[\w/]+|\w+)\.py)(?::([\w.]+))?`")
+
+
+@pytest.mark.parametrize(("page", "fewest"), [("docs/architecture.md", 30), ("CONTRIBUTING.md", 20)])
+def test_names_of_files_and_functions_exist(page: str, fewest: int) -> None:
+    named = [(file, member) for file, member in NAMED.findall((ROOT / page).read_text(encoding="utf-8")) if "NAME" not in file]
+    assert len(named) >= fewest
     for file, member in named:
-        assert (ROOT / file).is_file(), file
+        found = [ROOT / file] if (ROOT / file).is_file() else [path for path in SOURCES if path.name == file]
+        assert len(found) == 1, f"{file} is {len(found)} files"
         if member:
             defined = rf"^ *(?:class |def )?{re.escape(member.split('.')[-1])}\b"
-            assert re.search(defined, (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), f"{file}:{member}"
+            assert re.search(defined, found[0].read_text(encoding="utf-8"), re.MULTILINE), f"{file}:{member}"
+
+
+def test_the_citation_is_valid_and_names_what_it_is_built_on() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["cff-version"] == "1.2.0" and cited["message"] and cited["title"] and cited["authors"]
+    assert f'version = "{cited["version"]}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (paper,) = cited["references"]
+    assert paper["type"] == "conference-paper" and paper["title"] and paper["authors"] and paper["url"].startswith("https://")
 
 
 def results_table() -> list[list[str]]:
