@@ -87,5 +87,6 @@ setup(
     extras_require={
         "train": requirements("requirements.txt"), "app": requirements("requirements-app.txt"),
         "gpu": requirements("requirements-cuda.txt"),
+        "gpu-dev": ["triton>=3.0,<4"],  # tests the GPU kernels without a GPU; a CUDA build of torch brings it
     },
 )
