@@ -33,7 +33,7 @@ MAX_RELOADS = 3  # reloads without one good step between them: the run is not go
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
-REPEATED_SIGNAL_SEC = 2.0  # a launcher passes on what the terminal has sent to all: within this it is one request
+REPEATED_SIGNAL_SEC = 2.0  # launchers and `timeout` signal the process and then its group: within this it is one request
 
 
 def _quiet_worker(worker_id: int) -> None:
@@ -322,7 +322,7 @@ class Trainer:
 
     def _remember_signal(self, number: int, frame: Any) -> None:
         again = self._stop_signal is not None
-        if again and (self.group.size == 1 or time.monotonic() - self._stop_asked_sec > REPEATED_SIGNAL_SEC):
+        if again and time.monotonic() - self._stop_asked_sec > REPEATED_SIGNAL_SEC:
             raise KeyboardInterrupt  # asked twice: stop now, the last checkpoint stands
         if not again:
             self._stop_signal, self._stop_asked_sec = number, time.monotonic()

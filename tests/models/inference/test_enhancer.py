@@ -10,6 +10,7 @@ from helpers.pass_through import PassThrough
 from helpers.tiny import face_crops, tiny_config, tiny_model, voice
 from models.inference.enhancer import Enhancer
 from models.inference.waveform import float_waveform
+from models.stfts import mag_phase_stft
 
 
 @pytest.fixture(scope="module")
@@ -259,8 +260,13 @@ def test_no_gradients_are_kept(offline: Enhancer) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_gives_what_the_cpu_gives(av_checkpoint) -> None:
-    wav, crops = voice(0.6), face_crops(15)
-    wav[:600] = 0
-    cpu, cuda = (Enhancer.from_checkpoint(av_checkpoint, name).enhance(wav, 16000, crops) for name in ("cpu", "cuda"))
-    assert rms(cuda.wav - cpu.wav) < 0.01 * rms(cpu.wav)
-    np.testing.assert_allclose(cuda.alpha, cpu.alpha, atol=1e-3)
+    """From one spectrum: of one waveform an angle of pi may be -pi on the other device, and the network takes angles as
+    numbers, so that the signs of these alone change the output of an untrained model by tenths."""
+    mag, pha, _ = mag_phase_stft(torch.from_numpy(voice(0.6))[None], 400, 100, 400, 0.3)
+    video = torch.from_numpy(face_crops(15)).permute(3, 0, 1, 2)[None].float() / 255
+    found = {}
+    for name in ("cpu", "cuda"):
+        model = Enhancer.from_checkpoint(av_checkpoint, name).model
+        with torch.inference_mode():
+            found[name] = model(mag.to(name), pha.to(name), video.to(name))[2].cpu()
+    torch.testing.assert_close(found["cuda"], found["cpu"], rtol=0, atol=1e-2 * float(found["cpu"].abs().max()))

@@ -367,3 +367,16 @@ def test_a_folder_with_another_model_is_not_overwritten(recipe, tmp_path, capsys
     assert train(recipe, tmp_path, "run", "model_cfg.hid_feature=16") == 2
     assert "model_cfg.hid_feature: 8, this one has 16" in only_line(capsys.readouterr().err)
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request(recipe, tmp_path, monkeypatch):
+    """GNU timeout and launchers signal the process and then its group, which it belongs to."""
+    now = [100.0]
+    monkeypatch.setattr("utils.training.trainer.time.monotonic", lambda: now[0])
+    trainer = trainer_of(recipe, tmp_path)
+    trainer._remember_signal(signal.SIGTERM, None)
+    trainer._remember_signal(signal.SIGTERM, None)
+    assert trainer._stopping()
+    now[0] += 3
+    with pytest.raises(KeyboardInterrupt):
+        trainer._remember_signal(signal.SIGTERM, None)
