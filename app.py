@@ -8,6 +8,7 @@ It is served to this machine alone; --host 0.0.0.0 lets others in.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -71,7 +72,8 @@ def serve(args: argparse.Namespace) -> int:
             shutil.copytree(ROOT / "samples", samples)  # gradio shows no file that lies just anywhere
         page = Page(enhancer, Limits(args.longest_sec, args.largest_mb), samples, args.live_visitors, Path(folder))
         try:
-            serve_page(page, args.host, args.port)
+            with contextlib.suppress(KeyboardInterrupt):  # how a server ends; gradio only takes it in the last of its steps
+                serve_page(page, args.host, args.port)
         finally:
             page.pool.close()
     return 0

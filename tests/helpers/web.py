@@ -62,7 +62,7 @@ class Server:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:
-            return self._process.wait(20)
+            return self._process.wait(300)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            return self._process.wait(20)
+            return self._process.wait(300)
