@@ -38,6 +38,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split()) or kind
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the error's message, at most 160 characters: a compiled package may say pages when it does not load."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
 def run(program: str, body: Callable[[], int]) -> int:
     """Exit code of `body()`; a mistake of the user's (ValueError, OSError) becomes one line on stderr and EXIT_USAGE."""
     reuse_freed_memory()

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from models.ops.backend import resolve_backend
-from models.ops.operators import LIBRARY, cpu_operator
+from models.ops.operators import LIBRARY, operator
 from models.ops.packed_weights import padded
 
 PIECE = 16  # of models/ops/kernels/depthwise.py, which is imported only where it is used
@@ -94,7 +94,7 @@ def pack_layer(
             padded(slope), padded(torch.ones_like(bias))]  # fmt: skip
 
 
-@cpu_operator("dense_forward")
+@operator("dense_forward")
 def dense_forward(
     sources: list[Tensor], before: list[Tensor], packed: list[Tensor], dilation: int, eps: float
 ) -> Tensor:
@@ -135,7 +135,7 @@ def _units(B: int, T: int) -> int:
     return B * -(-T // SEGMENT)
 
 
-@cpu_operator("depthwise_forward")
+@operator("depthwise_forward")
 def depthwise_forward(sources: list[Tensor], before: list[Tensor], weight: Tensor, dilation: int) -> Tensor:
     """sources, S of [B, T, F, C]; before, S of [B, R >= 2 dilation, F, C] or none; weight [S C, 3, 3] -> [B, T, F, S C]."""
     from models.ops.kernels.threads import threads
@@ -156,7 +156,7 @@ def _(sources, before, weight, dilation):
     return sources[0].new_empty(B, T, F, len(sources) * C)
 
 
-@cpu_operator("depthwise_backward")
+@operator("depthwise_backward")
 def depthwise_backward(gy: Tensor, sources: list[Tensor], weight: Tensor, dilation: int) -> list[Tensor]:
     """Gradients of the sources (no frames before them), then of the weight."""
     from models.ops.kernels.threads import threads

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from models.ops.backend import resolve_backend
-from models.ops.operators import LIBRARY, cpu_operator
+from models.ops.operators import LIBRARY, operator
 from models.ops.packed_weights import padded
 
 PACKED = ("w_in", "w_conv", "b_conv", "w_x", "w_dt", "b_dt", "a", "skip", "w_out")
@@ -53,7 +53,7 @@ def pack_weights(
     ]
 
 
-@cpu_operator("mixer_forward")
+@operator("mixer_forward")
 def mixer_forward(
     x: Tensor, packed: list[Tensor], conv0: Tensor | None, h0: Tensor | None, d_inner: int, d_state: int, eps: float,
     reverse: bool,

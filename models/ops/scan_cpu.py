@@ -11,13 +11,12 @@ import functools
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from models.ops.kernels import conv as conv_numba
 from models.ops.kernels import scan as scan_numba
 from models.ops.kernels.simd import LANES, compiled
 from models.ops.kernels.threads import launch, threads
-from models.ops.operators import LIBRARY, cpu_operator
+from models.ops.operators import LIBRARY, connect_conv, connect_scan, flat, operator
 
 # A sum over the batch has this many partial sums for any number of threads, so that each machine gives the same bits.
 _GROUPS = 16
@@ -34,10 +33,6 @@ _NAMES = {key: layout.names for key, layout in _LAYOUTS.items()}
 
 def _run(name: str, tasks: int, rows: int, multiply_adds: int, pointers: dict[str, int], **sizes: int) -> None:
     launch(_kernel(name), _NAMES[name[:4]], pointers | sizes, tasks, rows * LANES, multiply_adds)
-
-
-def _flat(x: Tensor | None) -> Tensor | None:
-    return x if x is None else x.contiguous()
 
 
 def _rows(x: Tensor | None) -> Tensor | None:
@@ -73,7 +68,7 @@ def _chunk(N: int) -> int:
     return 16 if N <= 16 else 32
 
 
-@cpu_operator("scan_forward")
+@operator("scan_forward")
 def scan_forward(
     u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor | None, z: Tensor | None,
     bias: Tensor | None, h0: Tensor | None, softplus: bool, reverse: bool, save: bool,
@@ -83,7 +78,7 @@ def scan_forward(
     (B, L, D), N = u.shape, a.shape[0]
     y, last, chunks = _scan_outputs(u, a, save)
     u, delta, z, b, c = _rows(u), _rows(delta), _rows(z), _rows(b), _rows(c)
-    a, skip, bias, h0 = _flat(a), _flat(skip), _flat(bias), _flat(h0)
+    a, skip, bias, h0 = flat(a), flat(skip), flat(bias), flat(h0)
     pointers = _strided(u=u, delta=delta, z=z, b=b, c=c)
     pointers |= _addresses(a=a, skip=skip, bias=bias, h0=h0, y=y, last=last, chunks=chunks if save else None)
     rows = scan_numba.scan_work_rows(N, _chunk(N), backward=False)
@@ -103,7 +98,7 @@ def _(u, delta, a, b, c, skip, z, bias, h0, softplus, reverse, save):
     return _scan_outputs(u, a, save)
 
 
-@cpu_operator("scan_backward")
+@operator("scan_backward")
 def scan_backward(
     gy: Tensor, glast: Tensor | None, u: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, skip: Tensor | None,
     z: Tensor | None, bias: Tensor | None, chunks: Tensor, softplus: bool, reverse: bool,
@@ -113,7 +108,7 @@ def scan_backward(
     (B, L, D), N = u.shape, a.shape[0]
     blocks, groups = _blocks(D), min(_GROUPS, B)
     gy, u, delta, z, b, c = _rows(gy), _rows(u), _rows(delta), _rows(z), _rows(b), _rows(c)
-    a, skip, bias, glast = _flat(a), _flat(skip), _flat(bias), _flat(glast)
+    a, skip, bias, glast = flat(a), flat(skip), flat(bias), flat(glast)
     gu, gdelta = u.new_empty(B, L, D), u.new_empty(B, L, D)
     gz = u.new_empty((B, L, D) if z is not None else 0)
     ga, gskip, gbias = u.new_empty(groups, N, D), u.new_empty(groups, D), u.new_empty(groups, D)
@@ -135,34 +130,16 @@ def _(gy, glast, u, delta, a, b, c, skip, z, bias, chunks, softplus, reverse):
     return [*(u.new_empty(s) for s in shapes), gz, u.new_empty(D), u.new_empty(B, N, D)]
 
 
-def _scan_save(ctx, inputs, output) -> None:
-    u, delta, a, b, c, skip, z, bias, h0, ctx.softplus, ctx.reverse, save = inputs
-    assert save, "a scan that is differentiated must keep its states"
-    ctx.absent = [x is None for x in (skip, z, bias, h0)]
-    ctx.save_for_backward(u, delta, a, b, c, skip, z, bias, output[2])
-    ctx.set_materialize_grads(False)
+connect_scan(scan_forward, scan_backward)
 
 
-def _scan_grad(ctx, gy, glast, _):
-    u, delta, a, b, c, skip, z, bias, chunks = ctx.saved_tensors
-    gy = torch.zeros_like(u) if gy is None else gy
-    gu, gdelta, ga, gb, gc, *rest = scan_backward(
-        gy, glast, u, delta, a, b, c, skip, z, bias, chunks, ctx.softplus, ctx.reverse
-    )
-    rest = [None if absent else g for g, absent in zip(rest, ctx.absent, strict=True)]
-    return gu, gdelta, ga, gb, gc, *rest, None, None, None
-
-
-torch.library.register_autograd(scan_forward, _scan_grad, setup_context=_scan_save, lib=LIBRARY)
-
-
-@cpu_operator("conv_forward")
+@operator("conv_forward")
 def conv_forward(x: Tensor, w: Tensor, bias: Tensor | None, s0: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
     """x [B, L, D], w [K, D], s0 [B, K-1, D] -> silu of the causal depthwise convolution, and its last K-1 inputs."""
     threads.settle()
     (B, L, D), K = x.shape, w.shape[0]
     y, last = x.new_empty(B, L, D), x.new_empty(B, K - 1, D)
-    x, w, bias, s0 = _rows(x), _flat(w), _flat(bias), _flat(s0)
+    x, w, bias, s0 = _rows(x), flat(w), flat(bias), flat(s0)
     pointers = _strided(x=x) | _addresses(w=w, bias=bias, s0=s0, y=y, last=last)
     rows = conv_numba.conv_work_rows(K)
     _run("conv_forward", B * _blocks(D), rows, B * L * D * K, pointers, B=B, L=L, D=D, K=K, reverse=reverse)
@@ -175,7 +152,7 @@ def _(x, w, bias, s0, reverse):
     return x.new_empty(B, L, D), x.new_empty(B, w.shape[0] - 1, D)
 
 
-@cpu_operator("conv_backward")
+@operator("conv_backward")
 def conv_backward(
     gy: Tensor, glast: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, s0: Tensor | None, reverse: bool
 ) -> list[Tensor]:
@@ -183,7 +160,7 @@ def conv_backward(
     threads.settle()
     (B, L, D), K = x.shape, w.shape[0]
     groups = min(_GROUPS, B)
-    gy, x, w, bias, s0 = _rows(gy), _rows(x), _flat(w), _flat(bias), _flat(s0)
+    gy, x, w, bias, s0 = _rows(gy), _rows(x), flat(w), flat(bias), flat(s0)
     gx, gs0 = x.new_empty(B, L, D), x.new_empty(B, K - 1, D)
     gw, gbias = x.new_empty(groups, K, D), x.new_empty(groups, D)
     pointers = _strided(x=x, gy=gy) | _addresses(w=w, bias=bias, s0=s0, gx=gx, gw=gw, gbias=gbias, gs0=gs0)
@@ -206,42 +183,4 @@ def _(gy, glast, x, w, bias, s0, reverse):
     return [x.new_empty(s) for s in ((B, L, D), (K, D), (D,), (B, K - 1, D))]
 
 
-def _conv_save(ctx, inputs, output) -> None:
-    *tensors, ctx.reverse = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)
-
-
-def _conv_grad(ctx, gy, glast):
-    x, w, bias, s0 = ctx.saved_tensors
-    gy = torch.zeros_like(x) if gy is None else gy
-    gx, gw, gbias, gs0 = conv_backward(gy, glast, x, w, bias, s0, ctx.reverse)
-    return gx, gw, None if bias is None else gbias, None if s0 is None else gs0, None
-
-
-torch.library.register_autograd(conv_forward, _conv_grad, setup_context=_conv_save, lib=LIBRARY)
-
-
-# Multiply-adds count as two, as everywhere in torch's counter; exponentials and gates are not counted.
-@register_flop_formula(torch.ops.liteavse.scan_forward)
-def _(u_shape, delta_shape, a_shape, *args, out_shape=None, **kwargs) -> int:
-    B, L, D = u_shape
-    return 2 * 3 * B * L * D * a_shape[0]
-
-
-@register_flop_formula(torch.ops.liteavse.scan_backward)
-def _(gy_shape, glast_shape, u_shape, delta_shape, a_shape, *args, out_shape=None, **kwargs) -> int:
-    B, L, D = u_shape
-    return 2 * 8 * B * L * D * a_shape[0]
-
-
-@register_flop_formula(torch.ops.liteavse.conv_forward)
-def _(x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
-    B, L, D = x_shape
-    return 2 * B * L * D * w_shape[0]
-
-
-@register_flop_formula(torch.ops.liteavse.conv_backward)
-def _(gy_shape, glast_shape, x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
-    B, L, D = x_shape
-    return 2 * 3 * B * L * D * w_shape[0]
+connect_conv(conv_forward, conv_backward)

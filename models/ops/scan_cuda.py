@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.console import first_line
+
 WIDTHS = (2, 3, 4)  # convolution widths that causal-conv1d has kernels for
 
 _PARTS = {  # module: what to do where it cannot be imported
@@ -27,8 +29,7 @@ def why_not() -> str:
         try:
             importlib.import_module(module)
         except Exception as error:  # a kernel built for another torch or CUDA may raise anything
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            return f"{module} cannot be imported ({reason}): {remedy}"
+            return f"{module} cannot be imported ({first_line(error)}): {remedy}"
     return "" if torch.cuda.is_available() else "torch sees no CUDA device"
 
 

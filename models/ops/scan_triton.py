@@ -13,7 +13,9 @@ import os
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
+
+from models.ops.operators import ANY_DEVICE, LIBRARY, connect_conv, connect_scan, flat, operator
+from utils.console import first_line
 
 BLOCK = 32  # channels of a program of the scan: one warp
 TIME, CHANNELS = 32, 32  # steps and channels of a program of the convolution
@@ -32,7 +34,7 @@ def why_not() -> str:
     try:
         import triton
     except Exception as error:  # a broken package may raise anything
-        return f"triton cannot be imported ({_line(error)}); it comes with the CUDA build of torch"
+        return f"triton cannot be imported ({first_line(error)}); it comes with the CUDA build of torch"
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if version < _MIN_VERSION:
         return f"triton {triton.__version__} is too old: 3.0 or later is needed"
@@ -48,12 +50,8 @@ def why_not() -> str:
     try:
         triton.runtime.driver.active.get_current_device()  # builds a small helper: needs a C compiler the first time
     except Exception as error:
-        return f"triton cannot start ({_line(error)}); it needs a C compiler (gcc) and a writable TRITON_CACHE_DIR"
+        return f"triton cannot start ({first_line(error)}); it needs a C compiler (gcc) and a writable TRITON_CACHE_DIR"
     return ""
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def settings(N: int) -> dict[str, int]:
@@ -99,11 +97,7 @@ def _on(x: Tensor) -> torch.cuda.device:
     return torch.cuda.device(x.device if x.is_cuda else -1)
 
 
-def _flat(x: Tensor | None) -> Tensor | None:
-    return x if x is None else x.contiguous()
-
-
-@torch.library.custom_op("liteavse::triton_scan_forward", mutates_args=())
+@operator("triton_scan_forward", ANY_DEVICE)
 def scan_forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     bias: Tensor | None, h0: Tensor | None, softplus: bool, reverse: bool, save: bool,
@@ -112,7 +106,7 @@ def scan_forward(
     (batch, length, dim), n = u.shape, A.shape[0]
     y, last, kept = _scan_outputs(u, A, save)
     u, delta, z, B, C = _rows(u), _rows(delta), _rows(z), _rows(B), _rows(C)
-    A, D, bias, h0 = _flat(A), _flat(D), _flat(bias), _flat(h0)
+    A, D, bias, h0 = flat(A), flat(D), flat(bias), flat(h0)
     if batch and dim:
         with _on(u):
             _kernels()[0].scan_forward_kernel[(batch * _blocks(dim, BLOCK),)](
@@ -130,12 +124,12 @@ def _scan_outputs(u: Tensor, A: Tensor, save: bool) -> tuple[Tensor, Tensor, Ten
     return _new(u, batch, length, dim, dtype=u.dtype), _new(u, batch, n, dim), _new(u, batch, chunks, n, dim)
 
 
-@scan_forward.register_fake
+@torch.library.register_fake(scan_forward, lib=LIBRARY)
 def _(u, delta, A, B, C, D, z, bias, h0, softplus, reverse, save):
     return _scan_outputs(u, A, save)
 
 
-@torch.library.custom_op("liteavse::triton_scan_backward", mutates_args=())
+@operator("triton_scan_backward", ANY_DEVICE)
 def scan_backward(
     gy: Tensor, glast: Tensor | None, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None,
     z: Tensor | None, bias: Tensor | None, kept: Tensor, softplus: bool, reverse: bool,
@@ -143,7 +137,7 @@ def scan_backward(
     """Gradients of u, delta, A, B, C, D, z, bias and h0, in this order."""
     (batch, length, dim), n, blocks = u.shape, A.shape[0], _blocks(u.shape[2], BLOCK)
     gy, u, delta, z, B, C = _rows(gy), _rows(u), _rows(delta), _rows(z), _rows(B), _rows(C)
-    A, D, bias, glast = _flat(A), _flat(D), _flat(bias), _flat(glast)
+    A, D, bias, glast = flat(A), flat(D), flat(bias), flat(glast)
     gu, gdelta = _new(u, *u.shape, dtype=u.dtype), _new(u, *u.shape, dtype=delta.dtype)
     gz = _new(u, 0) if z is None else _new(u, *u.shape, dtype=z.dtype)
     ga, gb, gc = _new(u, batch, n, dim), _new(u, blocks, batch, length, n), _new(u, blocks, batch, length, n)
@@ -161,7 +155,7 @@ def scan_backward(
     return [gu, gdelta, ga.sum(0), gb, gc, gskip.sum(0), gz, gbias.sum(0), gh0]
 
 
-@scan_backward.register_fake
+@torch.library.register_fake(scan_backward, lib=LIBRARY)
 def _(gy, glast, u, delta, A, B, C, D, z, bias, kept, softplus, reverse):
     (batch, _, dim), n = u.shape, A.shape[0]
     gz = _new(u, 0) if z is None else _new(u, *u.shape, dtype=z.dtype)
@@ -170,31 +164,15 @@ def _(gy, glast, u, delta, A, B, C, D, z, bias, kept, softplus, reverse):
     return [*sequences, _new(u, n, dim), gb, gc, _new(u, dim), gz, _new(u, dim), _new(u, batch, n, dim)]
 
 
-def _scan_save(ctx, inputs, output) -> None:
-    u, delta, A, B, C, D, z, bias, h0, ctx.softplus, ctx.reverse, save = inputs
-    assert save, "a scan that is differentiated must keep its states"
-    ctx.absent = [x is None for x in (D, z, bias, h0)]
-    ctx.save_for_backward(u, delta, A, B, C, D, z, bias, output[2])
-    ctx.set_materialize_grads(False)
+connect_scan(scan_forward, scan_backward)
 
 
-def _scan_grad(ctx, gy, glast, _):
-    u, *others, kept = ctx.saved_tensors
-    gy = torch.zeros_like(u) if gy is None else gy
-    *first, gskip, gz, gbias, gh0 = scan_backward(gy, glast, u, *others, kept, ctx.softplus, ctx.reverse)
-    rest = [None if absent else g for g, absent in zip((gskip, gz, gbias, gh0), ctx.absent, strict=True)]
-    return *first, *rest, None, None, None
-
-
-scan_forward.register_autograd(_scan_grad, setup_context=_scan_save)
-
-
-@torch.library.custom_op("liteavse::triton_conv_forward", mutates_args=())
+@operator("triton_conv_forward", ANY_DEVICE)
 def conv_forward(x: Tensor, w: Tensor, bias: Tensor | None, s0: Tensor | None, reverse: bool) -> tuple[Tensor, Tensor]:
     """As models.ops.scan.causal_conv1d -> y [B, L, D] and the last K - 1 inputs [B, K - 1, D]."""
     (batch, length, dim), width = x.shape, w.shape[1]
     y = _new(x, *x.shape, dtype=x.dtype)
-    x, w, bias, s0 = _rows(x), _flat(w), _flat(bias), _flat(s0)
+    x, w, bias, s0 = _rows(x), flat(w), flat(bias), flat(s0)
     _launch_conv(x, w, bias, s0, None, y, reverse)
     newest = x[:, : width - 1].flip(1) if reverse else x[:, max(0, length - width + 1) :]
     last = _new(x, batch, width - 1, dim)
@@ -215,18 +193,18 @@ def _launch_conv(x, w, bias, s0, gy, y, reverse: bool) -> None:
             )  # fmt: skip
 
 
-@conv_forward.register_fake
+@torch.library.register_fake(conv_forward, lib=LIBRARY)
 def _(x, w, bias, s0, reverse):
     return _new(x, *x.shape, dtype=x.dtype), _new(x, x.shape[0], w.shape[1] - 1, x.shape[2])
 
 
-@torch.library.custom_op("liteavse::triton_conv_backward", mutates_args=())
+@operator("triton_conv_backward", ANY_DEVICE)
 def conv_backward(
     gy: Tensor, glast: Tensor | None, x: Tensor, w: Tensor, bias: Tensor | None, s0: Tensor | None, reverse: bool
 ) -> list[Tensor]:
     """Gradients of x, w, bias and s0."""
     (batch, length, dim), width = x.shape, w.shape[1]
-    gy, x, w, bias, s0, glast = _rows(gy), _rows(x), _flat(w), _flat(bias), _flat(s0), _flat(glast)
+    gy, x, w, bias, s0, glast = _rows(gy), _rows(x), flat(w), flat(bias), flat(s0), flat(glast)
     g = _new(x, *x.shape)  # the gradient of the sums before silu, in reading order
     _launch_conv(x, w, bias, s0, gy, g, reverse)
     gx, gs0, groups = _new(x, *x.shape, dtype=x.dtype), _new(x, batch, width - 1, dim), min(_GROUPS, batch)
@@ -244,48 +222,10 @@ def conv_backward(
     return [gx, gw.sum(0), g.sum((0, 1)), gs0]
 
 
-@conv_backward.register_fake
+@torch.library.register_fake(conv_backward, lib=LIBRARY)
 def _(gy, glast, x, w, bias, s0, reverse):
     (batch, _, dim), width = x.shape, w.shape[1]
     return [_new(x, *x.shape, dtype=x.dtype), _new(x, dim, width), _new(x, dim), _new(x, batch, width - 1, dim)]
 
 
-def _conv_save(ctx, inputs, output) -> None:
-    *tensors, ctx.reverse = inputs
-    ctx.save_for_backward(*tensors)
-    ctx.set_materialize_grads(False)
-
-
-def _conv_grad(ctx, gy, glast):
-    x, w, bias, s0 = ctx.saved_tensors
-    gy = torch.zeros_like(x) if gy is None else gy
-    gx, gw, gbias, gs0 = conv_backward(gy, glast, x, w, bias, s0, ctx.reverse)
-    return gx, gw, None if bias is None else gbias, None if s0 is None else gs0, None
-
-
-conv_forward.register_autograd(_conv_grad, setup_context=_conv_save)
-
-
-# Multiply-adds count as two and exponentials are not counted, as in models/ops/scan_cpu.py.
-@register_flop_formula(torch.ops.liteavse.triton_scan_forward)
-def _(u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> int:
-    batch, length, dim = u_shape
-    return 2 * 3 * batch * length * dim * A_shape[0]
-
-
-@register_flop_formula(torch.ops.liteavse.triton_scan_backward)
-def _(gy_shape, glast_shape, u_shape, delta_shape, A_shape, *args, out_shape=None, **kwargs) -> int:
-    batch, length, dim = u_shape
-    return 2 * 8 * batch * length * dim * A_shape[0]
-
-
-@register_flop_formula(torch.ops.liteavse.triton_conv_forward)
-def _(x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
-    batch, length, dim = x_shape
-    return 2 * batch * length * dim * w_shape[1]
-
-
-@register_flop_formula(torch.ops.liteavse.triton_conv_backward)
-def _(gy_shape, glast_shape, x_shape, w_shape, *args, out_shape=None, **kwargs) -> int:
-    batch, length, dim = x_shape
-    return 2 * 3 * batch * length * dim * w_shape[1]
+connect_conv(conv_forward, conv_backward)
