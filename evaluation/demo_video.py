@@ -12,7 +12,6 @@ import base64
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import soundfile
 from PIL import Image
 
 from utils import console
+from utils.distributed import free_port
 from utils.media.clip_writer import ClipWriter
 from utils.media.replace_sound import replace_sound
 from utils.media.sound import load_audio
@@ -179,9 +179,7 @@ def act(page, picture: Path | None) -> Film:
 
 def served(checkpoint: Path, folder: Path, body: Callable[[str], None]) -> None:
     """Run `body` with the address of the page, served by app.py."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, str(ROOT / "app.py"), "--checkpoint_file", str(checkpoint), "--port", str(port)]
     with open(folder / "log", "wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)

@@ -148,19 +148,29 @@ def check_loss_health(losses: Mapping[str, torch.Tensor | float]) -> str | None:
     return "not finite: " + ", ".join(f"{name}={value}" for name, value in sorted(bad.items()))
 
 
-def safe_backward(
+def backward_and_clip(
     loss: torch.Tensor, parameters: list[torch.nn.Parameter], grad_clip: float | None,
     average: Callable[[list[torch.nn.Parameter]], None] | None = None,
-) -> tuple[float, str | None]:
-    """Backpropagate and clip (None: not); the gradients are dropped when their norm is not finite.
+) -> torch.Tensor:
+    """Backpropagate and clip (None: not) -> gradient norm before clipping, a scalar that nobody has waited for yet.
 
-    `average` is called between, to bring the gradients of several processes together. Returns (gradient norm before
-    clipping, None or a sentence that says why the step must be skipped).
+    `average` is called between, to bring the gradients of several processes together.
     """
     loss.backward()
     if average is not None:
         average(parameters)
-    norm = float(torch.nn.utils.clip_grad_norm_(parameters, math.inf if grad_clip is None else grad_clip))
+    return torch.nn.utils.clip_grad_norm_(parameters, math.inf if grad_clip is None else grad_clip)
+
+
+def safe_backward(
+    loss: torch.Tensor, parameters: list[torch.nn.Parameter], grad_clip: float | None,
+    average: Callable[[list[torch.nn.Parameter]], None] | None = None,
+) -> tuple[float, str | None]:
+    """`backward_and_clip`; the gradients are dropped when their norm is not finite.
+
+    Returns (gradient norm before clipping, None or a sentence that says why the step must be skipped).
+    """
+    norm = float(backward_and_clip(loss, parameters, grad_clip, average))
     if math.isfinite(norm):
         return norm, None
     for parameter in parameters:

@@ -9,14 +9,12 @@ import multiprocessing
 import os
 import shlex
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evaluation import make_testset, snr_breakdown
-from evaluation.reporting import figures
 from evaluation.reporting.tables import Grid, latex_table, summarize_rows, text_table
 from evaluation.testset import score_rows as scoring
 from evaluation.testset.manifest import mix, read_manifest
@@ -27,14 +25,9 @@ from helpers.tiny import only_line, save_tiny_checkpoint
 from models.inference.enhancer import Enhancer
 from utils.scores.metrics import METRICS, score_clip
 
+pytestmark = pytest.mark.usefixtures("coarse_figures")
+
 FILES = {"scores.csv", "summary.csv", "table.tex", "snr.png", "manifest.json", "run.json", "rows.jsonl"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def coarse_figures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "DPI", 60)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from evaluation import visual_degradation
-from evaluation.reporting import figures
 from evaluation.testset.conditions import AS_IN_TRAINING, CLEAN, CONDITIONS, NONE, OTHER_FACE, degrade
 from evaluation.testset.score_rows import AUDIO_ONLY
 from evaluation.visual_degradation import answer, compare_conditions, separation, use_of_the_right_face
@@ -18,18 +16,13 @@ from helpers.corpus import make_corpus
 from helpers.tiny import face_crops, only_line
 from utils.scores.metrics import METRICS
 
+pytestmark = pytest.mark.usefixtures("coarse_figures")
+
 FPS = 25.0
 
 
 def apply(name: str, crops: np.ndarray, mask: np.ndarray | None = None, seed: int = 3, **more):
     return degrade(name, crops, np.ones(len(crops), bool) if mask is None else mask, FPS, seed, **more)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def coarse_figures() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "DPI", 60)
-        yield
 
 
 @pytest.fixture(scope="module")

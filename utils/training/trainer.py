@@ -25,7 +25,7 @@ from utils.training import run_state
 from utils.training.epoch_order import epoch_order, run_order
 from utils.training.run_folder import RunLog
 from utils.training.run_state import Player
-from utils.util import check_loss_health
+from utils.util import backward_and_clip, check_loss_health
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 MAX_RELOADS = 3  # reloads without one good step between them: the run is not going to recover
@@ -130,10 +130,7 @@ class Trainer:
         """Step one network down its total loss: (total, terms and gradient norm, None or why nothing was done)."""
         total, terms = losses
         player.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        self.group.average_gradients(player.parameters)
-        clip = self.training["grad_clip"]
-        norm = torch.nn.utils.clip_grad_norm_(player.parameters, math.inf if clip is None else clip)
+        norm = backward_and_clip(total, player.parameters, self.training["grad_clip"], self.group.average_gradients)
         named = {"total": total, **terms, "grad_norm": norm}
         # The one time that the step waits for a GPU: its numbers come together.
         read = dict(zip(named, torch.stack([value.detach().float() for value in named.values()]).tolist(), strict=True))
