@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.layers import TimeConv3d
+from models.layers import TimeConv3d, full_precision
 from models.lite_visual_encoder import State, _even_light, _LiteVisualEncoder, _TemporalHead
 from utils.checkpoint import load_checkpoint, load_state
 
@@ -25,7 +25,8 @@ _TOP, _LEFT, _SIDE = 20 / 96, 12 / 96, 72 / 96  # as shares of a crop's side: fr
 def mouth_light(video: torch.Tensor) -> torch.Tensor:
     """The luma of the part of each crop that holds the mouth: video [B, 3, V, S, S] -> [B, V, s, s], s = 3/4 S."""
     top, left, side = (round(video.shape[-1] * share) for share in (_TOP, _LEFT, _SIDE))
-    return torch.einsum("bcvhw,c->bvhw", video[..., top : top + side, left : left + side], video.new_tensor(_LUMA))
+    with full_precision(video):
+        return torch.einsum("bcvhw,c->bvhw", video[..., top : top + side, left : left + side], video.new_tensor(_LUMA))
 
 
 class _MotionBlock(nn.Module):

@@ -29,6 +29,7 @@ from models.codec_module import (
 )
 from models.distilled_encoder import LiteVisualEncoderC, load_encoder_weights
 from models.fsvg import FSVG, FSVGWithPrior
+from models.layers import full_precision, widened
 from models.lite_visual_encoder import LiteVisualEncoderA, LiteVisualEncoderB
 from models.mamba_block import CausalTFMambaBlock, TFMambaBlock
 from models.timing import shown_frames
@@ -100,9 +101,13 @@ class SEMamba(nn.Module):
         )  # fmt: skip
 
     def _encode(self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """Magnitude and phase [B, F, T] -> features [B, C, T, F'], channel-last in memory, where all layers are fastest."""
+        """Magnitude and phase [B, F, T] -> features [B, C, T, F'], channel-last in memory, where all layers are fastest.
+
+        Under autocast too the features are float32: the Mamba blocks add to them, and bfloat16 would lose what they add.
+        """
         x = torch.stack((noisy_mag, noisy_pha), dim=-1).permute(0, 3, 2, 1)  # [B, 2, T, F]
-        return self.dense_encoder.step(x.contiguous(memory_format=torch.channels_last), state)
+        x, state = self.dense_encoder.step(x.contiguous(memory_format=torch.channels_last), state)
+        return widened(x), state
 
     def _decode(
         self, x: torch.Tensor, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: ModelState
@@ -220,7 +225,8 @@ class LiteAVSEMamba(SEMamba):
         if self.vce is None:
             alpha, logits = valid[..., None].to(audio.dtype), None
         else:
-            alpha, logits, vce_state = self.vce.judge(features, audio, vce_state, valid)
+            with full_precision(audio):
+                alpha, logits, vce_state = self.vce.judge(widened(features), audio, vce_state, valid)
         gate = self.fsvg(audio, visual) if self.fsvg is not None else None
         weight = alpha[:, None] if gate is None else alpha[:, None] * gate  # [B, 1, T, 1 or F']
         fused = torch.where(alpha[:, None] > 0, audio + weight * visual, audio)

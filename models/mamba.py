@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.layers import full_precision, widened
 from models.ops.scan import causal_conv1d, selective_scan
 
 
@@ -139,10 +140,11 @@ class Mamba2(nn.Module):
         z, xbc, dt = self.in_proj(x).split((self.d_inner, self.conv1d.in_channels, self.nheads), dim=-1)
         xbc, conv = causal_conv1d(xbc, self.conv1d.weight.squeeze(1), self.conv1d.bias, initial_state=state.conv)
         u, b, c = xbc.split((self.d_inner, self.d_state, self.d_state), dim=-1)
-        heads = u.unflatten(-1, (self.nheads, self.headdim))  # [B, L, H, P]
-        dt = F.softplus(dt + self.dt_bias)
-        y, ssm = ssd_scan(heads, dt, -torch.exp(self.A_log.float()), b, c, state.ssm)
-        y = (y + heads * self.D[:, None]).flatten(-2)
+        with full_precision(x):
+            heads, b, c = widened(u).unflatten(-1, (self.nheads, self.headdim)), widened(b), widened(c)  # [B, L, H, P]
+            dt = F.softplus(widened(dt) + self.dt_bias)
+            y, ssm = ssd_scan(heads, dt, -torch.exp(self.A_log.float()), b, c, state.ssm)
+            y = (y + heads * self.D[:, None]).flatten(-2)
         y = self.out_proj(self.norm(y, z))
         return (y.flip(1) if reverse else y), MambaState(conv, ssm)
 

@@ -132,6 +132,7 @@ class TrainingCfg(_Section):
     warmup_steps: NonNegativeInt = 0
     grad_clip: PositiveFloat | None = None  # norm; None: not clipped, as in SEMamba
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # running average of the weights that is validated; 0: none
+    precision: Literal["fp32", "tf32", "bf16"] | None = None  # of the network; left out: tf32 on GPUs that have it, else fp32
     segment_size: PositiveInt = 16000  # samples
     clips_per_epoch: PositiveInt | None = None  # None: every clip once
     snr_range: tuple[float, float] = (-5.0, 20.0)  # dB

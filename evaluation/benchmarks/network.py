@@ -19,6 +19,7 @@ from models.ops.scan import selective_scan
 from models.pretrained import ARCHITECTURES
 from models.stfts import mag_phase_istft
 from utils.config import complete_config, load_config
+from utils.training.precision import autocast, choose_precision, matrix_products
 
 ROOT = Path(__file__).resolve().parents[2]
 SCAN_SHAPES = {  # sequences, length, channels, state: the scans of one second of sound
@@ -199,14 +200,17 @@ def training_step(model: SEMamba, cfg: dict, device: torch.device) -> Callable[[
     stft = {key: cfg["stft_cfg"][key] for key in ("n_fft", "hop_size", "win_size")}
     stft["compress_factor"] = cfg["model_cfg"]["compress_factor"]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    precision = choose_precision(cfg["training_cfg"]["precision"], device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        out = model.forward_with_gates(mag, pha, video)
-        audio = mag_phase_istft(out.mag, out.pha, **stft, length=samples)
-        estimate = Signal(out.mag, out.pha, out.com, audio)
-        total, _ = generator_losses(cfg["training_cfg"]["loss"], estimate, Signal(mag, pha, com, wave), stft)
-        total.backward()
+        with matrix_products(precision):
+            with autocast(precision, device):
+                out = model.forward_with_gates(mag, pha, video)
+            audio = mag_phase_istft(out.mag, out.pha, **stft, length=samples)
+            estimate = Signal(out.mag, out.pha, out.com, audio)
+            total, _ = generator_losses(cfg["training_cfg"]["loss"], estimate, Signal(mag, pha, com, wave), stft)
+            total.backward()
         optimizer.step()
 
     return step

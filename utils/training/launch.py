@@ -146,8 +146,8 @@ def _train(trainer: Trainer, exp_path: Path, device: torch.device, group: Group)
     every, trained = (sum(p.numel() for p in some) for some in (trainer.generator.parameters(), trainer.parameters))
     shared = f", one of {group.size} processes" if group.size > 1 else ""
     group.say(
-        f"{exp_path}: {trained:,} trainable of {every:,} parameters on {device}{shared}; {trainer.about}; "
-        f"{len(trainer.dataset)} clips" + (f"; goes on from step {trainer.step}" if resumed else "")
+        f"{exp_path}: {trained:,} trainable of {every:,} parameters on {device} in {trainer.precision}{shared}; "
+        f"{trainer.about}; {len(trainer.dataset)} clips" + (f"; goes on from step {trainer.step}" if resumed else "")
     )
     try:
         outcome, best = trainer.run(), trainer.best

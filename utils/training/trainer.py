@@ -23,6 +23,7 @@ from utils.checkpoint import save_checkpoint
 from utils.distributed import Group
 from utils.training import run_state
 from utils.training.epoch_order import epoch_order, run_order
+from utils.training.precision import choose_precision, matrix_products
 from utils.training.run_folder import RunLog
 from utils.training.run_state import Player
 from utils.util import backward_and_clip, check_loss_health
@@ -95,6 +96,7 @@ class Trainer:
         self.player = Player(generator, self.training)
         self.rival = None if adversary is None else Player(adversary.module, self.training)
         self.parameters, self.optimizer = self.player.parameters, self.player.optimizer
+        self.precision = choose_precision(self.training["precision"], self.parameters[0].device)
         self.average = [p.detach().clone() for p in self.parameters] if self.training["ema_decay"] else []
         self.step = self.epoch = self.position = 0  # position: batches done in this epoch
         self.validation_due = False  # of this step; saved, so that a run that was stopped before it goes on with it
@@ -144,6 +146,10 @@ class Trainer:
 
     def train_step(self, batch: Any) -> tuple[dict[str, float], str | None]:
         """One optimisation step: (values to log, None or why the batch was skipped)."""
+        with matrix_products(self.precision):
+            return self._train_step(batch)
+
+    def _train_step(self, batch: Any) -> tuple[dict[str, float], str | None]:
         rate = self._set_learning_rate()
         learnt: dict[str, float] = {}
         if self.adversary is not None:
