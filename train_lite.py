@@ -41,10 +41,11 @@ def compute_losses(
     model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.device, precision: str = "fp32"
 ) -> Losses:
     """Losses of one batch (fields [B, ...]): the total that is minimised and its terms."""
+    has_face = bool(item.video_mask.any())  # asked of the CPU, before the batch goes to a GPU
     item = AVItem(*(field.to(device, non_blocking=True) for field in item))
     stft = stft_options(cfg)
     with autocast(precision, device):
-        out = model.forward_with_gates(item.noisy_mag, item.noisy_pha, item.video, item.video_mask)
+        out = model.forward_with_gates(item.noisy_mag, item.noisy_pha, item.video if has_face else None, item.video_mask)
     audio = mag_phase_istft(out.mag, out.pha, **stft, length=item.clean_audio.shape[1])
     trust = None
     if out.alpha_logits is not None:

@@ -106,12 +106,11 @@ class Validation:
         """Crops [V, S, S, 3] and mask [V] of an item, or what a condition makes of them; None twice: withheld."""
         if shown is False or shown == NONE or not item.video.shape[1]:
             return None, None
-        video, mask = item.video.numpy().transpose(1, 2, 3, 0), item.video_mask.numpy()
+        crops, mask = item.video.numpy().transpose(1, 2, 3, 0), item.video_mask.numpy()
         if shown is True:
-            return video, mask
-        crops = np.round(255 * video).astype(np.uint8)
+            return crops, mask
         other = self.dataset[self._somebody_else(index)]
-        theirs = np.round(255 * other.video.numpy().transpose(1, 2, 3, 0)).astype(np.uint8), other.video_mask.numpy()
+        theirs = other.video.numpy().transpose(1, 2, 3, 0), other.video_mask.numpy()
         picture = degrade(shown, crops, mask, enhancer.video_fps, index, theirs)
         return picture.crops, picture.mask
 

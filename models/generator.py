@@ -201,7 +201,7 @@ class LiteAVSEMamba(SEMamba):
     def encode_video(
         self, video: torch.Tensor, video_mask: torch.Tensor | None, n_frames: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """video [B, 3, V, S, S] in [0, 1] and its face mask [B, V] -> features [B, T, D] and valid [B, T] per STFT frame.
+        """video [B, 3, V, S, S], uint8 or in [0, 1], and its face mask [B, V] -> features [B, T, D] and valid [B, T] per frame.
 
         STFT frames after the last video frame are not valid.
         """
@@ -211,6 +211,8 @@ class LiteAVSEMamba(SEMamba):
             raise ValueError(
                 f"video_mask is {list(video_mask.shape)}, should be [B, V] = {[video.shape[0], video.shape[2]]}"
             )
+        if video.dtype == torch.uint8:
+            video = video.float() / 255.0
         # A masked frame must not act on its neighbours through the temporal convolutions.
         video = torch.where(video_mask[:, None, :, None, None], video, 0.0)
         features = self.visual_encoder.encode_frames(video, seen=video_mask)[0].transpose(1, 2)  # [B, V, D]
@@ -256,7 +258,10 @@ class LiteAVSEMamba(SEMamba):
     ) -> Enhanced:
         """`forward`, with alpha and the gate for losses and plots."""
         features = valid = None
-        if self.use_visual and video is not None and video.shape[2] and (video_mask is None or video_mask.any()):
+        # A GPU is not asked whether its mask holds a face: that would wait for all that it has still to do.
+        if self.use_visual and video is not None and video.shape[2] and (
+            video_mask is None or video_mask.device.type != "cpu" or video_mask.any()
+        ):  # fmt: skip
             features, valid = self.encode_video(video, video_mask, noisy_mag.shape[2])
         return self.step_with_gates(noisy_mag, noisy_pha, features, valid, self._first_state(noisy_mag))[0]
 
@@ -264,6 +269,6 @@ class LiteAVSEMamba(SEMamba):
         self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor,
         video: torch.Tensor | None = None, video_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """noisy_mag, noisy_pha [B, F, T], video [B, 3, V, S, S] in [0, 1], video_mask [B, V] (True: the frame shows a face)
-        -> (mag [B, F, T], pha [B, F, T], com [B, F, T, 2])."""
+        """noisy_mag, noisy_pha [B, F, T], video [B, 3, V, S, S], uint8 or in [0, 1], video_mask [B, V] (True: the frame shows
+        a face) -> (mag [B, F, T], pha [B, F, T], com [B, F, T, 2])."""
         return tuple(self.forward_with_gates(noisy_mag, noisy_pha, video, video_mask)[:3])

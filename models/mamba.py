@@ -98,12 +98,12 @@ def ssd_scan(
     """
     batch, length, heads, width = x.shape
     state = x.new_zeros(batch, heads, width, B.shape[-1]) if initial_state is None else initial_state
-    outputs = []
+    outputs, lower = [], torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
     for start in range(0, length, chunk):
         xs, dts, bs, cs = (v[:, start : start + chunk] for v in (x, dt, B, C))
         decay = torch.cumsum(dts * A, dim=1).transpose(1, 2)  # [B, H, S]: log of the decay from the chunk's start
         gap = decay[..., :, None] - decay[..., None, :]  # [B, H, S, S]
-        keep = torch.ones(gap.shape[-2:], dtype=torch.bool, device=x.device).tril()
+        keep = lower[: gap.shape[-2], : gap.shape[-1]]
         # exp of the masked half could overflow, and inf * 0 is NaN in the backward pass: mask before exp.
         attention = torch.exp(gap.masked_fill(~keep, -torch.inf)) * torch.einsum("bin,bjn->bij", cs, bs)[:, None]
         dx = xs * dts[..., None]  # [B, S, H, P]

@@ -25,6 +25,16 @@ def _clip(frames: int = 40, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor
     return mag, pha, torch.rand(batch, 3, frames * 10 // 64 + 1, 96, 96, generator=rng)
 
 
+def test_video_in_bytes_is_the_same_video():
+    model, _ = tiny_model()
+    mag, pha, _ = _clip()
+    video = torch.randint(0, 256, (2, 3, 7, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        outputs, expected = model(mag, pha, video), model(mag, pha, video.float() / 255.0)
+    assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+    assert not torch.equal(outputs[0], model(mag, pha)[0])
+
+
 # SEMamba -------------------------------------------------------------------------------------------------------------
 
 

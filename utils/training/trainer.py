@@ -105,6 +105,8 @@ class Trainer:
         self._validated_step = -1
         self._stop_signal: int | None = None
         self._stop_asked_sec = 0.0
+        self._order: list[int] = []  # what this process draws in the present epoch; the loader reads it when one begins
+        self._loader: DataLoader | None = None
 
     # Checkpoints are run_state's ------------------------------------------------------------------------------------
 
@@ -212,13 +214,15 @@ class Trainer:
         else:
             order = run_order(runs, *drawn, size, self.group.size, self.env["num_workers"])
         starts = range(self.position * size, len(order) - size + 1, size)
-        own = [item for start in starts for item in order[start + self.group.rank * share :][:share]]
-        loader = DataLoader(
-            self.dataset, batch_size=share, sampler=own, num_workers=self.env["num_workers"],
-            worker_init_fn=_quiet_worker, pin_memory=self.parameters[0].is_cuda,
-            generator=torch.Generator(),  # each loader draws a number: not from the generator that dropout draws from
-        )
-        yield from loader
+        self._order[:] = [item for start in starts for item in order[start + self.group.rank * share :][:share]]
+        if self._loader is None:
+            workers = self.env["num_workers"]
+            self._loader = DataLoader(
+                self.dataset, batch_size=share, sampler=self._order, num_workers=workers, worker_init_fn=_quiet_worker,
+                persistent_workers=workers > 0, pin_memory=self.parameters[0].is_cuda,
+                generator=torch.Generator(),  # a loader draws a number: not from the generator that dropout draws from
+            )
+        yield from self._loader
 
     @property
     def done(self) -> bool:
@@ -275,6 +279,7 @@ class Trainer:
                     self._validate_if_due(log)
             self.save()
         finally:
+            self._loader = None  # its workers end with it
             log.close()
             if self.adversary is not None:
                 self.adversary.close()
