@@ -125,6 +125,7 @@ class TrainingCfg(_Section):
     training_epochs: PositiveInt = 100
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 2
+    accumulate_steps: PositiveInt = 1  # batches whose gradients make one update: as a batch so many times as large
     learning_rate: PositiveFloat = 5e-4
     adam_b1: Annotated[float, Field(ge=0, lt=1)] = 0.8
     adam_b2: Annotated[float, Field(ge=0, lt=1)] = 0.99

@@ -152,8 +152,11 @@ def _train(trainer: Trainer, exp_path: Path, device: torch.device, group: Group)
     try:
         outcome, best = trainer.run(), trainer.best
     except torch.OutOfMemoryError:
+        training = trainer.training
         raise ValueError(
-            f"step {trainer.step}: the memory of {device} is full; lower training_cfg.batch_size or segment_size"
+            f"step {trainer.step}: the memory of {device} is full. Lower training_cfg.batch_size ({training['batch_size']}) "
+            f"and raise accumulate_steps ({training['accumulate_steps']}) by as much; precision: bf16 (it is "
+            f"{trainer.precision}) and a smaller segment_size ({training['segment_size']}) need less, too"
         ) from None
     said = f"best PESQ {best['pesq']:.3f} at step {best['step']}" if best["step"] >= 0 else "no validation gave a PESQ yet"
     group.say(f"{outcome} at step {trainer.step}; {said}")
