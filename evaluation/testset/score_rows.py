@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
-import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +25,7 @@ from models.timing import video_frame_index
 from utils.console import one_line
 from utils.scores.metrics import METRICS, require_scorers, score_clip
 from utils.util import write_json
+from utils.worker_pool import WHY_LOST, run_jobs
 
 NOISY, AUDIO_ONLY, AUDIO_VISUAL = "noisy", "audio_only", "audio_visual"
 COLUMNS = ("sample_id", "row", "clip", "speaker", "kind", "snr_db", "mixture", *METRICS, "mean_alpha", "note", "errors")
@@ -53,20 +50,22 @@ class Setup:
 
 
 class Scorer:
-    """Makes a sample's mixture, enhances it as its row says and scores the result."""
+    """Makes a sample's mixture, enhances it as its row says and scores the result.
 
-    def __init__(self, enhancer: Enhancer, max_sec: float) -> None:
-        self._enhancer, self._max_sec = enhancer, max_sec
+    enhancer: None loads that of `setup` at the first row, which is then in the process that needs it.
+    """
+
+    def __init__(self, setup: Setup, enhancer: Enhancer | None = None) -> None:
+        self._setup = setup
+        if enhancer is not None:
+            self._enhancer = enhancer
         self._mixtures: dict[Sample, Mixture] = {}
         self._pictures: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(self, task: Task) -> dict:
         """A row as it is stored; a sample that cannot be enhanced or scored has NaN (here None) and the reason."""
         sample, row = task
-        found = {
-            "sample_id": sample.sample_id, "row": row, "clip": sample.clip, "speaker": sample.speaker, "kind": sample.kind,
-            "snr_db": sample.snr_db, "mixture": "", "note": "",
-        }  # fmt: skip
+        found = _about(task)
         try:
             mixture = self._mixture(sample)
             found["mixture"] = mixture.fingerprint
@@ -84,9 +83,14 @@ class Scorer:
             return found | failed(one_line(error))
         return found | {m: None if math.isnan(scores[m]) else scores[m] for m in METRICS} | {"errors": scores["errors"]}
 
+    @functools.cached_property
+    def _enhancer(self) -> Enhancer:
+        torch.set_num_threads(self._setup.threads)
+        return Enhancer.from_checkpoint(self._setup.checkpoint, self._setup.device, self._setup.config)
+
     def _mixture(self, sample: Sample) -> Mixture:
         if sample not in self._mixtures:
-            self._mixtures = {sample: mix(sample, self._max_sec)}  # the rows of a sample follow one another
+            self._mixtures = {sample: mix(sample, self._setup.max_sec)}  # the rows of a sample follow one another
         return self._mixtures[sample]
 
     def _crops(self, path: str, masked: Sequence[tuple[int, int]], duration_sec: float) -> tuple[np.ndarray, np.ndarray]:
@@ -128,74 +132,18 @@ class Scorer:
         }  # fmt: skip
 
 
+def _about(task: Task) -> dict:
+    """What is known of a row before it is scored."""
+    sample = task.sample
+    return {
+        "sample_id": sample.sample_id, "row": task.row, "clip": sample.clip, "speaker": sample.speaker, "kind": sample.kind,
+        "snr_db": sample.snr_db, "mixture": "", "note": "",
+    }  # fmt: skip
+
+
 def failed(reason: str) -> dict:
     """The scores of a row that has none."""
     return {**dict.fromkeys(METRICS), "errors": dict.fromkeys(METRICS, reason)}
-
-
-_scorer: Scorer | None = None  # of this process
-
-
-def _begin(setup: Setup) -> None:
-    global _scorer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    torch.set_num_threads(setup.threads)
-    _scorer = Scorer(Enhancer.from_checkpoint(setup.checkpoint, setup.device, setup.config), setup.max_sec)
-
-
-def _score(task: Task) -> dict:
-    assert _scorer is not None
-    return _scorer(task)
-
-
-def _executor(workers: int, setup: Setup) -> ProcessPoolExecutor:
-    # Spawned, not forked: a fork of a process with torch's threads in it hangs.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(setup,))
-
-
-def _alone(task: Task, setup: Setup) -> dict:
-    """Score in a process of its own, which may die: PESQ is C code, and odd clips have crashed it."""
-    with _executor(1, setup) as executor:
-        try:
-            return executor.submit(_score, task).result()
-        except BrokenProcessPool:
-            sample = task.sample
-            known = {"sample_id": sample.sample_id, "row": task.row, "clip": sample.clip, "speaker": sample.speaker,
-                     "kind": sample.kind, "snr_db": sample.snr_db, "mixture": "", "note": ""}  # fmt: skip
-            return known | failed("the scoring process crashed")
-
-
-def _in_parallel(tasks: Iterable[Task], workers: int, setup: Setup) -> Iterator[dict]:
-    """Rows as they are finished; tasks that were under way when a process died are tried again, each by itself."""
-    todo, waiting = iter(tasks), {}
-    executor = _executor(workers, setup)
-    try:
-        while True:
-            suspects: list[Task] = []
-            for task in islice(todo, 2 * workers - len(waiting)):
-                try:
-                    waiting[executor.submit(_score, task)] = task
-                except BrokenProcessPool:
-                    suspects.append(task)
-            if not waiting and not suspects:
-                return
-            done: set[Future] = wait(waiting, return_when=FIRST_COMPLETED).done
-            for future in done:
-                task = waiting.pop(future)
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    suspects.append(task)
-            if suspects:
-                suspects += waiting.values()
-                waiting.clear()
-                executor.shutdown()
-                for task in suspects:
-                    yield _alone(task, setup)
-                executor = _executor(workers, setup)
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 class RowStore:
@@ -266,9 +214,9 @@ def score_rows(
     todo = [task for task in wanted if (task.sample.sample_id, task.row) not in store.rows]
     if len(todo) < len(wanted):
         print(f"{len(wanted) - len(todo)} of {len(wanted)} rows were finished before")
-    results = _in_parallel(todo, min(workers, len(todo)), setup) if workers > 1 and len(todo) > 1 else map(
-        Scorer(enhancer, setup.max_sec), todo
-    )  # fmt: skip
+    workers = min(workers, len(todo))
+    scorer = Scorer(setup, enhancer if workers < 2 else None)
+    results = run_jobs(scorer, todo, workers, lost=lambda task: _about(task) | failed(WHY_LOST))
     with tqdm(total=len(wanted), initial=len(wanted) - len(todo), unit="row", disable=None) as bar:
         for row in results:
             store.add(row)
