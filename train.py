@@ -114,7 +114,7 @@ def check_recipe(cfg: dict) -> None:
         if training[key] and not training["loss"]["metric"] > 0:
             raise ValueError(f"training_cfg.{key}: true, but training_cfg.loss.metric is 0; SEMamba's recipe has 0.05")
     if training["loss"]["confidence"] > 0:
-        raise ValueError("training_cfg.loss.confidence is about the picture, which train.py has none of; set it to 0")
+        raise ValueError("training_cfg.loss.confidence is about the video, which train.py does not use; set it to 0")
 
 
 def start_discriminator(discriminator: MetricDiscriminator, path: str) -> str:

@@ -173,7 +173,7 @@ def test_video_shorter_and_longer_than_the_sound(run_av, tmp_path, talking_clip,
     assert run_av("--input_audio", short, "--input_video", talking_clip, "--output", "s.wav") == 0
     assert soundfile.info("l.wav").frames == 32000 and soundfile.info("s.wav").frames == 4800
     masked = [int(share) for share in re.findall(r"masked (\d+) %", capsys.readouterr().out)]
-    assert 40 <= masked[0] <= 50 and masked[1] == 0  # the last picture may be held for 0.2 s
+    assert 40 <= masked[0] <= 50 and masked[1] == 0  # the last crop may be held for 0.2 s
 
 
 def test_truncated_mpg_gives_what_is_left(run_av, tmp_path) -> None:

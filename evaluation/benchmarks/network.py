@@ -154,17 +154,17 @@ def fresh_enhancer(architecture: str, cfg: dict, device: torch.device) -> Enhanc
 
 
 def bench_models(device: torch.device, repeats: int, longest_sec: int) -> list[Row]:
-    """Real-time factor of the whole pipeline, by length and, where there is one, with and without the picture."""
+    """Real-time factor of the whole pipeline, by length, without the face and, where the model uses one, with it."""
     rng = np.random.default_rng(0)
     rows: list[Row] = []
     for name, (architecture, cfg) in recipes().items():
         enhancer = fresh_enhancer(architecture, cfg, device)
         visual = architecture == "LiteAVSEMamba" and cfg["visual_cfg"]["use_visual"]
-        for picture in (False, True) if visual else (False,):
-            row: Row = {"recipe": name, "input": "sound and face" if picture else "sound"}
+        for face in (False, True) if visual else (False,):
+            row: Row = {"recipe": name, "input": "sound and face" if face else "sound"}
             for seconds in (s for s in DURATIONS_SEC if s <= longest_sec):
                 wav = 0.1 * rng.standard_normal(16000 * seconds).astype(np.float32)
-                video = rng.integers(0, 255, (25 * seconds, 96, 96, 3), dtype=np.uint8) if picture else None
+                video = rng.integers(0, 255, (25 * seconds, 96, 96, 3), dtype=np.uint8) if face else None
 
                 def enhance(wav: np.ndarray = wav, video: np.ndarray | None = video, to: Enhancer = enhancer) -> None:
                     to.enhance(wav, 16000, video=video)

@@ -102,14 +102,14 @@ def test_a_causal_model_does_not_see_ahead(architecture):
     mag, pha, video = _clip(40)
     other = mag.clone()
     other[..., 25:] *= 1.7
-    picture = (video,) if architecture == "LiteAVSEMamba" else ()
+    shown = (video,) if architecture == "LiteAVSEMamba" else ()
     with torch.no_grad():
-        before, after = model(mag, pha, *picture)[2], model(other, pha, *picture)[2]
+        before, after = model(mag, pha, *shown)[2], model(other, pha, *shown)[2]
     assert (before - after)[:, :, :25].abs().max() < 1e-6
     assert (before - after)[:, :, 25:].abs().max() > 1e-3  # a model that ignores its input would pass the line above
 
 
-def test_a_later_picture_does_not_change_the_past():
+def test_a_later_crop_does_not_change_the_past():
     model, _ = tiny_model(**CAUSAL)
     mag, pha, video = _clip(48)
     other = video.clone()
@@ -176,7 +176,7 @@ def test_alpha_is_zero_exactly_where_the_face_is_gone():
     assert (alpha[:, :20] > 0).all() and (alpha[:, 32:] > 0).all()
 
 
-def test_past_the_last_picture_there_is_none():
+def test_after_the_last_crop_there_is_none():
     model, _ = tiny_model(**CAUSAL)
     mag, pha, video = _clip(48)
     with torch.no_grad():

@@ -46,7 +46,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     lists |= {f"{split}_noise_json": str(folder / "noisy.json") for split in ("train", "valid")}
     for kind in ("clean", "noisy"):
         lists |= {f"{split}_{kind}_json": str(folder / f"{kind}.json") for split in ("train", "valid")}
-    # Confidence is a mean over the frames that have a picture, which the processes' shares need not have alike.
+    # Confidence is a mean over the frames that have a crop, which the processes' shares need not have alike.
     losses = {"train": {"metric": 0.05, "time": 0.2}, "train_lite": {"si_sdr": 0.03}}
     for script, loss in losses.items():
         recipe = TINY | {"data_cfg": lists, "training_cfg": TRAINING | {"loss": loss}}
