@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.console import Parser, run
-from utils.media.sound import AUDIO_EXTENSIONS
+from utils.media.formats import AUDIO_EXTENSIONS
 from utils.util import load_json_file, write_json
 
 VIDEO_EXTENSIONS = (".mpg", ".mp4")

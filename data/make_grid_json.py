@@ -12,7 +12,8 @@ import soundfile
 
 from data.tools.listing import SPLITS, ClipChecker, Entry, Skipped, add_checking, hold_out, report_skipped, walk_files
 from utils.console import Parser, run
-from utils.media.sound import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, load_audio
+from utils.media.formats import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+from utils.media.sound import load_audio
 from utils.util import atomic_write, write_json
 
 EXTRACTED_RATE_HZ = 16000

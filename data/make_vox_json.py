@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.tools.listing import ClipChecker, Entry, Skipped, add_checking, hold_out, walk_files, write_lists
 from utils.console import Parser, run
-from utils.media.sound import AUDIO_EXTENSIONS
+from utils.media.formats import AUDIO_EXTENSIONS
 
 SOUND_FOLDERS = ("aac", "m4a", "wav")
 

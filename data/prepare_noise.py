@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.console import Parser, run
-from utils.media.sound import AUDIO_EXTENSIONS
+from utils.media.formats import AUDIO_EXTENSIONS
 from utils.util import write_json
 
 SPLITS = ("train", "valid", "test")

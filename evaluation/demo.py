@@ -16,7 +16,8 @@ from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import write_wav
 from models.inference.results import EnhanceResult
 from utils import console
-from utils.media.sound import VIDEO_EXTENSIONS, load_audio
+from utils.media.formats import VIDEO_EXTENSIONS
+from utils.media.sound import load_audio
 from utils.scores.metrics import METRICS, TABLE, number, require_scorers, score_clip
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -18,7 +18,8 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.console import EXIT_FAILED, Parser, one_line, run
-from utils.media.sound import AUDIO_EXTENSIONS, load_audio
+from utils.media.formats import AUDIO_EXTENSIONS
+from utils.media.sound import load_audio
 from utils.scores.dnsmos import DNSMOS
 from utils.scores.metrics import ALL_METRICS, PESQ_RATE_HZ, TABLE, mean_score, number, score_many
 from utils.scores.stats import interval_method, mean_interval

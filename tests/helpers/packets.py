@@ -8,7 +8,7 @@ from pathlib import Path
 
 import av
 
-from utils.media.decode import audio_stream, open_media, video_stream
+from utils.media.decode import open_media, video_stream
 
 
 def packets(path: Path) -> list[tuple[str, Fraction, bool]]:
@@ -33,5 +33,5 @@ def sound_header(path: Path) -> tuple[str, int, float | None]:
     """(codec, rate, seconds by the header or None) of a file's only sound."""
     with open_media(path) as container:
         assert len(container.streams.audio) == 1
-        stream = audio_stream(container)
+        stream = container.streams.audio[0]
         return stream.codec_context.name, stream.rate, stream.duration and float(stream.duration * stream.time_base)

@@ -1,32 +1,29 @@
-"""Decoding through FFmpeg (PyAV): files with damaged packets and odd timestamps in, frames and sound in time out."""
+"""Opening media files through FFmpeg (PyAV): which stream is read, and its frames past damaged packets."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import logging
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import av
-import numpy as np
 
-GAP_SEC = 0.02  # sound missing for longer than this is filled with zeros, so that what follows stays in time
-OVERLAP_SEC = 1.0  # sound that begins before the last ended, by up to this, is cut; clocks set back further are not believed
+from utils.media.formats import FORMATS
+
 PREROLL_SEC = 1.0  # decoded before a seek target: decoders settle, key frames are rarely exact
+MOST_GAP_SEC = 1800.0  # of silence, or of nothing to see, that timestamps alone can ask for: a user waits for each second
 MOST_DEMUX_ERRORS = 64
-# What is opened, by FFmpeg's names: formats that hold their content themselves. FFmpeg knows others (playlists, lists of files
-# to join, numbered pictures) that name further files and addresses, and would open those for whoever wrote the list.
-FORMATS = (
-    "mov", "matroska", "avi", "mpeg", "mpegts", "mpegvideo", "h264", "hevc", "m4v", "asf", "flv", "mxf", "nut", "dv", "ivf",
-    "wav", "w64", "flac", "mp3", "ogg", "aac", "loas", "ac3", "eac3", "dts", "aiff", "caf", "au", "amr", "ape", "wv", "tta",
-)  # fmt: skip
+MOST_TRACKS = 16  # sound tracks that are tried
 SELF_CONTAINED = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
+STILL_CODECS = frozenset(("png", "mjpeg", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegxl"))
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
 # From PyAV 17 on a conversion spreads over every core unless told not to; each loader worker has one to use.
 ONE_THREAD = {"threads": 1} if tuple(map(int, av.__version__.split(".")[:2])) >= (17, 0) else {}
-
-_log = logging.getLogger(__name__)
 
 
 class MediaError(ValueError):
@@ -46,36 +43,101 @@ class MediaInfo:
     damaged_packets: int = 0
 
 
+@dataclass(frozen=True)
+class SoundTrack:
+    """The sound track that is read: its stream's index, the time of its first sample, a note where there are several."""
+
+    index: int
+    start_sec: float
+    note: str | None = None
+
+
+@contextlib.contextmanager
+def named_errors(path: str | os.PathLike, doing: str = "cannot be read") -> Iterator[None]:
+    """Turn whatever a library says inside the `with` block into a MediaError of one line that names the file."""
+    try:
+        yield
+    except (MediaError, FileNotFoundError):
+        raise
+    except MemoryError:
+        raise MediaError(f"{path} {doing}: it asks for more memory than there is") from None
+    except (av.FFmpegError, OSError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
+        raise MediaError(f"{path} {doing}: {_reason(error)}") from None
+
+
 def _reason(error: Exception) -> str:
     return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())
 
 
+def check_file(path: str | os.PathLike) -> os.stat_result:
+    """Return what the system says of a file; FileNotFoundError, or MediaError for what is no file that holds something."""
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a zero byte
+        raise MediaError(f"{path} cannot be opened: {_reason(error)}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise MediaError(f"{path} is a folder, not a media file")
+    if not stat.S_ISREG(status.st_mode):
+        raise MediaError(f"{path} is a pipe or a device; write what comes from it to a file first")
+    if status.st_size == 0:
+        raise MediaError(f"{path} is an empty file (0 bytes)")
+    return status
+
+
+def library_name(path: str | os.PathLike) -> str | None:
+    """Return the name under which C libraries find a file; None where it holds bytes that are not UTF-8.
+
+    The name is absolute, because FFmpeg takes what is before a colon for a protocol.
+    """
+    name = os.path.abspath(os.fspath(path))
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return None
+    return name
+
+
 def open_media(path: str | os.PathLike, options: dict[str, str] | None = None) -> av.container.InputContainer:
     """Open a file of FORMATS with FFmpeg's `options`; FileNotFoundError, or MediaError in one line that names it."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path} does not exist")
-    if os.path.isdir(path):
-        raise MediaError(f"{path} is a folder, not a media file")
-    if os.path.getsize(path) == 0:
-        raise MediaError(f"{path} is an empty file (0 bytes)")
+    check_file(path)
+    refused = f"{path} cannot be opened as sound or video"
     try:
-        return av.open(os.fspath(path), options={**(options or {}), **SELF_CONTAINED}, metadata_errors="ignore")
+        name = library_name(path)
+        source = name if name is not None else open(os.fspath(path), "rb")  # noqa: SIM115 - the container keeps it
+        return av.open(source, options={**(options or {}), **SELF_CONTAINED}, metadata_errors="ignore")
     except av.ArgumentError:  # what FFmpeg says of a format that it may not open
-        raise MediaError(f"{path} cannot be opened as sound or video: damaged, or a format that is not read here") from None
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"{path} cannot be opened as sound or video: {_reason(error)}") from None
+        if Path(path).suffix.lower() == ".raw":
+            raise MediaError(
+                f"{path} holds samples without a header that says their rate and coding; write it as .wav first, "
+                "e.g. with: ffmpeg -f s16le -ar 16000 -ac 1 -i in.raw out.wav"
+            ) from None
+        raise MediaError(f"{refused}: damaged, or a format that is not read here") from None
+    except MemoryError:
+        raise MediaError(f"{refused}: it asks for more memory than there is") from None
+    except (av.FFmpegError, OSError, ValueError, RuntimeError) as error:
+        raise MediaError(f"{refused}: {_reason(error)}") from None
+
+
+def _is_cover(stream: av.video.stream.VideoStream) -> bool:
+    """Whether a video stream is a cover image: it is marked as one, or it is a single image."""
+    kinds = av.stream.Disposition
+    if stream.disposition & (kinds.attached_pic | kinds.still_image | kinds.timed_thumbnails):
+        return True
+    return stream.codec_context is not None and stream.codec_context.codec.name in STILL_CODECS and stream.frames == 1
+
+
+def _by_preference(streams: list[av.stream.Stream]) -> list[av.stream.Stream]:
+    """Return the streams that there is a decoder for: those flagged as the default before the others, else in their order."""
+    known = [stream for stream in streams if stream.codec_context is not None]
+    return sorted(known, key=lambda stream: not stream.disposition & av.stream.Disposition.default)
 
 
 def video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream | None:
-    """First moving picture that there is a decoder for; a cover image attached to music is none."""
-    for stream in container.streams.video:
-        if stream.codec_context is not None and not stream.disposition & av.stream.Disposition.attached_pic:
-            return stream
-    return None
-
-
-def audio_stream(container: av.container.InputContainer) -> av.audio.stream.AudioStream | None:
-    return container.streams.audio[0] if container.streams.audio else None
+    """Return the video that there is a decoder for, the default one of several; a cover image is none."""
+    streams = [stream for stream in container.streams.video if not _is_cover(stream)]
+    return next(iter(_by_preference(streams)), None)
 
 
 class Decoder:
@@ -107,132 +169,71 @@ class Decoder:
         for packet in self.packets():
             try:
                 frames = packet.decode()
-            except (av.FFmpegError, OSError, ValueError):
+            except (av.FFmpegError, OSError, ValueError, RuntimeError, MemoryError):
                 self.damaged += 1
                 continue
             yield from frames
 
 
-def sound_start_sec(path: str | os.PathLike) -> float | None:
-    """Time of the first decoded sound sample on the container's clock; None without sound."""
-    if not os.path.exists(path):
-        raise FileNotFoundError(f"{path} does not exist")
-    status = os.stat(path)
-    return _sound_start_sec(os.fspath(path), status.st_mtime_ns, status.st_size)
+def find_sound(path: str | os.PathLike) -> SoundTrack | None:
+    """Return the sound track that is read: of those that decode the default one, else the first; None without any."""
+    status = check_file(path)
+    return _find_sound(os.fspath(path), status.st_mtime_ns, status.st_size)
 
 
 @functools.lru_cache(maxsize=4096)
-def _sound_start_sec(path: str, mtime_ns: int, size: int) -> float | None:
-    """sound_start_sec of a file as it was at `mtime_ns`: opening it once more costs as much as a window of crops."""
-    with open_media(path) as container:
-        stream = audio_stream(container)
-        if stream is None or stream.codec_context is None:
-            return None
-        for frame in Decoder(container, stream):
-            return frame.time if frame.time is not None else 0.0
+def _find_sound(path: str, mtime_ns: int, size: int) -> SoundTrack | None:
+    """`find_sound` of a file as it was at `mtime_ns`: opening it once more costs as much as a window of crops."""
+    with open_media(path) as container, named_errors(path):
+        order = [stream.index for stream in container.streams.audio]
+        preferred = [stream.index for stream in _by_preference(list(container.streams.audio))][:MOST_TRACKS]
+    for index in preferred:
+        with open_media(path) as container, named_errors(path):
+            stream = container.streams[index]
+            for frame in Decoder(container, stream):
+                start_sec = frame.time if frame.time is not None else 0.0
+                return SoundTrack(index, start_sec, _track_note(order, stream) if len(order) > 1 else None)
     return None
 
 
-def probe_media(path: str | os.PathLike, full: bool = False, most_pixels: int | None = None) -> MediaInfo:
-    """Header facts plus proof that the first frame of each stream decodes (`full`: that everything does).
+def _track_note(order: list[int], stream: av.audio.stream.AudioStream) -> str:
+    place = order.index(stream.index)
+    which = f"the {ORDINALS[place]}" if place < len(ORDINALS) else f"number {place + 1}"
+    language = stream.metadata.get("language", "und")
+    says = ["flagged as the default"] if stream.disposition & av.stream.Disposition.default else []
+    says += [f"language {language}"] if language != "und" else []
+    return f"of {len(order)} sound tracks {which} is heard" + (f" ({', '.join(says)})" if says else "")
 
-    A stream whose first frame does not decode counts as absent, and so does a picture of more than `most_pixels`, which is
+
+def sound_start_sec(path: str | os.PathLike) -> float | None:
+    """Return the time of the first decoded sound sample on the container's clock; None without sound."""
+    track = find_sound(path)
+    return None if track is None else track.start_sec
+
+
+def probe_media(path: str | os.PathLike, full: bool = False, most_pixels: int | None = None) -> MediaInfo:
+    """Return what the header says, with proof that the first frame of each stream decodes (`full`: that everything does).
+
+    A stream whose first frame does not decode counts as absent, and so does a video of more than `most_pixels`, which is
     not decoded. MediaError when the file cannot be opened.
     """
-    found: dict[str, bool] = {}
-    damaged = 0
-    with open_media(path) as container:
+    damaged, has_video = 0, False
+    track = find_sound(path)
+    with open_media(path) as container, named_errors(path):
         duration = container.duration / av.time_base if container.duration else None
         video = video_stream(container)
         shape = (video.width, video.height, float(video.average_rate or 0)) if video is not None else (0, 0, 0.0)
-    for kind, pick in (("audio", audio_stream), ("video", video_stream)):
-        with open_media(path) as container:
-            stream = pick(container)
-            found[kind] = False
-            if stream is None or stream.codec_context is None:
-                continue
-            if kind == "video" and most_pixels is not None and shape[0] * shape[1] > most_pixels:
-                continue
-            decoder = Decoder(container, stream)
+        if video is not None and (most_pixels is None or shape[0] * shape[1] <= most_pixels):
+            decoder = Decoder(container, video)
             for _ in decoder:
-                found[kind] = True
+                has_video = True
                 if not full:
                     break
             damaged += decoder.damaged
-    return MediaInfo(duration, found["audio"], found["video"], *shape, damaged_packets=damaged)
-
-
-def _frame_samples(frame: av.audio.frame.AudioFrame) -> np.ndarray:
-    """Decoded audio frame of any sample format -> float32 mono [n] in [-1, 1]."""
-    data = frame.to_ndarray()
-    if not frame.format.is_planar:
-        data = data.reshape(-1, frame.layout.nb_channels).T
-    # data [ch, n]
-    if data.dtype == np.uint8:
-        return ((data.astype(np.float32) - 128.0) / 128.0).mean(axis=0)
-    scale = 1.0 / -float(np.iinfo(data.dtype).min) if np.issubdtype(data.dtype, np.integer) else 1.0
-    return (data.astype(np.float64) * scale).mean(axis=0).astype(np.float32)
-
-
-def decode_sound(path: str | os.PathLike, start_sec: float, stop_sec: float | None) -> tuple[np.ndarray, int, int]:
-    """Sound of a container, placed by timestamp: (mono [n], its rate, index of its first sample since sound start)."""
-    pieces = list(decode_sound_pieces(path, start_sec, stop_sec))
-    return np.concatenate([samples for samples, _, _ in pieces]), *pieces[0][1:]
-
-
-def _said_end(
-    container: av.container.InputContainer, stream: av.audio.stream.AudioStream, zero_sec: float, rate: int
-) -> int | None:
-    """Index after the last sample as MP4 headers say it; what an encoder padded its last frame with comes after."""
-    if not container.format.name.startswith("mov") or not stream.duration or stream.start_time is None:
-        return None
-    return round((float((stream.start_time + stream.duration) * stream.time_base) - zero_sec) * rate)
-
-
-def decode_sound_pieces(
-    path: str | os.PathLike, start_sec: float = 0.0, stop_sec: float | None = None
-) -> Iterator[tuple[np.ndarray, int, int]]:
-    """What `decode_sound` joins, frame by frame: (mono [n], rate, index of its first sample), without gaps between."""
-    zero_sec = sound_start_sec(path)
-    if zero_sec is None:
-        raise MediaError(f"{path} has no sound that can be decoded")
-    with open_media(path) as container:
-        stream = audio_stream(container)
-        if start_sec > 10.0:
-            try:
-                container.seek(int((zero_sec + start_sec - PREROLL_SEC) * av.time_base))
-            except (av.FFmpegError, OSError):
-                _log.info("%s cannot be sought in; read from its beginning", path)
-        rate, position = 0, None
-        padding: tuple[np.ndarray, int, int] | None = None
-        decoder = Decoder(container, stream)
-        for frame in decoder:
-            rate = rate or frame.sample_rate
-            if padding is not None:  # no padding after all: the header was wrong
-                yield padding
-                padding = None
-            if frame.sample_rate != rate:
-                decoder.damaged += 1
-                continue
-            at = (position or 0) if frame.time is None else round((frame.time - zero_sec) * rate)
-            if position is None:
-                position = at
-            missing = at - position
-            if GAP_SEC * rate < missing < 60 * rate:
-                yield np.zeros(missing, np.float32), rate, position
-                position = at
-            samples = _frame_samples(frame)
-            if GAP_SEC * rate < -missing < OVERLAP_SEC * rate:  # recordings joined by their packets
-                samples = samples[-missing:]
-            end = _said_end(container, stream, zero_sec, rate)
-            if end is not None and position < end < position + len(samples):
-                padding = samples[end - position :], rate, end
-                samples = samples[: end - position]
-            yield samples, rate, position
-            position += len(samples) + (len(padding[0]) if padding else 0)
-            if stop_sec is not None and position > stop_sec * rate:
-                break
-        if decoder.damaged:
-            _log.info("%s: %d damaged sound packets skipped", path, decoder.damaged)
-    if position is None:
-        raise MediaError(f"{path} has no sound at {start_sec:g} s or later")
+    if track is not None and full:
+        with open_media(path) as container, named_errors(path):
+            decoder = Decoder(container, container.streams[track.index])
+            for _ in decoder:
+                pass
+            damaged += decoder.damaged
+    return MediaInfo(duration, track is not None, has_video, *shape, damaged_packets=damaged)

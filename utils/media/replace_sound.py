@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from utils.media.decode import Decoder, MediaError, audio_stream, open_media, sound_start_sec, video_stream
+from utils.media.decode import Decoder, MediaError, find_sound, open_media, video_stream
 from utils.media.sound import resampled_pieces, to_pcm16
 from utils.util import atomic_write
 
@@ -123,8 +123,8 @@ class _Remux:
         self.rate = _encoder_rate(self.codec, sample_rate)
         self.sample_rate, self.path = sample_rate, path
         start_sec = float(picture.start_time * picture.time_base) if picture.start_time is not None else 0.0
-        sound_sec = sound_start_sec(name)
-        self.sound_sec = start_sec if sound_sec is None else sound_sec
+        self.track = find_sound(name)
+        self.sound_sec = start_sec if self.track is None else self.track.start_sec
         # Broadcast clocks begin anywhere; those of files at 0, and what is before would not be played.
         begins_anywhere = bool(source.format.flags & av.format.Flags.ts_discont.value)
         self.zero_sec = min(start_sec, self.sound_sec) if begins_anywhere else min(0.0, self.sound_sec)
@@ -160,9 +160,8 @@ class _Remux:
         bit_rate = {"flac": 0}.get(self.codec, min(max(AAC_BITS_PER_SAMPLE * self.rate, LEAST_BIT_RATE), MOST_BIT_RATE))
         sound = target.add_stream(self.codec, rate=self.rate, bit_rate=bit_rate, layout="mono")
         sound.time_base = Fraction(1, self.rate)
-        replaced = audio_stream(self.source)
-        if replaced is not None:
-            _copy_metadata(replaced, sound)
+        if self.track is not None:
+            _copy_metadata(self.source.streams[self.track.index], sound)
         return sound
 
     def _picture_packets(self, decoder: Decoder, kept: av.video.stream.VideoStream) -> Iterator[av.packet.Packet]:

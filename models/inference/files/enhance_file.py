@@ -63,18 +63,21 @@ def write_output(job: Job, wav: SpooledSound, sample_rate: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def recording(path: Path, sample_rate: int, keep_sample_rate: bool) -> Iterator[tuple[SpooledSound, SpooledSound, int]]:
-    """A file's sound at `sample_rate`, the same at the rate it is to be given back in (`sample_rate`, or its own), and that.
+def recording(
+    path: Path, sample_rate: int, keep_sample_rate: bool, notes: list[str] | None = None
+) -> Iterator[tuple[SpooledSound, SpooledSound, int]]:
+    """Read a file's sound: (at `sample_rate`, at the rate in which it is given back, that rate).
 
-    OSError or MediaError for what is no sound.
+    The second rate is the file's own with keep_sample_rate, else `sample_rate`. `notes` gets a line for whatever was not as it
+    should be. OSError or MediaError for what is no sound.
     """
     with SpooledSound() as sound, SpooledSound() as own:
         if keep_sample_rate:
-            own_rate, pieces = own_rate_pieces(path)
+            own_rate, pieces = own_rate_pieces(path, notes)
             own.extend(pieces)
             sound.extend(resampled_pieces(own.pieces(), own_rate, sample_rate))
         else:
-            sound.extend(sound_pieces(path, sample_rate))
+            sound.extend(sound_pieces(path, sample_rate, notes))
         if not sound.n_samples:
             raise MediaError(f"{path} holds less than one sample at {sample_rate} Hz")
         yield (sound, own, own_rate) if keep_sample_rate else (sound, sound, sample_rate)
@@ -160,8 +163,10 @@ def enhance_file(
     started, rate = time.perf_counter(), enhancer.sample_rate
     if job.with_picture:
         check_remux(job.video, job.output)
-    with recording(job.audio, rate, keep_sample_rate) as (sound, heard, own_rate), SpooledSound() as given:
-        pictures, notes = open_pictures(enhancer, job, sound)
+    notes: list[str] = []
+    with recording(job.audio, rate, keep_sample_rate, notes) as (sound, heard, own_rate), SpooledSound() as given:
+        pictures, unseen = open_pictures(enhancer, job, sound)
+        notes += unseen
         run = _Run(enhancer, sound, pictures, look is not None, progress)
         pieces = run.pieces()
         if post_process is not None:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.media.formats import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from utils.media.replace_sound import CONTAINERS, check_video_output
-from utils.media.sound import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 
 SOUND_FORMATS = {".wav": "WAV", ".flac": "FLAC"}  # suffix -> soundfile's name of it
 OUTPUT_FORMATS = ("wav", "flac", "video")

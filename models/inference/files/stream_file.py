@@ -55,8 +55,10 @@ def stream_file(
     readout = stream.readout()
     if job.with_picture:
         check_remux(job.video, job.output)
-    with recording(job.audio, rate, keep_sample_rate) as (sound, heard, own_rate), SpooledSound() as given:
-        pictures, notes = open_pictures(enhancer, job, sound)
+    notes: list[str] = []
+    with recording(job.audio, rate, keep_sample_rate, notes) as (sound, heard, own_rate), SpooledSound() as given:
+        pictures, unseen = open_pictures(enhancer, job, sound)
+        notes += unseen
 
         def enhanced() -> Iterator[np.ndarray]:
             nonlocal readout

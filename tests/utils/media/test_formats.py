@@ -10,20 +10,32 @@ import pytest
 
 from helpers.tiny import bytes_file, voice, wav_file
 from utils.media.decode import MediaError, open_media, probe_media
-from utils.media.sound import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, load_audio
+from utils.media.formats import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
+from utils.media.sound import load_audio
 
-CODECS = {".wav": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".ogg": "libopus", ".oga": "flac", ".opus": "libopus",
-          ".m4a": "aac", ".aac": "aac", ".aif": "pcm_s16be", ".aiff": "pcm_s16be", ".wma": "wmav2"}  # fmt: skip
-PICTURE_CODECS = {".mpg": "mpeg1video", ".mpeg": "mpeg2video", ".ts": "mpeg2video", ".mts": "mpeg2video", ".webm": "libvpx",
-                  ".wmv": "wmv2", ".flv": "flv1"}  # fmt: skip
-CONTAINERS = {".m4v": "mp4", ".mts": "mpegts", ".wma": "asf", ".wmv": "asf", ".oga": "ogg", ".opus": "ogg"}
+CODECS = {
+    ".wav": "pcm_s16le", ".rf64": "pcm_s16le", ".w64": "pcm_s16le", ".flac": "flac", ".mp3": "libmp3lame", ".ogg": "libopus",
+    ".oga": "flac", ".opus": "libopus", ".spx": "libopus", ".weba": "libopus", ".mka": "flac", ".aif": "pcm_s16be",
+    ".aiff": "pcm_s16be", ".aifc": "pcm_s16be", ".au": "pcm_s16be", ".snd": "pcm_s16be", ".caf": "pcm_s16be", ".wma": "wmav2",
+    ".ac3": "ac3", ".eac3": "eac3", ".mp2": "mp2", ".tta": "tta", ".wv": "wavpack", ".voc": "pcm_u8",
+}  # fmt: skip
+PICTURE_CODECS = {
+    ".mpg": "mpeg1video", ".mpeg": "mpeg2video", ".vob": "mpeg2video", ".ts": "mpeg2video", ".mts": "mpeg2video",
+    ".m2ts": "mpeg2video", ".mxf": "mpeg2video", ".webm": "libvpx", ".ogv": "libvpx", ".wmv": "wmv2", ".asf": "wmv2",
+    ".flv": "flv1",
+}  # fmt: skip
+CONTAINERS = {
+    ".m4v": "mp4", ".m4b": "mp4", ".m4r": "mp4", ".f4v": "mp4", ".qt": "mov", ".amr": "mp4", ".ape": "mp4", ".sph": "mp4",
+    ".mts": "mpegts", ".m2ts": "mpegts", ".wma": "asf", ".wmv": "asf", ".oga": "ogg", ".opus": "ogg", ".spx": "ogg",
+    ".ogv": "ogg", ".rf64": "wav", ".weba": "webm", ".mka": "matroska", ".aifc": "aiff", ".snd": "au", ".aac": "adts",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", AUDIO_EXTENSIONS)
 def test_every_kind_of_sound_is_opened(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     with av.open(str(path), "w", format=CONTAINERS.get(suffix)) as container:
-        stream = container.add_stream(CODECS[suffix], rate=48000, layout="mono")
+        stream = container.add_stream(CODECS.get(suffix, "aac"), rate=48000, layout="mono")
         stream.bit_rate = 64000
         fifo, frame = av.AudioFifo(), av.AudioFrame.from_ndarray(voice(1.0, 48000)[None], format="fltp", layout="mono")
         frame.sample_rate = 48000

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from helpers.grey_video import noise, regular, write_video
-from utils.media import decode
+from utils.media import container_sound
 from utils.media import sound as media
 from utils.media.decode import MediaError
 from utils.media.sound import load_audio
@@ -81,9 +81,9 @@ def test_sound_that_begins_before_the_last_ended_is_cut_so_that_the_rest_stays_i
 def test_a_header_that_ends_too_soon_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sound = noise(1.0)
     path = write_video(tmp_path / "a.mp4", regular(5, 5.0), sound=sound)
-    monkeypatch.setattr(decode, "_said_end", lambda *arguments: 5000)
+    monkeypatch.setattr(container_sound, "_said_end", lambda *arguments: 5000)
     assert np.abs(load_audio(path) - sound).max() < 2 / 32768
-    monkeypatch.setattr(decode, "_said_end", lambda *arguments: 15990)  # in the last frame: what comes after is padding
+    monkeypatch.setattr(container_sound, "_said_end", lambda *arguments: 15990)  # in the last frame: padding follows
     assert len(load_audio(path)) == 15990
 
 
