@@ -13,7 +13,7 @@ import torch
 from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset, AVItem
 from evaluation.validation import Validation
-from models.generator import LiteAVSEMamba
+from models.generator import Lesson, LiteAVSEMamba
 from models.inference.enhancer import Enhancer
 from models.loss import Signal, Trust, generator_losses
 from models.ops.backend import describe_backend
@@ -37,20 +37,40 @@ def make_valid_set(cfg: dict) -> AVDataset:
     return AVDataset(cfg["data_cfg"]["valid_data_json"], cfg["data_cfg"]["valid_noise_json"], cfg, "valid")
 
 
+def make_lesson(
+    model: LiteAVSEMamba, label: torch.Tensor, filmed: torch.Tensor, item: AVItem, forced_share: float
+) -> Lesson:
+    """What the model is told of a batch: the label [B, T] in the place of alpha, and the features of made faces."""
+    lesson = Lesson()
+    if model.training and forced_share:
+        # alpha learns from its own loss alone, and what follows the fusion from videos that are rightly trusted or not.
+        chosen = torch.rand(label.shape[0], 1, device=label.device) < forced_share
+        lesson = lesson._replace(trust=torch.where(chosen, label, torch.nan))
+    if item.features.shape[1]:
+        lesson = lesson._replace(features=item.features, filmed=filmed)
+    return lesson
+
+
 def compute_losses(
     model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.device, precision: str = "fp32"
 ) -> Losses:
     """Losses of one batch (fields [B, ...]): the total that is minimised and its terms."""
-    has_face = bool(item.video_mask.any())  # asked of the CPU, before the batch goes to a GPU
+    # Asked of the CPU, before the batch goes to a GPU: whether there is a face, and which ones were filmed.
+    has_face, filmed = bool(item.video_mask.any()), item.features[:, :1, :1].isnan().flatten()
     item = AVItem(*(field.to(device, non_blocking=True) for field in item))
     stft = stft_options(cfg)
+    label = valid = lesson = trust = None
+    if model.use_visual and item.video_mask.shape[1]:
+        index, valid = shown_frames(item.video_mask, item.noisy_mag.shape[2], **model.timing)  # as in encode_video
+        label = 1.0 - item.corruption.gather(1, index)  # [B, T]
+        lesson = make_lesson(model, label, filmed, item, cfg["training_cfg"]["trust_forcing"])
     with autocast(precision, device):
-        out = model.forward_with_gates(item.noisy_mag, item.noisy_pha, item.video if has_face else None, item.video_mask)
+        out = model.forward_with_gates(
+            item.noisy_mag, item.noisy_pha, item.video if has_face else None, item.video_mask, lesson
+        )
     audio = mag_phase_istft(out.mag, out.pha, **stft, length=item.clean_audio.shape[1])
-    trust = None
     if out.alpha_logits is not None:
-        index, valid = shown_frames(item.video_mask, out.mag.shape[2], **model.timing)  # as in encode_video
-        trust = Trust(out.alpha_logits, 1.0 - item.corruption.gather(1, index), valid)
+        trust = Trust(out.alpha_logits, label, valid)
     estimate = Signal(out.mag, out.pha, out.com, audio)
     clean = Signal(item.clean_mag, item.clean_pha, item.clean_com, item.clean_audio)
     return generator_losses(
