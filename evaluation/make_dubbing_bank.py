@@ -1,6 +1,6 @@
 """Makes the file that `data_cfg.train_dubbing_bank` names: what is needed to give a face to a voice that was never filmed.
 
-    python -m evaluation.make_dubbing_bank --config recipes/LiteAVSE/LiteAVSE_small_face.yaml --list data/lists/av_train.json --output data/dubbing_bank.npz
+    python -m evaluation.make_dubbing_bank --config recipes/LiteAVSE/LiteAVSE_small.yaml --list data/lists/av_train.json --output data/dubbing_bank.npz
 
 For each filmed clip the recipe's visual encoder gives features, of a face placed and lit a little differently each time. Ridge
 regression finds the part of them that a linear map of the sound's band energies explains, over all clips; the rest is stored clip
@@ -96,7 +96,7 @@ def make_bank(takes: Sequence[Take]) -> tuple[dict[str, np.ndarray], float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = Parser("make_dubbing_bank.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="recipes/LiteAVSE/LiteAVSE_small_face.yaml", help="recipe (YAML) with the encoder")
+    parser.add_argument("--config", default="recipes/LiteAVSE/LiteAVSE_small.yaml", help="recipe (YAML) with the encoder")
     parser.add_argument("--list", required=True, help="clips with faces: a list, or shards")
     parser.add_argument("--output", required=True, help="where the file (.npz) goes")
     parser.add_argument("--override", nargs="*", action="extend", default=[], metavar="section.key=value")
