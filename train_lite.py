@@ -78,21 +78,27 @@ def compute_losses(
     )
 
 
-def validation_losses(model: LiteAVSEMamba, dataset: AVDataset, cfg: dict, device: torch.device) -> dict[str, float]:
-    """Mean of each loss over the validation clips that can be read, as {"loss": total, "loss_magnitude": ...}."""
-    sums: dict[str, torch.Tensor] = {}
-    count = 0
+def validation_losses(
+    model: LiteAVSEMamba, dataset: AVDataset, cfg: dict, device: torch.device, group: Group
+) -> dict[str, float]:
+    """Mean of each loss over the validation clips that can be read, as {"loss": total, "loss_magnitude": ...}.
+
+    The processes of the group share the clips out, and each gets the means over all of them. A term that a clip does not
+    have, such as the confidence where it shows no face, counts as 0.
+    """
+    own: dict[int, dict[str, float]] = {}
     with torch.no_grad():
-        for index in range(len(dataset)):
+        for index in range(group.rank, len(dataset), group.size):
             try:
                 item = dataset[index]
             except UnreadableClip:  # Validation has said so
                 continue
             total, terms = compute_losses(model, AVItem(*(field[None] for field in item)), cfg, device)
-            for name, value in {"loss": total, **{f"loss_{term}": value for term, value in terms.items()}}.items():
-                sums[name] = sums.get(name, 0.0) + value
-            count += 1
-    return {name: float(value) / count for name, value in sums.items()}
+            values = torch.stack([total, *terms.values()]).tolist()
+            own[index] = dict(zip(("loss", *(f"loss_{term}" for term in terms)), values, strict=True))
+    clips = dict(sorted(pair for one in group.gather(own) for pair in one.items()))  # the order of a single process
+    names = dict.fromkeys(name for clip in clips.values() for name in clip)
+    return {name: sum(clip.get(name, 0.0) for clip in clips.values()) / len(clips) for name in names}
 
 
 def check_recipe(cfg: dict) -> None:
@@ -117,11 +123,11 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     if start is not None and latest_pair(exp_path) is None:
         group.say(start_from(model, cfg, start, cfg["training_cfg"]["init_parts"]))
     valid_set = make_valid_set(cfg)
-    validation = Validation(valid_set, cfg["env_setting"]["num_workers"], cfg["training_cfg"])
+    validation = Validation(valid_set, cfg["env_setting"]["num_workers"], cfg["training_cfg"], group)
     enhancer, precision = Enhancer(model, cfg, device), choose_precision(cfg["training_cfg"]["precision"], device)
 
     def validate() -> dict[str, float]:
-        return validation(enhancer) | validation_losses(model, valid_set, cfg, device)
+        return validation(enhancer) | validation_losses(model, valid_set, cfg, device, group)
 
     torch.manual_seed(cfg["env_setting"]["seed"] + group.rank)  # the weights are alike, what is drawn in training is not
     return Trainer(
