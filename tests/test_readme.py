@@ -15,7 +15,10 @@ import soundfile
 import yaml
 
 from data import download
+from evaluation import complexity_analysis, streaming_check
+from evaluation.reporting import figures
 from helpers.paths import ROOT
+from helpers.processes import InThisProcess
 from helpers.tiny import all_files, face_crops, save_tiny_checkpoint, voice, write_mpg
 from helpers.zenodo import Zenodo, serving, zipped
 from models.pretrained import ARCHITECTURES
@@ -233,6 +236,10 @@ def test_all_of_it_runs_in_the_order_in_which_it_stands_there(
     monkeypatch.setenv("no_proxy", "*")
     served = []
     build_page_only(monkeypatch, served)
+    # How figures look, where models are measured and what streams in odd chunks give is tested elsewhere.
+    monkeypatch.setattr(figures, "DPI", 60)
+    monkeypatch.setattr(complexity_analysis, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(streaming_check, "CHUNKS", {"400": [400]})
     site = Zenodo({f"{name}.zip": zipped({f"{name}/bbaf2n.mpg": (place / f"{name}.mpg").read_bytes()}) for name in SPEAKERS})
     with serving(site) as url:
         monkeypatch.setattr(download, "BASE_URL", url)

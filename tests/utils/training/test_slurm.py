@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from helpers import fake_slurm
-from helpers.paths import ROOT
+from helpers.paths import LONGEST_SEC, ROOT
 from helpers.training import last_pair, write_recipe
 from utils.checkpoint import latest_pair
 from utils.console import EXIT_INTERRUPTED
@@ -48,7 +48,7 @@ def options() -> list[str]:
 
 def finish(process: subprocess.Popen, code: int) -> str:
     try:
-        said, _ = process.communicate(timeout=150)
+        said, _ = process.communicate(timeout=LONGEST_SEC)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -57,7 +57,7 @@ def finish(process: subprocess.Popen, code: int) -> str:
 
 
 def wait_for_steps(run: Path, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LONGEST_SEC
     while not ((run / "log.jsonl").is_file() and (run / "log.jsonl").read_text().count("\n") >= 3):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
