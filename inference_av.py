@@ -1,4 +1,6 @@
-"""Enhance recordings of a talking person: sound, or sound and video, in; the sound, or the video with it, out."""
+"""Enhance recordings of a talking person, from their sound alone or from sound and video; files and folders are given by
+position. The enhanced sound is written, or the video with it.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,15 @@ import torch
 
 from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import LOOKED_AT_SEC, Look, enhance_file
-from models.inference.files.jobs import OUTPUT_FORMATS, Job, folder_jobs, single_job
-from models.inference.files.options import add_face_arguments, check_detector, face_options, with_crops
+from models.inference.files.jobs import DEFAULT_OUTPUT, OUTPUT_FORMATS, Job, find_jobs, folder_jobs, single_job
+from models.inference.files.options import (
+    add_face_arguments,
+    add_input_arguments,
+    check_detector,
+    face_options,
+    with_crops,
+)
+from models.inference.files.plan import announce
 from models.inference.files.run_jobs import add_file_options, introduce, run_jobs
 from models.inference.files.stream_file import stream_file
 from models.inference.results import EnhanceResult
@@ -25,30 +34,32 @@ DEFAULT_CHECKPOINT = Path(__file__).resolve().parent / "ckpts" / "LiteAVSE_small
 
 
 def add_input_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input_audio", type=Path, help="sound to enhance (.wav .flac .mp3 .ogg or a video's own sound)")
-    parser.add_argument("--input_video", type=Path, help="the speaker's video; alone, its own sound is enhanced")
-    parser.add_argument("--input_folder", type=Path, help="enhance all in this folder, sound and video paired by name")
+    add_input_arguments(parser)
+    parser.add_argument("--input_audio", type=Path, help="the sound of one recording: a sound file, or a video")
+    parser.add_argument("--input_video", type=Path, help="the speaker's video; without --input_audio its own sound is enhanced")
+    parser.add_argument("--input_folder", type=Path, help="the same as a folder by position")
 
 
 def add_output_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", type=Path, help="sound: a .wav or .flac file; the video with that sound: .mp4 .mov .m4v "
-                        ".mkv .webm; or a folder (default: results), always so with --input_folder")
-    parser.add_argument("--output_format", choices=OUTPUT_FORMATS, default="wav", help="of <name>_enhanced in a folder; video: "
-                        "as the input video's container, .mkv where that cannot be written (default: wav)")
+    parser.add_argument("-o", "--output", type=Path, help="a .wav or .flac file for the sound; a .mp4 .mov .m4v .mkv .webm "
+                        "file for the video with that sound; or a folder (default: results), which several recordings need")
+    parser.add_argument("--output_format", choices=OUTPUT_FORMATS, default="wav", help="format of <name>_enhanced in a folder; "
+                        "video means the input video's container, or .mkv where that cannot be written (default: wav)")
     add_file_options(parser)
-    parser.add_argument("--plot", action="store_true", help="draw each recording's first minute beside its output, as .png")
+    parser.add_argument("--plot", action="store_true", help="draw each recording's first minute as a .png beside its output")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint_file", type=Path, default=DEFAULT_CHECKPOINT, help="default: ckpts/LiteAVSE_small.pth")
     parser.add_argument("--config", type=Path, help="only for checkpoints that carry no configuration")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--stream", action="store_true", help="chunk by chunk on one thread, as live; prints latency and speed")
-    parser.add_argument("--chunk_ms", type=float, default=25.0, help="of --stream (default: 25)")
+    parser.add_argument("--stream", action="store_true", help="enhance chunk by chunk on one thread, as it would go live, "
+                        "and print latency and speed")
+    parser.add_argument("--chunk_ms", type=float, default=25.0, help="length of a chunk of --stream (default: 25)")
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = console.Parser(prog="inference_av.py", description=__doc__)
+def parse(argv: Sequence[str] | None, program: str) -> argparse.Namespace:
+    parser = console.Parser(prog=program, description=__doc__)
     add_input_options(parser)
     add_output_options(parser)
     add_model_options(parser)
@@ -56,8 +67,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     args.faces = face_options(parser, args)
     single = args.input_audio is not None or args.input_video is not None
-    if single == (args.input_folder is not None):
-        parser.error("give either --input_folder, or --input_audio and/or --input_video")
+    if [single, args.input_folder is not None, bool(args.inputs)].count(True) != 1:
+        parser.error("give files and folders by position, or --input_folder, or --input_audio and/or --input_video")
     if not 0 < args.chunk_ms <= 60_000:
         parser.error(f"--chunk_ms is {args.chunk_ms:g}, it should be some milliseconds, e.g. 25")
     if args.plot and args.stream:
@@ -66,9 +77,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def build_jobs(args: argparse.Namespace) -> list[Job]:
+    options = {"output_format": args.output_format, "recursive": args.recursive}
     if args.input_folder is not None:
-        return folder_jobs(args.input_folder, args.output or Path("results"), output_format=args.output_format)
-    return [single_job(args.input_audio, args.input_video, args.output, args.output_format)]
+        jobs = folder_jobs(args.input_folder, args.output or DEFAULT_OUTPUT, **options)
+    elif args.inputs:
+        jobs = find_jobs(args.inputs, args.output, **options)
+    else:
+        jobs = [single_job(args.input_audio, args.input_video, args.output, args.output_format)]
+    return with_crops(jobs, args.save_crop)
 
 
 def drawing_of(enhancer: Enhancer) -> Look:
@@ -85,27 +101,34 @@ def drawing_of(enhancer: Enhancer) -> Look:
 
 
 def enhance_all(args: argparse.Namespace, group: Group, device: torch.device) -> int:
-    def prepare() -> tuple[list[Job], Enhancer, partial]:
-        jobs = with_crops(build_jobs(args), args.save_crop)
+    jobs = group.together(partial(build_jobs, args))
+    progress = announce(jobs, group, args.skip_existing, True, args.dry_run)
+    if args.dry_run:
+        return 0
+
+    def prepare() -> tuple[Enhancer, partial]:
         check_detector(args.faces)
         config = load_config(args.config) if args.config else None
         enhancer = Enhancer.from_checkpoint(args.checkpoint_file, device, config, args.faces)
-        given = {"keep_sample_rate": args.keep_sample_rate, "attenuation_limit_db": args.attenuation_limit_db}
+        given = {"keep_sample_rate": args.keep_sample_rate, "attenuation_limit_db": args.attenuation_limit_db,
+                 "progress": progress.reach}
         if not args.stream:
-            return jobs, enhancer, partial(enhance_file, **given, look=drawing_of(enhancer) if args.plot else None)
+            return enhancer, partial(enhance_file, **given, look=drawing_of(enhancer) if args.plot else None)
         if not enhancer.model.causal:
             raise ValueError(f"--stream: {args.checkpoint_file} is not causal (model_cfg.causal: false); leave --stream out")
-        return jobs, enhancer, partial(stream_file, **given, chunk_ms=args.chunk_ms)
+        return enhancer, partial(stream_file, **given, chunk_ms=args.chunk_ms)
 
-    jobs, enhancer, work = group.together(prepare)
+    enhancer, work = group.together(prepare)
     introduce(enhancer, args.keep_sample_rate, group)
-    table_folder = (args.output or Path("results")) if args.input_folder is not None else None
-    return run_jobs(enhancer, jobs, work, table_folder, args.skip_existing, group)
+    in_folder = args.input_folder is not None or len(args.inputs) > 1 or any(path.is_dir() for path in args.inputs)
+    table_folder = (args.output or DEFAULT_OUTPUT) if in_folder else None
+    return run_jobs(enhancer, jobs, work, table_folder, args.skip_existing, group, progress)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    return console.run("inference_av.py", lambda: alone_or_together(args.device, partial(enhance_all, args)))
+def main(argv: Sequence[str] | None = None, program: str = "inference_av.py") -> int:
+    """Command line; returns the exit code. `program` is what messages call it."""
+    args = parse(argv, program)
+    return console.run(program, lambda: alone_or_together(args.device, partial(enhance_all, args)))
 
 
 if __name__ == "__main__":

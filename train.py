@@ -29,6 +29,7 @@ from utils.checkpoint import latest_pair, load_checkpoint, load_state
 from utils.distributed import Group
 from utils.scores.metrics import PESQ_RATE_HZ, ScoringPool, require_scorers
 from utils.training.launch import launch, training_parser
+from utils.training.precision import autocast, choose_precision
 from utils.training.trainer import Adversary, Losses, Trainer
 from utils.util import initialize_seed
 
@@ -42,7 +43,8 @@ class Made(NamedTuple):
 
 def enhance_batch(model: SEMamba, item: AVItem, cfg: dict, device: torch.device) -> Made:
     item = AVItem(*(field.to(device, non_blocking=True) for field in item))
-    mag, pha, com = model(item.noisy_mag, item.noisy_pha)
+    with autocast(choose_precision(cfg["training_cfg"]["precision"], device), device):
+        mag, pha, com = model(item.noisy_mag, item.noisy_pha)
     audio = mag_phase_istft(mag, pha, **stft_options(cfg), length=item.clean_audio.shape[1])
     return Made(item, Signal(mag, pha, com, audio))
 
@@ -112,7 +114,7 @@ def check_recipe(cfg: dict) -> None:
         if training[key] and not training["loss"]["metric"] > 0:
             raise ValueError(f"training_cfg.{key}: true, but training_cfg.loss.metric is 0; SEMamba's recipe has 0.05")
     if training["loss"]["confidence"] > 0:
-        raise ValueError("training_cfg.loss.confidence is about the picture, which train.py has none of; set it to 0")
+        raise ValueError("training_cfg.loss.confidence is about the video, which train.py does not use; set it to 0")
 
 
 def start_discriminator(discriminator: MetricDiscriminator, path: str) -> str:

@@ -24,6 +24,7 @@ from utils.checkpoint import latest_pair
 from utils.distributed import Group
 from utils.scores.metrics import PESQ_RATE_HZ
 from utils.training.launch import launch, training_parser
+from utils.training.precision import autocast, choose_precision
 from utils.training.trainer import Losses, Trainer
 from utils.util import initialize_seed
 
@@ -36,11 +37,15 @@ def make_valid_set(cfg: dict) -> AVDataset:
     return AVDataset(cfg["data_cfg"]["valid_data_json"], cfg["data_cfg"]["valid_noise_json"], cfg, "valid")
 
 
-def compute_losses(model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.device) -> Losses:
+def compute_losses(
+    model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.device, precision: str = "fp32"
+) -> Losses:
     """Losses of one batch (fields [B, ...]): the total that is minimised and its terms."""
+    has_face = bool(item.video_mask.any())  # asked of the CPU, before the batch goes to a GPU
     item = AVItem(*(field.to(device, non_blocking=True) for field in item))
     stft = stft_options(cfg)
-    out = model.forward_with_gates(item.noisy_mag, item.noisy_pha, item.video, item.video_mask)
+    with autocast(precision, device):
+        out = model.forward_with_gates(item.noisy_mag, item.noisy_pha, item.video if has_face else None, item.video_mask)
     audio = mag_phase_istft(out.mag, out.pha, **stft, length=item.clean_audio.shape[1])
     trust = None
     if out.alpha_logits is not None:
@@ -93,7 +98,7 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
         group.say(start_from(model, cfg, start, cfg["training_cfg"]["init_parts"]))
     valid_set = make_valid_set(cfg)
     validation = Validation(valid_set, cfg["env_setting"]["num_workers"], cfg["training_cfg"])
-    enhancer = Enhancer(model, cfg, device)
+    enhancer, precision = Enhancer(model, cfg, device), choose_precision(cfg["training_cfg"]["precision"], device)
 
     def validate() -> dict[str, float]:
         return validation(enhancer) | validation_losses(model, valid_set, cfg, device)
@@ -101,7 +106,7 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     torch.manual_seed(cfg["env_setting"]["seed"] + group.rank)  # the weights are alike, what is drawn in training is not
     return Trainer(
         cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=make_train_set(cfg),
-        compute_losses=lambda item: compute_losses(model, item, cfg, device),
+        compute_losses=lambda item: compute_losses(model, item, cfg, device, precision),
         validate=validate, may_miss=third_party_keys(model), group=group,
         about=f"{'causal' if model.causal else 'not causal'}; {describe_backend(device)}",
     )

@@ -31,20 +31,20 @@ def _folder(root: Path, part: str, names: Sequence[str]) -> Path | None:
 
 def list_part(root: Path, part: str, workers: int) -> tuple[list[Entry], list[Skipped]]:
     """Entries {"video", "audio" where it is a file of its own, "speaker"} of "dev" or "test", and what is no clip of it."""
-    pictures, sounds = _folder(root, part, ("mp4",)), _folder(root, part, SOUND_FOLDERS)
-    if pictures is None:
-        pictures = root / part  # without a folder mp4
-        if not pictures.is_dir():
+    videos, sounds = _folder(root, part, ("mp4",)), _folder(root, part, SOUND_FOLDERS)
+    if videos is None:
+        videos = root / part  # without a folder mp4
+        if not videos.is_dir():
             return [], []
-        sounds = sounds or pictures
-    names = walk_files(pictures, (".mp4",), workers)
+        sounds = sounds or videos
+    names = walk_files(videos, (".mp4",), workers)
     heard = {name.rsplit(".", 1)[0]: name for name in walk_files(sounds, AUDIO_EXTENSIONS, workers)} if sounds else {}
     entries, skipped = [], []
     for name in names:
         if name.count("/") != 2:
-            skipped.append((f"{pictures}/{name}", "not where VoxCeleb2 keeps clips (SPEAKER/VIDEO/NUMBER.mp4)"))
+            skipped.append((f"{videos}/{name}", "not where VoxCeleb2 keeps clips (SPEAKER/VIDEO/NUMBER.mp4)"))
             continue
-        entry = {"video": f"{pictures}/{name}", "speaker": name.split("/")[0]}
+        entry = {"video": f"{videos}/{name}", "speaker": name.split("/")[0]}
         sound = heard.pop(name.rsplit(".", 1)[0], None)
         entries.append(entry if sound is None else {**entry, "audio": f"{sounds}/{sound}"})
     skipped += [(f"{sounds}/{name}", "sound without a video") for name in heard.values()]

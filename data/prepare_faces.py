@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -35,6 +31,7 @@ from utils.console import EXIT_FAILED, Parser, run
 from utils.faces.detectors import FACE_METHODS, settle_method
 from utils.media.clip_writer import write_clip
 from utils.util import atomic_write, load_json_file, write_json
+from utils.worker_pool import WHY_LOST, run_jobs
 
 
 def output_path(entry: dict, output_dir: Path, settings: CropSettings) -> Path:
@@ -78,32 +75,13 @@ def _clip_job(task: tuple[dict, Path, CropSettings]) -> tuple[dict | None, float
         return None, 0.0, f"{error}"
 
 
-def _run_jobs(job: Callable[[Any], Any], tasks: Sequence[Any], n_left: int, workers: int) -> Iterator[Any]:
-    """job(task) of every task, in order, in several processes when several are left to do."""
-    if min(workers, n_left) < 2:
-        yield from map(job, tasks)
-        return
-    # spawn: a forked child can inherit a locked decoder thread
-    with ProcessPoolExecutor(min(workers, n_left), mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield from pool.map(job, tasks, chunksize=max(1, min(16, n_left // (8 * workers))))
-        except BrokenProcessPool:
-            raise OSError(
-                f"a worker was killed (out of memory?); what is finished is kept: go on with --workers {max(1, workers // 2)}"
-            ) from None
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
 def write_clips(entries: Sequence[dict], args: argparse.Namespace, settings: CropSettings) -> ShardReport:
     """Write every clip's crops as a video, and the list of them."""
     output_dir = Path(args.output_dir).resolve()
     tasks = [(entry, output_path(entry, output_dir, settings), settings) for entry in entries]
     left = sum(not _is_done(target) for _, target, _ in tasks)
-    results = list(tqdm(
-        _run_jobs(_clip_job, tasks, left, args.workers), total=len(tasks), desc="faces", unit="clip", disable=None
-    ))  # fmt: skip
+    results = run_jobs(_clip_job, tasks, min(args.workers, left), lost=lambda task: (None, 0.0, WHY_LOST))
+    results = list(tqdm(results, total=len(tasks), desc="faces", unit="clip", disable=None))
     write_json(args.output_list, [entry for entry, _, _ in results if entry is not None])
     skipped = [(task[0]["video"], why) for task, (_, _, why) in zip(tasks, results, strict=True) if why]
     shares = [share for entry, share, _ in results if entry is not None]
@@ -128,9 +106,13 @@ def write_shards(entries: Sequence[dict], args: argparse.Namespace, settings: Cr
     kept = [finished(target, digest_of(part, settings)) for part, _, target, _ in tasks]
     todo = [task for task, report in zip(tasks, kept, strict=True) if report is None]
     reports = [report for report in kept if report is not None]
+
+    def lost(task: tuple) -> ShardReport:
+        return ShardReport(0, [], [(entry["video"], WHY_LOST) for entry in task[0]])
+
     with tqdm(total=len(entries), desc="faces", unit="clip", disable=None) as bar:
         bar.update(len(entries) - sum(len(task[0]) for task in todo))
-        for report in _run_jobs(make_shard, todo, len(todo), args.workers):
+        for report in run_jobs(make_shard, todo, min(args.workers, len(todo)), lost):
             reports.append(report)
             bar.update(report.n_clips + len(report.skipped))
     shares = [share for report in reports for share in report.face_shares]

@@ -38,7 +38,7 @@ class AVItem(NamedTuple):
     clean_com: torch.Tensor  # [F, T, 2], compressed
     noisy_mag: torch.Tensor  # [F, T], compressed
     noisy_pha: torch.Tensor  # [F, T], radians
-    video: torch.Tensor  # [3, V, S, S] in [0, 1]
+    video: torch.Tensor  # uint8 [3, V, S, S]; the model scales it, on its own device
     video_mask: torch.Tensor  # bool [V], False where there is no face to see
     corruption: torch.Tensor  # float [V], 1 where the picture was degraded or is absent
     noisy_audio: torch.Tensor  # [L], multiplied by gain

@@ -226,10 +226,10 @@ class AVDataset(ClipDataset):
     def _draw_video(
         self, clip: Clip, sound: _Sound, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Video [3, V, S, S], mask bool [V] and corruption [V] for the window of `sound`."""
+        """Video uint8 [3, V, S, S], mask bool [V] and corruption [V] for the window of `sound`."""
         size = self._size
         if not self._visual["use_visual"]:
-            return torch.zeros(3, 0, size, size), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
+            return torch.zeros(3, 0, size, size, dtype=torch.uint8), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
         ahead_sec = self._visual["visual_lookahead_ms"] / 1000
         seconds = len(sound.speech) / self._rate + ahead_sec
         count = math.ceil(seconds * self._fps - 1e-6)
@@ -248,16 +248,16 @@ class AVDataset(ClipDataset):
             frames[~mask] = 0
         corruption = np.maximum(corruption, (~mask).astype(np.float32))
         # frames [V, S, S, 3] -> video [3, V, S, S]
-        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2))).float().div_(255.0)
+        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2)))
         return video, torch.from_numpy(mask), torch.from_numpy(corruption)
 
     def _scene_video(
         self, scene: Scene, rng: np.random.Generator
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Video [3, V, S, S], mask bool [V] and corruption [V] of the face that a scene shows, or of what stands for it."""
+        """Video uint8 [3, V, S, S], mask bool [V], corruption [V] of the face that a scene shows, or of what stands for it."""
         size, count = self._size, len(scene.frames)
         if not self._visual["use_visual"]:
-            return torch.zeros(3, 0, size, size), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
+            return torch.zeros(3, 0, size, size, dtype=torch.uint8), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
         dropped = rng.random() < self._training["video_dropout"]
         kind = self._degrade.draw(rng) if self._degrade is not None else "none"
         frames, mask = np.zeros((count, size, size, 3), np.uint8), np.zeros(count, bool)
@@ -280,7 +280,7 @@ class AVDataset(ClipDataset):
             frames[~mask] = 0
         corruption = np.maximum(corruption, (~mask).astype(np.float32))
         # frames [V, S, S, 3] -> video [3, V, S, S]
-        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2))).float().div_(255.0)
+        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2)))
         return video, torch.from_numpy(mask), torch.from_numpy(corruption)
 
     def _other_frames(

@@ -87,7 +87,8 @@ class VCTKDemandDataset(ClipDataset):
         clean_audio, noisy_audio, kept_gain = (torch.from_numpy(wave.astype(np.float32)) for wave in waves)
         clean_mag, clean_pha, clean_com = spectrum(clean_audio, *self._sizes)
         noisy_mag, noisy_pha, _ = spectrum(noisy_audio, *self._sizes)
-        video, mask, corruption = torch.zeros(3, 0, 1, 1), torch.zeros(0, dtype=torch.bool), torch.zeros(0)  # no picture
+        video = torch.zeros(3, 0, 1, 1, dtype=torch.uint8)  # none, so no mask and no corruption either
+        mask, corruption = torch.zeros(0, dtype=torch.bool), torch.zeros(0)
         return AVItem(
             clean_audio, clean_mag, clean_pha, clean_com, noisy_mag, noisy_pha, video, mask, corruption, noisy_audio, kept_gain
         )

@@ -1,4 +1,4 @@
-"""Enhances the clips in samples/ with and without their video, scores both against the clean sound, draws one picture."""
+"""Enhances the clips in samples/ with and without their video, scores both against the clean sound, and draws one figure."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def usable_metrics() -> list[str]:
 
 
 def enhance(enhancer: Enhancer, sample: Sample, folder: Path) -> dict[str, EnhanceResult]:
-    """Enhance with the video withheld and, where the model can use it, with the video; both are written as wav."""
+    """Enhance without the video and, where the model can use it, with the video; both are written as .wav."""
     rate = enhancer.sample_rate
     results = {AUDIO_ONLY: enhancer.enhance(sample.noisy, rate)}
     if enhancer.uses_video:
@@ -87,7 +87,7 @@ def enhance(enhancer: Enhancer, sample: Sample, folder: Path) -> dict[str, Enhan
 
 
 def table(scores: Mapping[str, Mapping[str, Mapping]], metrics: Sequence[str]) -> str:
-    """Text table of scores[clip][row][metric], with means over the clips that every row could be scored on."""
+    """Text table of scores[clip][row][metric], with means over the clips that have a score in every row."""
     lines = [f"{'clip':<14}{'':<14}" + "".join(f"{TABLE[metric].heading:>14}" for metric in metrics)]
 
     def add(clip: str, row: str, values: Mapping[str, float]) -> None:
@@ -126,8 +126,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint_file", type=Path, default=ROOT / "ckpts" / "LiteAVSE_small.pth",
                         help="default: ckpts/LiteAVSE_small.pth")
     parser.add_argument("--samples", type=Path, default=ROOT / "samples", help="folder of NAME.mp4 and NAME_clean.flac")
-    parser.add_argument("--output_dir", type=Path, default=Path("results/demo"), help="for the sound and the picture")
-    parser.add_argument("--picture", metavar="NAME", help="clip to draw (default: the last by name)")
+    parser.add_argument("--output_dir", type=Path, default=Path("results/demo"), help="folder for the sound and the figure")
+    parser.add_argument("--figure", metavar="NAME", help="clip to draw (default: the last by name)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(argv)
 
@@ -141,9 +141,9 @@ def demonstrate(args: argparse.Namespace) -> int:
         )
     enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device)
     samples = load_samples(args.samples, enhancer.sample_rate)
-    drawn = next((sample for sample in samples if sample.name == args.picture), None) if args.picture else samples[-1]
+    drawn = next((sample for sample in samples if sample.name == args.figure), None) if args.figure else samples[-1]
     if drawn is None:
-        raise ValueError(f"--picture {args.picture}: the clips are {', '.join(sample.name for sample in samples)}")
+        raise ValueError(f"--figure {args.figure}: the clips are {', '.join(sample.name for sample in samples)}")
     print(enhancer.describe(), flush=True)
     metrics = usable_metrics()
     enhancer.warm_up()
@@ -158,12 +158,12 @@ def demonstrate(args: argparse.Namespace) -> int:
     exit_code = 0 if any(complete(list(scores.values()), metric) for metric in metrics) else console.EXIT_FAILED
     print(f"sound: {args.output_dir / '*.wav'}")
     if importlib.util.find_spec("matplotlib") is None:
-        print("note: no picture: it needs the matplotlib package, which is not installed: pip install matplotlib")
+        print("note: no figure: it needs the matplotlib package, which is not installed: pip install matplotlib")
         return exit_code
-    picture = args.output_dir / f"{drawn.name}.png"
+    figure = args.output_dir / f"{drawn.name}.png"
     rows = results[drawn.name]
-    draw(picture, drawn, rows.get(AUDIO_VISUAL, rows[AUDIO_ONLY]), enhancer.cfg)
-    print(f"picture: {picture}")
+    draw(figure, drawn, rows.get(AUDIO_VISUAL, rows[AUDIO_ONLY]), enhancer.cfg)
+    print(f"figure: {figure}")
     return exit_code
 
 

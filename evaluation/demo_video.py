@@ -1,8 +1,8 @@
-"""Records the web page in use, with what is heard: an example before and after, the picture spoilt, and the live tab.
+"""Records the web page in use, with its sound: an example before and after, a degraded video, and the live tab.
 
     python -m evaluation.demo_video --output results/demo_video.mp4
 
-Needs Chromium and Playwright; microphone and camera are fed from a clip of samples/.
+It needs Chromium and Playwright. A clip of samples/ takes the place of microphone and camera.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ document.body.append(dot);
 
 
 class Film:
-    """Pictures of a page as they change, and sounds, each with its time."""
+    """The screenshots of a page and the sounds that it plays, each with its time."""
 
     def __init__(self, page) -> None:
         self.page = page
         self._began = time.monotonic()
-        self._pictures: list[tuple[float, bytes]] = []
+        self._frames: list[tuple[float, bytes]] = []
         self._sounds: list[tuple[float, np.ndarray]] = []
         self._session = page.context.new_cdp_session(page)
         self._session.on("Page.screencastFrame", self._take)
@@ -62,14 +62,14 @@ class Film:
         return time.monotonic() - self._began
 
     def _take(self, event: dict) -> None:
-        self._pictures.append((self.now_sec(), base64.b64decode(event["data"])))
+        self._frames.append((self.now_sec(), base64.b64decode(event["data"])))
         self._session.send("Page.screencastFrameAck", {"sessionId": event["sessionId"]})
 
     def rest(self, seconds: float) -> None:
         self.page.wait_for_timeout(1000 * seconds)
 
     def hear(self, samples: np.ndarray) -> None:
-        """This is heard from now on, instead of what was heard before."""
+        """From now on these samples are heard in place of earlier ones."""
         self._sounds.append((self.now_sec(), samples))
 
     def click(self, selector: str) -> None:
@@ -84,10 +84,10 @@ class Film:
         where.click()
 
     def write(self, path: Path) -> None:
-        """Everything as one .mp4, FPS pictures a second."""
-        times = np.array([at for at, _ in self._pictures])
+        """Writes everything as one .mp4 of FPS frames a second."""
+        times = np.array([at for at, _ in self._frames])
         size = (FILM_WIDTH, FILM_WIDTH * HEIGHT // WIDTH)
-        n_frames, last, picture = int(self.now_sec() * FPS), -1, None
+        n_frames, last, frame = int(self.now_sec() * FPS), -1, None
         sound = np.zeros(n_frames * RATE_HZ // FPS, np.float32)
         for at_sec, samples in self._sounds:
             first = int(at_sec * RATE_HZ)
@@ -99,10 +99,10 @@ class Film:
                 for tick in range(n_frames):
                     index = max(0, int(np.searchsorted(times, tick / FPS, side="right")) - 1)
                     if index != last:
-                        decoded = cv2.imdecode(np.frombuffer(self._pictures[index][1], np.uint8), cv2.IMREAD_COLOR)
-                        picture = cv2.cvtColor(cv2.resize(decoded, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
+                        decoded = cv2.imdecode(np.frombuffer(self._frames[index][1], np.uint8), cv2.IMREAD_COLOR)
+                        frame = cv2.cvtColor(cv2.resize(decoded, size, interpolation=cv2.INTER_AREA), cv2.COLOR_BGR2RGB)
                         last = index
-                    clip.add(picture[None])
+                    clip.add(frame[None])
                 clip.finish([])
             replace_sound(silent, sound, RATE_HZ, path)
 
@@ -123,7 +123,7 @@ def fake_devices(clip: Path, folder: Path) -> list[str]:
 
 
 def play(film: Film, which: str, seconds: float, start_sec: float = 0.0) -> None:
-    """Play one of the two sounds of the page for a while."""
+    """Play one of the page's two sounds for `seconds`."""
     address = film.page.evaluate(f"document.querySelector('#{which} audio').src")
     with urllib.request.urlopen(address, timeout=30) as answer, tempfile.NamedTemporaryFile(suffix=".wav") as file:
         file.write(answer.read())
@@ -135,8 +135,8 @@ def play(film: Film, which: str, seconds: float, start_sec: float = 0.0) -> None
     film.rest(seconds)
 
 
-def act(page, picture: Path | None) -> Film:
-    """What is shown, from the opened page to the last picture."""
+def act(page, figure: Path | None) -> Film:
+    """All that is shown, from the opened page to the end. figure: where a .png of the page goes."""
     page.evaluate(POINTER)
     film = Film(page)
     film.rest(1.0)
@@ -147,11 +147,11 @@ def act(page, picture: Path | None) -> Film:
     film.page.evaluate("document.querySelector('#before audio').pause()")
     play(film, "after", 5.0)
     film.hear(np.zeros(0, np.float32))
-    if picture is not None:
+    if figure is not None:
         page.evaluate("document.getElementById('pointer').hidden = true; window.scrollTo(0, 0)")
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=picture, full_page=True)
-        Image.open(picture).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(picture, optimize=True)
+        figure.parent.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=figure, full_page=True)
+        Image.open(figure).convert("RGB").quantize(128, dither=Image.Dither.NONE).save(figure, optimize=True)
         page.evaluate("document.getElementById('pointer').hidden = false")
     page.mouse.wheel(0, 700)
     film.rest(2.0)
@@ -218,7 +218,7 @@ def record(args: argparse.Namespace) -> int:
                 page.goto(address)
                 page.wait_for_selector("#run")
                 page.wait_for_function("[...document.images].length > 3 && [...document.images].every((it) => it.complete)")
-                act(page, args.picture).write(args.output)
+                act(page, args.figure).write(args.output)
                 browser.close()
 
         served(args.checkpoint_file, Path(name), film)
@@ -231,7 +231,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint_file", type=Path, default=ROOT / "ckpts" / "LiteAVSE_small.pth",
                         help="default: ckpts/LiteAVSE_small.pth")
     parser.add_argument("--output", type=Path, default=Path("results/demo_video.mp4"), help="default: results/demo_video.mp4")
-    parser.add_argument("--picture", type=Path, help="a .png of the page with an example's results, too")
+    parser.add_argument("--figure", type=Path, help="also write a .png of the page with an example's results")
     return parser.parse_args(argv)
 
 

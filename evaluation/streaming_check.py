@@ -1,8 +1,8 @@
-"""Does a checkpoint keep what causal and streaming promise: measured on its own weights, with sound and faces made up.
+"""Checks that a checkpoint is causal and streams as it enhances, with its own weights and with made-up sound and faces.
 
     python -m evaluation.streaming_check --checkpoint_file ckpts/LiteAVSE_small.pth
 
-Prints a line for each promise with what was measured and what is allowed; exit code 1 when one is broken.
+Prints a line for each promise, with the measured value and the allowed one. The exit code is 1 when a promise is broken.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LEAST_CHANGE = 1e-5  # less than this after a change of the input means that the
 
 
 class Row(NamedTuple):
-    """One promise: what was measured, what is allowed, whether it holds."""
+    """One promise: its name, the measured value, the allowed one, and whether the promise is kept."""
 
     name: str
     value: str
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 def made_up_sound(duration_sec: float, sample_rate: int, seed: int) -> np.ndarray:
-    """Harmonics and noise that come and go, float32 [L], RMS 0.05."""
+    """Harmonics and noise whose level rises and falls, float32 [L], RMS 0.05."""
     rng = np.random.default_rng(seed)
     t = np.arange(round(duration_sec * sample_rate)) / sample_rate
     tone = sum(np.sin(2 * np.pi * (110 + 30 * seed) * k * t) / k for k in range(1, 20))
@@ -50,7 +50,7 @@ def made_up_sound(duration_sec: float, sample_rate: int, seed: int) -> np.ndarra
 
 
 def made_up_faces(n_frames: int, size: int, seed: int) -> np.ndarray:
-    """A still pattern whose lower half moves, uint8 [V, S, S, 3]."""
+    """A pattern that moves only where a mouth would be, uint8 [V, S, S, 3]."""
     rng = np.random.default_rng(seed)
     cells = np.repeat(rng.integers(60, 190, (1, 12, 12, 3)), n_frames, axis=0)
     cells[:, 7:10, 3:9] = rng.integers(0, 255, (n_frames, 3, 6, 3))
@@ -59,20 +59,20 @@ def made_up_faces(n_frames: int, size: int, seed: int) -> np.ndarray:
 
 
 def whole_clip(enhancer: Enhancer, wav: np.ndarray, crops: np.ndarray | None) -> np.ndarray:
-    """The clip enhanced at once, by none of the streaming code: wav [L] -> [L]."""
+    """The clip enhanced as a whole, without any of the streaming code: wav [L] -> [L]."""
     gain = level_gain(wav, causal=True, sample_rate=enhancer.sample_rate)
-    picture = None if crops is None else (crops, np.ones(len(crops), bool))
-    return enhancer.run_whole(wav * gain, picture, keep_gate=False)[0] / gain
+    video = None if crops is None else (crops, np.ones(len(crops), bool))
+    return enhancer.run_whole(wav * gain, video, keep_gate=False)[0] / gain
 
 
 def streamed(enhancer: Enhancer, wav: np.ndarray, sizes: Sequence[int], crops: np.ndarray | None = None) -> np.ndarray:
-    """The clip fed in chunks of these sizes (in turn), each after the pictures shown until its end."""
+    """The clip fed in chunks of these sizes, taken in turn; the crops shown until the end of a chunk are fed before it."""
     stream = StreamingEnhancer(enhancer)
     edges = np.cumsum(np.resize(sizes, 2 * len(wav) // max(1, int(np.mean(sizes))) + 2))
     chunks = (piece for piece in np.split(wav, edges[edges < len(wav)]))
-    pictures = None if crops is None else CropStream([(crops, np.ones(len(crops), bool))], len(crops))
+    video = None if crops is None else CropStream([(crops, np.ones(len(crops), bool))], len(crops))
     outputs = []
-    for samples, frames, times, mask in chunks_with_pictures(chunks, pictures, enhancer.sample_rate, enhancer.video_fps):
+    for samples, frames, times, mask in chunks_with_pictures(chunks, video, enhancer.sample_rate, enhancer.video_fps):
         if len(frames):
             stream.feed_video(frames, times, mask)
         outputs.append(stream.feed(samples))
@@ -80,7 +80,7 @@ def streamed(enhancer: Enhancer, wav: np.ndarray, sizes: Sequence[int], crops: n
 
 
 def snr_db(estimate: np.ndarray, reference: np.ndarray) -> float:
-    """Energy of the reference over that of the difference, in dB."""
+    """The energy of the reference divided by that of the difference, in dB."""
     error = np.square(estimate.astype(np.float64) - reference).sum()
     return float(10 * np.log10(np.square(reference, dtype=np.float64).sum() / max(error, 1e-30)))
 
@@ -93,7 +93,7 @@ def _unchanged_then_changed(name: str, one: np.ndarray, other: np.ndarray, from_
 
 
 def causality(enhancer: Enhancer, duration_sec: float) -> Iterator[Row]:
-    """Later sound and later pictures change nothing earlier than the latency, and something after it."""
+    """A change of the sound or of the crops changes the output from the latency on, and nothing before."""
     rate, fps, latency = enhancer.sample_rate, enhancer.video_fps, StreamingEnhancer(enhancer).latency_samples
     wav, new = (made_up_sound(duration_sec, rate, seed) for seed in (0, 1))
     for share in (0.25, 0.6):
@@ -109,7 +109,7 @@ def causality(enhancer: Enhancer, duration_sec: float) -> Iterator[Row]:
     crops, new_crops = (made_up_faces(n_frames, enhancer.face_size, seed) for seed in (0, 1))
     frame = n_frames // 2
     other_crops = np.concatenate((crops[:frame], new_crops[frame:]))
-    at = int(frame / fps * rate) - latency // 2  # where the first STFT frame begins that may see it
+    at = int(frame / fps * rate) - latency // 2  # the start of the first STFT frame that may see it
     results = [whole_clip(enhancer, wav, c) for c in (crops, other_crops)]
     yield from _unchanged_then_changed(f"video changed from frame {frame} on, whole clip", *results, at)
     results = [streamed(enhancer, wav, [latency], c) for c in (crops, other_crops)]
@@ -117,13 +117,13 @@ def causality(enhancer: Enhancer, duration_sec: float) -> Iterator[Row]:
 
 
 def equality(enhancer: Enhancer, duration_sec: float) -> Iterator[Row]:
-    """Streamed output is that of the whole clip, whatever the chunks, alone and in a batch."""
+    """The streamed output equals that of the whole clip for all sizes of chunks, in one stream and in a batch of two."""
     rate, fps = enhancer.sample_rate, enhancer.video_fps
     wav = made_up_sound(duration_sec, rate, 0)[:-37]
-    pictures: dict[str, np.ndarray | None] = {"sound alone": None}
+    videos: dict[str, np.ndarray | None] = {"sound alone": None}
     if enhancer.uses_video:
-        pictures["with video"] = made_up_faces(int(duration_sec * fps) - 3, enhancer.face_size, 0)
-    for label, crops in pictures.items():
+        videos["with video"] = made_up_faces(int(duration_sec * fps) - 3, enhancer.face_size, 0)
+    for label, crops in videos.items():
         reference = whole_clip(enhancer, wav, crops)
         results = {f"chunks of {name}": streamed(enhancer, wav, sizes, crops) for name, sizes in CHUNKS.items()}
         results["Enhancer.enhance"] = enhancer.enhance(wav, rate, crops).wav
@@ -139,11 +139,11 @@ def equality(enhancer: Enhancer, duration_sec: float) -> Iterator[Row]:
 
 
 def impulse_latency(enhancer: Enhancer) -> Row:
-    """Samples from the one an impulse is in to the one whose coming in brings that output sample, at worst over a hop."""
+    """How many samples after an impulse have to be fed until it is in the output; the worst case within a hop."""
     hop, latency = enhancer.cfg["stft_cfg"]["hop_size"], StreamingEnhancer(enhancer).latency_samples
     base = 0.2 * made_up_sound(0.3, enhancer.sample_rate, 0)
     worst, heard_of = 0, True
-    for at in range(10 * hop, 11 * hop, max(1, hop // 3)):  # a multiple of the hop waits longest
+    for at in range(10 * hop, 11 * hop, max(1, hop // 3)):  # an impulse at a multiple of the hop waits longest
         struck = base.copy()
         struck[at] += 0.5
         plain, stream = StreamingEnhancer(enhancer), StreamingEnhancer(enhancer)
@@ -154,15 +154,15 @@ def impulse_latency(enhancer: Enhancer) -> Row:
             loud.append(stream.feed(struck[heard : heard + 1]))
             heard += 1
         worst = max(worst, heard - at)
-        heard_of &= float(np.abs(np.concatenate(loud) - np.concatenate(quiet)).max()) > LEAST_CHANGE  # in all given by then
+        heard_of &= float(np.abs(np.concatenate(loud) - np.concatenate(quiet)).max()) > LEAST_CHANGE  # in the output up to now
     return Row("impulse in to impulse out, in samples", f"{worst}{'' if heard_of else ', not heard'}", f"<= {latency}",
                heard_of and worst <= latency)
 
 
 def check(enhancer: Enhancer, duration_sec: float = 1.0) -> list[Row]:
-    """All promises; ValueError for a model that is not causal."""
+    """Checks all promises; ValueError for a model that is not causal."""
     if not enhancer.model.causal:
-        raise ValueError(f"{enhancer.name} is not causal (model_cfg.causal: false): it makes no promise that could be checked")
+        raise ValueError(f"{enhancer.name} is not causal (model_cfg.causal: false), so it makes no promise to check")
     enhancer.warm_up()
     return [*causality(enhancer, duration_sec), *equality(enhancer, duration_sec), impulse_latency(enhancer)]
 
@@ -170,8 +170,8 @@ def check(enhancer: Enhancer, duration_sec: float = 1.0) -> list[Row]:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("streaming_check.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint_file", default="ckpts/LiteAVSE_small.pth")
-    parser.add_argument("--config", help="only for checkpoints that carry no configuration")
-    parser.add_argument("--duration_sec", type=float, default=1.0, help="of the made-up clip")
+    parser.add_argument("--config", help="recipe, for checkpoints without a configuration")
+    parser.add_argument("--duration_sec", type=float, default=1.0, help="length of the made-up clip")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     if not 0.5 <= args.duration_sec <= 60:

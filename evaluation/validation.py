@@ -2,7 +2,7 @@
 
     python -m evaluation.validation --checkpoint_file ckpts/LiteAVSE_small.pth --data_json clips.json --noise_json noise.json
 
-prints the noisy input's scores, the enhanced sound's with the video withheld, and with it.
+prints the scores of the noisy input, of the enhanced sound without the video, and of the enhanced sound with it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _log = logging.getLogger(__name__)
 
 
 class Validation:
-    """Mean PESQ-WB, STOI, ESTOI and SI-SDR (dB) over a dataset's mixtures, and what was gained over the noisy input.
+    """Mean PESQ-WB, STOI, ESTOI and SI-SDR (dB) over a dataset's mixtures, and their gains over the noisy input.
 
-    dataset: items of dataloaders.dataloader_av.AVDataset with split "valid" or "test". The noisy input is scored once.
-    Clips that cannot be read are left out, with a warning each time; ValueError when that leaves none.
+    dataset: a dataloaders.dataloader_av.AVDataset with split "valid" or "test". The noisy input is scored only once.
+    Clips that cannot be read are left out, with a warning each time; ValueError when none can be read.
 
-    training: a recipe's section, whose valid_conditions (each clip once under each condition of its video) and
-    valid_criterion (weights of the mean scores; their sum is "criterion", by which the best is chosen) are kept to.
+    training: section training_cfg of a recipe. valid_conditions: each clip is enhanced once under each of these conditions
+    of its video. valid_criterion: weights of the mean scores; their weighted sum, "criterion", chooses the best checkpoint.
     """
 
     def __init__(self, dataset: Dataset, workers: int = 1, training: Mapping | None = None) -> None:
@@ -51,10 +51,10 @@ class Validation:
         self._noisy: dict[int, dict] = {}  # scores, by index
 
     def __call__(self, enhancer: Enhancer, use_video: bool = True) -> dict[str, float]:
-        """{"pesq": mean, "pesq_improvement": mean gain, ..., "n": clips, "n_failed": those some metric could not score,
-        "n_unreadable": those left out}.
+        """{"pesq": mean, "pesq_improvement": mean gain, ..., "n": clips, "n_failed": clips that lack a score,
+        "n_unreadable": clips that were left out}.
 
-        Means and gains are over the clips that could be scored before and after.
+        Means and gains are over the clips that have a score both before and after.
         """
         rows = {name: name for name in self.conditions} or {ENHANCED: use_video}
         clips, unreadable = self.score(enhancer, rows)
@@ -69,10 +69,10 @@ class Validation:
         return result | {"n": len(clips), "n_failed": failed, "n_unreadable": len(unreadable)}
 
     def score(self, enhancer: Enhancer, rows: Mapping[str, bool | str]) -> tuple[list[dict[str, dict]], list[str]]:
-        """Scores of each clip by row, and why others could not be read.
+        """The scores of each clip by row, and for each clip that could not be read the reason.
 
-        A clip's rows are NOISY, and one of the enhanced sound for each of `rows`, {name: whether with video, or under
-        which condition of it}.
+        A clip has the row NOISY and one of the enhanced sound for each of `rows`: {name: True with the video, False without,
+        or a condition of the video}.
         """
         clean, noisy, enhanced, read, unreadable = [], [], {row: [] for row in rows}, [], []
         for index in range(len(self.dataset)):
@@ -95,7 +95,7 @@ class Validation:
             _log.warning("%s; the means are over the others", said)
         if not self._noisy:
             self._noisy = dict(zip(read, self._score(clean, noisy, enhancer.sample_rate), strict=True))
-        # What could not be read the first time is not tried again: every clip read has its noisy scores.
+        # AVDataset does not try again to read what it could not read once, so every clip here has its noisy scores.
         scored = {NOISY: [self._noisy[index] for index in read]}
         scored |= {row: self._score(clean, wavs, enhancer.sample_rate) for row, wavs in enhanced.items()}
         return [dict(zip(scored, clip, strict=True)) for clip in zip(*scored.values(), strict=True)], unreadable
@@ -103,20 +103,19 @@ class Validation:
     def _video(
         self, item: AVItem, index: int, shown: bool | str, enhancer: Enhancer
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Crops [V, S, S, 3] and mask [V] of an item, or what a condition makes of them; None twice: withheld."""
+        """Crops [V, S, S, 3] and mask [V] of an item, as they are or under a condition; (None, None): without the video."""
         if shown is False or shown == NONE or not item.video.shape[1]:
             return None, None
-        video, mask = item.video.numpy().transpose(1, 2, 3, 0), item.video_mask.numpy()
+        crops, mask = item.video.numpy().transpose(1, 2, 3, 0), item.video_mask.numpy()
         if shown is True:
-            return video, mask
-        crops = np.round(255 * video).astype(np.uint8)
+            return crops, mask
         other = self.dataset[self._somebody_else(index)]
-        theirs = np.round(255 * other.video.numpy().transpose(1, 2, 3, 0)).astype(np.uint8), other.video_mask.numpy()
-        picture = degrade(shown, crops, mask, enhancer.video_fps, index, theirs)
-        return picture.crops, picture.mask
+        theirs = other.video.numpy().transpose(1, 2, 3, 0), other.video_mask.numpy()
+        degraded = degrade(shown, crops, mask, enhancer.video_fps, index, theirs)
+        return degraded.crops, degraded.mask
 
     def _somebody_else(self, index: int) -> int:
-        """The next item of another folder, so of another speaker; the next one where there is a single folder."""
+        """The next item from another folder, which is another speaker's; the next item where there is only one folder."""
         folders = [Path(self.dataset.name(k)).parent for k in range(len(self.dataset))]
         for step in range(1, len(folders)):
             place = (index + step) % len(folders)
@@ -137,9 +136,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint_file", default="ckpts/LiteAVSE_small.pth")
     parser.add_argument("--data_json", required=True, help="list of clean clips")
     parser.add_argument("--noise_json", required=True, help="list of noises")
-    parser.add_argument("--snr_db", type=float, nargs="+", default=[0.0], help="SNRs, taken in turn over the clips")
-    parser.add_argument("--seed", type=int, default=1234, help="draws the noises; the same seed gives the same mixtures")
-    parser.add_argument("--workers", type=int, default=1, help="processes to score in")
+    parser.add_argument("--snr_db", type=float, nargs="+", default=[0.0], help="SNRs in dB; the clips take them in turn")
+    parser.add_argument("--seed", type=int, default=1234, help="of the choice of noises; the same seed gives the same mixtures")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes that score")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(argv)
 

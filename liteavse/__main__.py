@@ -1,7 +1,7 @@
 """The command `liteavse`: the repository's scripts under one name.
 
-    liteavse enhance --input_video street.mp4      what inference_av.py does
-    liteavse stream --input_video street.mp4       the same, chunk by chunk, as live
+    liteavse enhance street.mp4      what inference_av.py does
+    liteavse stream street.mp4       the same, chunk by chunk, as live
     liteavse train --config recipes/LiteAVSE/LiteAVSE_small.yaml --exp_name small
     liteavse evaluate report --help                any command of evaluation/; without a name: which there are
     liteavse app                                   the web page
@@ -50,11 +50,13 @@ def evaluations() -> list[str]:
 def enhance(arguments: Sequence[str]) -> int:
     from inference_av import main
 
-    return main(arguments)
+    return main(arguments, "liteavse enhance")
 
 
 def stream(arguments: Sequence[str]) -> int:
-    return enhance(["--stream", *arguments])
+    from inference_av import main
+
+    return main(["--stream", *arguments], "liteavse stream")
 
 
 def train(arguments: Sequence[str]) -> int:

@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.layers import ConvNormAct, DepthwiseSeparableConv2d, PointwiseConv2d, TimeConv2d, TimeLayer, make_norm
+from models.layers import (
+    ConvNormAct,
+    DepthwiseSeparableConv2d,
+    PointwiseConv2d,
+    TimeConv2d,
+    TimeLayer,
+    full_precision,
+    make_norm,
+    widened,
+)
 from models.lsigmoid import LearnableSigmoid2D
 from models.ops.dense_layer import compiled_for, dense_layer, pack_layer
 from models.ops.packed_weights import Packed
@@ -204,8 +213,14 @@ class MagDecoder(_Codec):
 
     def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         x, state = self.dense_block.step(x, state)
-        # There is a slope [F, 1] per bin, so the sigmoid takes [B, 1, F, T].
-        return self.lsigmoid(self.mask_conv(x).transpose(2, 3)).transpose(2, 3), state
+        up, *projections = self.mask_conv
+        x = up(x)
+        with full_precision(x):
+            x = widened(x)
+            for layer in projections:
+                x = layer(x)
+            # There is a slope [F, 1] per bin, so the sigmoid takes [B, 1, F, T].
+            return self.lsigmoid(x.transpose(2, 3)).transpose(2, 3), state
 
 
 class PhaseDecoder(_Codec):
@@ -233,7 +248,9 @@ class PhaseDecoder(_Codec):
     def step(self, x: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         x, state = self.dense_block.step(x, state)
         x = self.phase_conv(x)
-        return torch.atan2(self.phase_conv_i(x), self.phase_conv_r(x)), state
+        with full_precision(x):
+            x = widened(x)
+            return torch.atan2(self.phase_conv_i(x), self.phase_conv_r(x)), state
 
 
 class LiteDenseEncoder(DenseEncoder):

@@ -7,6 +7,7 @@ and takes the maximum over all places only at the end, so it does not matter whe
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.layers import TimeConv3d
+from models.layers import TimeConv3d, full_precision
 from models.lite_visual_encoder import State, _even_light, _LiteVisualEncoder, _TemporalHead
 from utils.checkpoint import load_checkpoint, load_state
 
@@ -22,10 +23,18 @@ _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: the brightness of an RGB pixel
 _TOP, _LEFT, _SIDE = 20 / 96, 12 / 96, 72 / 96  # as shares of a crop's side: from below the brows to the chin
 
 
+@functools.lru_cache(maxsize=16)
+def _kept_luma(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    with torch.inference_mode(False):  # what inference makes first, training must be able to use
+        return torch.tensor(_LUMA, device=device, dtype=dtype)
+
+
 def mouth_light(video: torch.Tensor) -> torch.Tensor:
     """The luma of the part of each crop that holds the mouth: video [B, 3, V, S, S] -> [B, V, s, s], s = 3/4 S."""
     top, left, side = (round(video.shape[-1] * share) for share in (_TOP, _LEFT, _SIDE))
-    return torch.einsum("bcvhw,c->bvhw", video[..., top : top + side, left : left + side], video.new_tensor(_LUMA))
+    luma = _kept_luma(video.device, video.dtype)
+    with full_precision(video):
+        return torch.einsum("bcvhw,c->bvhw", video[..., top : top + side, left : left + side], luma)
 
 
 class _MotionBlock(nn.Module):

@@ -29,6 +29,7 @@ from models.codec_module import (
 )
 from models.distilled_encoder import LiteVisualEncoderC, load_encoder_weights
 from models.fsvg import FSVG, FSVGWithPrior
+from models.layers import full_precision, widened
 from models.lite_visual_encoder import LiteVisualEncoderA, LiteVisualEncoderB
 from models.mamba_block import CausalTFMambaBlock, TFMambaBlock
 from models.timing import shown_frames
@@ -100,9 +101,13 @@ class SEMamba(nn.Module):
         )  # fmt: skip
 
     def _encode(self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """Magnitude and phase [B, F, T] -> features [B, C, T, F'], channel-last in memory, where all layers are fastest."""
+        """Magnitude and phase [B, F, T] -> features [B, C, T, F'], channel-last in memory, where all layers are fastest.
+
+        Under autocast too the features are float32: the Mamba blocks add to them, and bfloat16 would lose what they add.
+        """
         x = torch.stack((noisy_mag, noisy_pha), dim=-1).permute(0, 3, 2, 1)  # [B, 2, T, F]
-        return self.dense_encoder.step(x.contiguous(memory_format=torch.channels_last), state)
+        x, state = self.dense_encoder.step(x.contiguous(memory_format=torch.channels_last), state)
+        return widened(x), state
 
     def _decode(
         self, x: torch.Tensor, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, state: ModelState
@@ -196,7 +201,7 @@ class LiteAVSEMamba(SEMamba):
     def encode_video(
         self, video: torch.Tensor, video_mask: torch.Tensor | None, n_frames: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """video [B, 3, V, S, S] in [0, 1] and its face mask [B, V] -> features [B, T, D] and valid [B, T] per STFT frame.
+        """video [B, 3, V, S, S], uint8 or in [0, 1], and its face mask [B, V] -> features [B, T, D] and valid [B, T] per frame.
 
         STFT frames after the last video frame are not valid.
         """
@@ -206,6 +211,8 @@ class LiteAVSEMamba(SEMamba):
             raise ValueError(
                 f"video_mask is {list(video_mask.shape)}, should be [B, V] = {[video.shape[0], video.shape[2]]}"
             )
+        if video.dtype == torch.uint8:
+            video = video.float() / 255.0
         # A masked frame must not act on its neighbours through the temporal convolutions.
         video = torch.where(video_mask[:, None, :, None, None], video, 0.0)
         features = self.visual_encoder.encode_frames(video, seen=video_mask)[0].transpose(1, 2)  # [B, V, D]
@@ -220,7 +227,8 @@ class LiteAVSEMamba(SEMamba):
         if self.vce is None:
             alpha, logits = valid[..., None].to(audio.dtype), None
         else:
-            alpha, logits, vce_state = self.vce.judge(features, audio, vce_state, valid)
+            with full_precision(audio):
+                alpha, logits, vce_state = self.vce.judge(widened(features), audio, vce_state, valid)
         gate = self.fsvg(audio, visual) if self.fsvg is not None else None
         weight = alpha[:, None] if gate is None else alpha[:, None] * gate  # [B, 1, T, 1 or F']
         fused = torch.where(alpha[:, None] > 0, audio + weight * visual, audio)
@@ -250,7 +258,10 @@ class LiteAVSEMamba(SEMamba):
     ) -> Enhanced:
         """`forward`, with alpha and the gate for losses and plots."""
         features = valid = None
-        if self.use_visual and video is not None and video.shape[2] and (video_mask is None or video_mask.any()):
+        # A GPU is not asked whether its mask holds a face: that would wait for all that it has still to do.
+        if self.use_visual and video is not None and video.shape[2] and (
+            video_mask is None or video_mask.device.type != "cpu" or video_mask.any()
+        ):  # fmt: skip
             features, valid = self.encode_video(video, video_mask, noisy_mag.shape[2])
         return self.step_with_gates(noisy_mag, noisy_pha, features, valid, self._first_state(noisy_mag))[0]
 
@@ -258,6 +269,6 @@ class LiteAVSEMamba(SEMamba):
         self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor,
         video: torch.Tensor | None = None, video_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """noisy_mag, noisy_pha [B, F, T], video [B, 3, V, S, S] in [0, 1], video_mask [B, V] (True: the frame shows a face)
-        -> (mag [B, F, T], pha [B, F, T], com [B, F, T, 2])."""
+        """noisy_mag, noisy_pha [B, F, T], video [B, 3, V, S, S], uint8 or in [0, 1], video_mask [B, V] (True: the frame shows
+        a face) -> (mag [B, F, T], pha [B, F, T], com [B, F, T, 2])."""
         return tuple(self.forward_with_gates(noisy_mag, noisy_pha, video, video_mask)[:3])

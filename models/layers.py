@@ -7,12 +7,26 @@ takes whole inputs, and its state is empty.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from models.ops.dense_layer import compiled_for, depthwise_rows
+
+
+def full_precision(x: torch.Tensor) -> AbstractContextManager:
+    """Inside the `with` block autocast is off for tensors on x's device: what bfloat16 would spoil is computed there."""
+    device_type = x.device.type
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def widened(x: torch.Tensor) -> torch.Tensor:
+    """x in float32 if it is in half precision, else as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class TimeLayer:

@@ -15,7 +15,7 @@ from torch import nn
 
 from models.layers import TimeConv1d, TimeConv3d
 from models.mobilenet import OUT_CHANNELS, STRIDE, MobileNetV3SmallFeatures, load_backbone_weights
-from models.timing import video_frame_index
+from models.timing import kept_frame_index
 
 _WIDTH = 256  # channels of the temporal head
 _LEAST_SPREAD = 0.02  # of full scale: the noise of a black frame is not amplified
@@ -148,8 +148,10 @@ class _LiteVisualEncoder(nn.Module):
 
     def hold(self, features: torch.Tensor, T_audio: int) -> torch.Tensor:
         """Features [B, D, V] -> [B, D, T_audio]: those of the newest video frame at each STFT frame, or of the last one."""
-        index = video_frame_index(T_audio, self.hop_size, self.sampling_rate, self.video_fps, lookahead_ms=self.lookahead_ms)
-        return features[:, :, index.clamp(max=features.shape[2] - 1).to(features.device)]
+        index = kept_frame_index(
+            T_audio, self.hop_size, self.sampling_rate, self.video_fps, self.lookahead_ms, features.device
+        )
+        return features[:, :, index.clamp(max=features.shape[2] - 1)]
 
     def forward(self, video: torch.Tensor, T_audio: int, seen: torch.Tensor | None = None) -> torch.Tensor:
         """video [B, 3, V, S, S] in [0, 1], seen bool [B, V] or None -> [B, visual_dim, T_audio]."""

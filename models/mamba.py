@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.layers import full_precision, widened
 from models.ops.scan import causal_conv1d, selective_scan
 
 
@@ -97,12 +98,12 @@ def ssd_scan(
     """
     batch, length, heads, width = x.shape
     state = x.new_zeros(batch, heads, width, B.shape[-1]) if initial_state is None else initial_state
-    outputs = []
+    outputs, lower = [], torch.ones(chunk, chunk, dtype=torch.bool, device=x.device).tril()
     for start in range(0, length, chunk):
         xs, dts, bs, cs = (v[:, start : start + chunk] for v in (x, dt, B, C))
         decay = torch.cumsum(dts * A, dim=1).transpose(1, 2)  # [B, H, S]: log of the decay from the chunk's start
         gap = decay[..., :, None] - decay[..., None, :]  # [B, H, S, S]
-        keep = torch.ones(gap.shape[-2:], dtype=torch.bool, device=x.device).tril()
+        keep = lower[: gap.shape[-2], : gap.shape[-1]]
         # exp of the masked half could overflow, and inf * 0 is NaN in the backward pass: mask before exp.
         attention = torch.exp(gap.masked_fill(~keep, -torch.inf)) * torch.einsum("bin,bjn->bij", cs, bs)[:, None]
         dx = xs * dts[..., None]  # [B, S, H, P]
@@ -139,10 +140,11 @@ class Mamba2(nn.Module):
         z, xbc, dt = self.in_proj(x).split((self.d_inner, self.conv1d.in_channels, self.nheads), dim=-1)
         xbc, conv = causal_conv1d(xbc, self.conv1d.weight.squeeze(1), self.conv1d.bias, initial_state=state.conv)
         u, b, c = xbc.split((self.d_inner, self.d_state, self.d_state), dim=-1)
-        heads = u.unflatten(-1, (self.nheads, self.headdim))  # [B, L, H, P]
-        dt = F.softplus(dt + self.dt_bias)
-        y, ssm = ssd_scan(heads, dt, -torch.exp(self.A_log.float()), b, c, state.ssm)
-        y = (y + heads * self.D[:, None]).flatten(-2)
+        with full_precision(x):
+            heads, b, c = widened(u).unflatten(-1, (self.nheads, self.headdim)), widened(b), widened(c)  # [B, L, H, P]
+            dt = F.softplus(widened(dt) + self.dt_bias)
+            y, ssm = ssd_scan(heads, dt, -torch.exp(self.A_log.float()), b, c, state.ssm)
+            y = (y + heads * self.D[:, None]).flatten(-2)
         y = self.out_proj(self.norm(y, z))
         return (y.flip(1) if reverse else y), MambaState(conv, ssm)
 

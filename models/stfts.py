@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -15,7 +16,13 @@ def stft_options(cfg: Mapping) -> dict[str, float]:
 
 def _window(win_size: int, like: torch.Tensor) -> torch.Tensor:
     dtype = torch.float64 if like.dtype in (torch.float64, torch.complex128) else torch.float32
-    return torch.hann_window(win_size, device=like.device, dtype=dtype)
+    return _kept_window(win_size, like.device, dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_window(win_size: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    with torch.inference_mode(False):  # what inference makes first, training must be able to use
+        return torch.hann_window(win_size, device=device, dtype=dtype)
 
 
 def compress_spectrum(

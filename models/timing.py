@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
@@ -22,6 +24,15 @@ def video_frame_index(
         return torch.from_numpy(samples * int(fps) // sampling_rate)  # exact at any length
     # A frame boundary that is exactly at an STFT frame's centre may round down in floating point: hence the small excess.
     return torch.from_numpy(np.floor(samples * (fps / sampling_rate) * (1 + 1e-12) + 1e-9).astype(np.int64))
+
+
+@functools.lru_cache(maxsize=64)
+def kept_frame_index(
+    n_stft_frames: int, hop_size: int, sampling_rate: int, fps: float, lookahead_ms: float, device: torch.device
+) -> torch.Tensor:
+    """`video_frame_index` on a device, kept there: copying it at each step of a training would make the step wait."""
+    with torch.inference_mode(False):  # what inference makes first, training must be able to use
+        return video_frame_index(n_stft_frames, hop_size, sampling_rate, fps, lookahead_ms=lookahead_ms).to(device)
 
 
 def lookahead_samples(lookahead_ms: float, sampling_rate: int) -> int:
@@ -59,6 +70,7 @@ def shown_frames(
 
     seen bool [B, V]. It is the newest frame that shows a face, from the present one to the one lookahead_ms later.
     """
-    now = video_frame_index(n_stft_frames, hop_size, sampling_rate, fps)
-    ahead = video_frame_index(n_stft_frames, hop_size, sampling_rate, fps, lookahead_ms=lookahead_ms)
+    now, ahead = (
+        kept_frame_index(n_stft_frames, hop_size, sampling_rate, fps, ms, seen.device) for ms in (0.0, lookahead_ms)
+    )
     return newest_seen(seen, now, ahead)

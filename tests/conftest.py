@@ -39,7 +39,7 @@ def semamba_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def talking_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One second of 96 x 96 pictures (taken as crops as they are) with sound, H.264 and FLAC in .mp4."""
+    """One second of 96 x 96 frames, which are taken as crops as they are, with sound, H.264 and FLAC in .mp4."""
     path = tmp_path_factory.mktemp("media") / "talk.mp4"
     write_clip(path, face_crops(25), voice(1.0))
     return path

@@ -54,14 +54,16 @@ def test_sound_alone(run_av, tmp_path, capsys) -> None:
     info = soundfile.info(tmp_path / "results" / "a_enhanced.wav")
     assert (info.frames, info.samplerate, info.channels, info.subtype) == (7777, 16000, 1, "PCM_16")
     lines = capsys.readouterr().out.splitlines()
-    assert "LiteAVSEMamba" in lines[0] and "scan" in lines[0]
-    assert lines[1].startswith("a.wav: 0.49 s, RTF ") and lines[1].endswith("results/a_enhanced.wav") and len(lines) == 2
+    assert lines[0] == "1 recording, 0.5 s of sound, 15.6 kB"
+    assert lines[1] == "  a.wav (0.5 s, 15.6 kB, 16 kHz): sound only -> results/a_enhanced.wav"
+    assert "LiteAVSEMamba" in lines[2] and "scan" in lines[2]
+    assert lines[3].startswith("a.wav: 0.49 s, RTF ") and lines[3].endswith("results/a_enhanced.wav") and len(lines) == 4
 
 
 def test_sound_with_video_and_a_chosen_output(run_av, tmp_path, talking_clip, capsys) -> None:
     source, target = wav_file(tmp_path / "a.wav", voice(1.0)), tmp_path / "out" / "clean.wav"
     assert run_av("--input_audio", source, "--input_video", talking_clip, "--output", target) == 0
-    line = capsys.readouterr().out.splitlines()[1]
+    line = capsys.readouterr().out.splitlines()[3]
     assert line.startswith("a.wav + talk.mp4: 1.00 s, RTF ") and "mean alpha 0." in line and "masked 0 %" in line
     with_video = soundfile.read(target)[0]
     run_av("--input_audio", source, "--output", target)
@@ -173,7 +175,7 @@ def test_video_shorter_and_longer_than_the_sound(run_av, tmp_path, talking_clip,
     assert run_av("--input_audio", short, "--input_video", talking_clip, "--output", "s.wav") == 0
     assert soundfile.info("l.wav").frames == 32000 and soundfile.info("s.wav").frames == 4800
     masked = [int(share) for share in re.findall(r"masked (\d+) %", capsys.readouterr().out)]
-    assert 40 <= masked[0] <= 50 and masked[1] == 0  # the last picture may be held for 0.2 s
+    assert 40 <= masked[0] <= 50 and masked[1] == 0  # the last crop may be held for 0.2 s
 
 
 def test_truncated_mpg_gives_what_is_left(run_av, tmp_path) -> None:
@@ -190,6 +192,18 @@ def test_truncated_mpg_gives_what_is_left(run_av, tmp_path) -> None:
     [
         ([], "--input_folder"),
         (["--input_audio", "a.wav", "--input_folder", "in"], "--input_folder"),
+        (["a.wav", "--input_folder", "in"], "by position"),
+        (["gone.wav"], "gone.wav does not exist"),
+        (["a.wav", "gone.wav", "in"], "gone.wav does not exist"),
+        (["a.wav", "-o", "a.wav"], "input itself"),
+        (["a.wav", "-o", "link.wav"], "input itself"),
+        (["a.wav", "a_enhanced.wav", "-o", "."], "a_enhanced.wav is one of the inputs"),
+        (["in", "-o", "in"], "never overwritten"),
+        (["-r", "in", "-o", "in/out"], "lies inside the input folder in"),
+        (["-r", ".", "-o", "results"], "lies inside"),
+        (["a.wav", "in", "-o", "all.wav"], "name of one file"),
+        (["a.wav", "in", "-o", "a.wav"], "is a file"),
+        (["-r", "void"], "void holds no sound or video files"),
         (["--input_audio", "gone.wav"], "gone.wav does not exist"),
         (["--input_video", "gone.mp4"], "gone.mp4 does not exist"),
         (["--input_folder", "gone"], "gone does not exist"),
@@ -210,6 +224,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(run_av, tmp_path, capsys, argumen
     wav_file(tmp_path / "in" / "b.wav")
     (tmp_path / "void" / "sub").mkdir(parents=True)
     (tmp_path / "link.wav").symlink_to(source)
+    wav_file(tmp_path / "a_enhanced.wav")
     before, content = all_files(tmp_path), source.read_bytes()
     assert run_av(*arguments) == 2
     assert words in only_line(capsys.readouterr().err)

@@ -21,7 +21,7 @@ RECIPE = {
         "training_epochs": 1000, "max_steps": 150, "batch_size": 4, "segment_size": 20480, "learning_rate": 0.002,
         "warmup_steps": 20, "lr_decay": 0.95, "snr_range": [0, 0], "video_dropout": 0.25, "visual_degradation": False,
         "valid_snrs_db": [0],
-        # Confidence has to be among them: while the encoder is untrained the picture is noise, and an alpha that is left
+        # Confidence has to be among them: while the encoder is untrained the video is noise, and an alpha that is left
         # to itself shuts it out for good.
         "loss": {"magnitude": 0.9, "phase": 0.1, "complex": 0.2, "si_sdr": 0.1, "consistancy": 0.0, "confidence": 0.1},
     },
@@ -43,7 +43,7 @@ def _corpus(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_the_picture_is_worth_three_decibels_against_a_competing_voice(tmp_path):
+def test_the_video_is_worth_three_decibels_against_a_competing_voice(tmp_path):
     """Held-out people, held-out voices, 0 dB: SI-SDR with the video and with it withheld, same weights."""
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | {"data_cfg": _corpus(tmp_path / "corpus")}))
     cfg = load_config(tmp_path / "recipe.yaml")
@@ -54,6 +54,6 @@ def test_the_picture_is_worth_three_decibels_against_a_competing_voice(tmp_path)
     enhancer = Enhancer(trainer.generator.eval(), cfg, torch.device("cpu"))
     score = Validation(held_out)
     seen, withheld = score(enhancer), score(enhancer, use_video=False)
-    print(f"SI-SDR with the picture {seen['si_sdr']:.2f} dB, withheld {withheld['si_sdr']:.2f} dB ({seen['n']} clips)")
+    print(f"SI-SDR with the video {seen['si_sdr']:.2f} dB, withheld {withheld['si_sdr']:.2f} dB ({seen['n']} clips)")
     assert seen["si_sdr_improvement"] > 2
     assert seen["si_sdr"] >= withheld["si_sdr"] + 3

@@ -125,6 +125,7 @@ class TrainingCfg(_Section):
     training_epochs: PositiveInt = 100
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 2
+    accumulate_steps: PositiveInt = 1  # batches whose gradients make one update: as a batch so many times as large
     learning_rate: PositiveFloat = 5e-4
     adam_b1: Annotated[float, Field(ge=0, lt=1)] = 0.8
     adam_b2: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -132,6 +133,7 @@ class TrainingCfg(_Section):
     warmup_steps: NonNegativeInt = 0
     grad_clip: PositiveFloat | None = None  # norm; None: not clipped, as in SEMamba
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0  # running average of the weights that is validated; 0: none
+    precision: Literal["fp32", "tf32", "bf16"] | None = None  # of the network; left out: tf32 on GPUs that have it, else fp32
     segment_size: PositiveInt = 16000  # samples
     clips_per_epoch: PositiveInt | None = None  # None: every clip once
     snr_range: tuple[float, float] = (-5.0, 20.0)  # dB

@@ -1,7 +1,7 @@
 """Several processes that train one model or share out files: what they share at each step, and how they are started.
 
 Gradients are averaged here after backward instead of by DistributedDataParallel: nothing wraps the modules, so that
-checkpoints, frozen parts, two losses in one step and batches without a picture need no care of their own. A model of two
+checkpoints, frozen parts, two losses in one step and batches without a video need no care of their own. A model of two
 million weights leaves nothing to gain by sending gradients while others are still computed.
 """
 

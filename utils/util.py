@@ -157,6 +157,14 @@ def backward_and_clip(
     `average` is called between, to bring the gradients of several processes together.
     """
     loss.backward()
+    return average_and_clip(parameters, grad_clip, average)
+
+
+def average_and_clip(
+    parameters: list[torch.nn.Parameter], grad_clip: float | None,
+    average: Callable[[list[torch.nn.Parameter]], None] | None = None,
+) -> torch.Tensor:
+    """`backward_and_clip` after the backward pass."""
     if average is not None:
         average(parameters)
     return torch.nn.utils.clip_grad_norm_(parameters, math.inf if grad_clip is None else grad_clip)

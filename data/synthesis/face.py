@@ -89,7 +89,7 @@ def _muted(colour: np.ndarray) -> np.ndarray:
 
 
 def frame_tracks(track: np.ndarray, n_frames: int, fps: float) -> np.ndarray:
-    """Mean of a CONTROL_HZ track over each frame's own time [k/fps, (k+1)/fps): the picture shows what is heard with it."""
+    """Mean of a track (CONTROL_HZ values a second) over each frame's time [k/fps, (k+1)/fps): so lips fit the sound."""
     area = np.concatenate([[0.0], np.cumsum((track[1:] + track[:-1]) / 2)])
     edges = np.interp(np.arange(n_frames + 1) * CONTROL_HZ / fps, np.arange(area.size), area)
     return np.diff(edges) * fps / CONTROL_HZ

@@ -108,33 +108,24 @@ def training(device: torch.device, deadline: float) -> list[Row]:
     """Training steps of LiteAVSE.yaml with data that is already on the device, until `deadline` (of time.monotonic)."""
     architecture, cfg = recipes()[RECIPE]
     rows: list[Row] = []
-    tf32_before = torch.get_float32_matmul_precision()
     for precision in ("fp32", "tf32", "bf16"):
         for batch in TRAINING_BATCHES:
             if time.monotonic() > deadline:
                 rows.append({"precision": precision, "batch": batch, "note": "left out: no time was left"})
                 continue
-            torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-            torch.backends.cudnn.allow_tf32 = precision != "fp32"
             try:
                 found = _training_row(architecture, cfg, batch, precision, device)
                 rows.append({"precision": precision, "batch": batch} | found)
             except torch.cuda.OutOfMemoryError:
                 rows.append({"precision": precision, "batch": batch, "note": "the GPU's memory is too small"})
             torch.cuda.empty_cache()
-    torch.set_float32_matmul_precision(tf32_before)
     return rows
 
 
 def _training_row(architecture: str, cfg: dict, batch: int, precision: str, device: torch.device) -> Row:
-    cfg = {**cfg, "training_cfg": {**cfg["training_cfg"], "batch_size": batch}}
+    cfg = {**cfg, "training_cfg": {**cfg["training_cfg"], "batch_size": batch, "precision": precision}}
     torch.manual_seed(0)
-    plain = training_step(ARCHITECTURES[architecture](cfg).to(device), cfg, device)
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            plain()
-
+    step = training_step(ARCHITECTURES[architecture](cfg).to(device), cfg, device)
     torch.cuda.reset_peak_memory_stats(device)
     seconds = medians({"step": step}, 5)["step"]
     clips_sec = batch * cfg["training_cfg"]["segment_size"] / cfg["stft_cfg"]["sampling_rate"]

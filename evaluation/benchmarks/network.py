@@ -19,6 +19,7 @@ from models.ops.scan import selective_scan
 from models.pretrained import ARCHITECTURES
 from models.stfts import mag_phase_istft
 from utils.config import complete_config, load_config
+from utils.training.precision import autocast, choose_precision, matrix_products
 
 ROOT = Path(__file__).resolve().parents[2]
 SCAN_SHAPES = {  # sequences, length, channels, state: the scans of one second of sound
@@ -153,17 +154,17 @@ def fresh_enhancer(architecture: str, cfg: dict, device: torch.device) -> Enhanc
 
 
 def bench_models(device: torch.device, repeats: int, longest_sec: int) -> list[Row]:
-    """Real-time factor of the whole pipeline, by length and, where there is one, with and without the picture."""
+    """Real-time factor of the whole pipeline, by length, without the face and, where the model uses one, with it."""
     rng = np.random.default_rng(0)
     rows: list[Row] = []
     for name, (architecture, cfg) in recipes().items():
         enhancer = fresh_enhancer(architecture, cfg, device)
         visual = architecture == "LiteAVSEMamba" and cfg["visual_cfg"]["use_visual"]
-        for picture in (False, True) if visual else (False,):
-            row: Row = {"recipe": name, "input": "sound and face" if picture else "sound"}
+        for face in (False, True) if visual else (False,):
+            row: Row = {"recipe": name, "input": "sound and face" if face else "sound"}
             for seconds in (s for s in DURATIONS_SEC if s <= longest_sec):
                 wav = 0.1 * rng.standard_normal(16000 * seconds).astype(np.float32)
-                video = rng.integers(0, 255, (25 * seconds, 96, 96, 3), dtype=np.uint8) if picture else None
+                video = rng.integers(0, 255, (25 * seconds, 96, 96, 3), dtype=np.uint8) if face else None
 
                 def enhance(wav: np.ndarray = wav, video: np.ndarray | None = video, to: Enhancer = enhancer) -> None:
                     to.enhance(wav, 16000, video=video)
@@ -199,14 +200,17 @@ def training_step(model: SEMamba, cfg: dict, device: torch.device) -> Callable[[
     stft = {key: cfg["stft_cfg"][key] for key in ("n_fft", "hop_size", "win_size")}
     stft["compress_factor"] = cfg["model_cfg"]["compress_factor"]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    precision = choose_precision(cfg["training_cfg"]["precision"], device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        out = model.forward_with_gates(mag, pha, video)
-        audio = mag_phase_istft(out.mag, out.pha, **stft, length=samples)
-        estimate = Signal(out.mag, out.pha, out.com, audio)
-        total, _ = generator_losses(cfg["training_cfg"]["loss"], estimate, Signal(mag, pha, com, wave), stft)
-        total.backward()
+        with matrix_products(precision):
+            with autocast(precision, device):
+                out = model.forward_with_gates(mag, pha, video)
+            audio = mag_phase_istft(out.mag, out.pha, **stft, length=samples)
+            estimate = Signal(out.mag, out.pha, out.com, audio)
+            total, _ = generator_losses(cfg["training_cfg"]["loss"], estimate, Signal(mag, pha, com, wave), stft)
+            total.backward()
         optimizer.step()
 
     return step

@@ -1,4 +1,4 @@
-"""A document of headings, text, tables, listings and pictures, written as Markdown and as one HTML file."""
+"""A document of headings, text, tables, listings and images, written as Markdown and as one HTML file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ STYLE = (
 
 
 class Document:
-    """Parts in order, each added by one call."""
+    """The parts of a document. Each method adds one at the end."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -46,7 +46,7 @@ class Document:
         self._html.append("<div class=wide><table>" + "".join(f"<tr>{line}</tr>" for line in cells) + "</table></div>")
 
     def image(self, path: Path, caption: str) -> None:
-        """A .png; the HTML holds it, the Markdown leads to it."""
+        """Adds a .png: the HTML contains it, the Markdown links to it."""
         self._markdown.append(f"![{caption}]({{{len(self._images)}}})")
         self._images.append(path)
         data = base64.b64encode(path.read_bytes()).decode()

@@ -1,4 +1,4 @@
-"""Figures that can be read in print: large enough letters, lines that differ without colour."""
+"""Figures for print: the letters are large enough, and lines can be told apart without colour."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def require_matplotlib() -> None:
 
 @contextlib.contextmanager
 def drawing(path: Path, width_inch: float, height_inch: float, dpi: int = DPI) -> Iterator:
-    """A figure to draw into, in the size it is printed in; then written to `path`, whole or not at all. Needs no display."""
+    """A figure of the size that it has in print, to draw into. It is then written to `path`, as a whole or not at all."""
     require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -63,7 +63,7 @@ def _curves(axis, grid: Grid, kind: str, metric: str) -> None:
         cells = [grid.at(row, kind, snr, metric) for snr in snrs]
         middle, low, high = (np.array([cell[key] for cell in cells]) for key in ("mean", "low", "high"))
         colour, dash, mark = STYLE[row]
-        # Side by side, so that one row's interval does not hide another's.
+        # The rows are drawn side by side, so that their intervals do not hide each other.
         x = np.array(snrs) + 0.6 * (place - (len(grid.rows) - 1) / 2)
         bars = np.nan_to_num(np.maximum(np.stack([middle - low, high - middle]), 0))
         axis.errorbar(x, middle, bars, color=colour, linestyle=dash, marker=mark, capsize=1.5, elinewidth=0.7,
@@ -74,7 +74,7 @@ def _curves(axis, grid: Grid, kind: str, metric: str) -> None:
 
 
 def visual_figure(summary: Sequence[Mapping], path: Path) -> None:
-    """What each degradation of the video costs against no video, with 95 % intervals, and how far it is trusted."""
+    """What each condition of the video gains or costs against no video, with 95 % intervals, and the mean alpha."""
     conditions = list(dict.fromkeys(entry["condition"] for entry in summary))
     places = np.arange(len(conditions))[::-1]
     with drawing(path, 7.2, 1.1 + 0.17 * len(conditions)) as figure:
@@ -98,7 +98,7 @@ def visual_figure(summary: Sequence[Mapping], path: Path) -> None:
         axes[0].set_ylim(-0.7, len(conditions) - 0.3)
         for axis in axes:
             axis.grid(alpha=0.3)
-            axis.locator_params(axis="x", nbins=3, min_n_ticks=2)  # labels like -0.025 must not run together
+            axis.locator_params(axis="x", nbins=3, min_n_ticks=2)  # long labels like -0.025 must not touch
         handles, labels = axes[-1].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower right", ncols=2, frameon=False)
         figure.supxlabel("audio-visual minus audio-only; triangles: 95 % interval below 0", fontsize=8)

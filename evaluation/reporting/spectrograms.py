@@ -12,7 +12,7 @@ from evaluation.reporting.figures import DPI, drawing
 from models.inference.results import EnhanceResult
 from models.stfts import mag_phase_stft
 
-DYNAMIC_RANGE_DB = 70.0  # of the spectrograms, below the loudest bin of all of them
+DYNAMIC_RANGE_DB = 70.0  # below the loudest bin of all spectrograms of a figure
 LARGEST_DIFFERENCE_DB = 30.0
 
 
@@ -27,10 +27,11 @@ def spectrogram_figure(
     path: Path, title: str, sounds: Mapping[str, np.ndarray], result: EnhanceResult, stft: Mapping, difference: bool = True,
     gate_over_time: bool = False, dpi: int = DPI,
 ) -> None:
-    """Panels of sounds {name: float32 [L]} on one dB scale, the second minus the last, alpha and the gate, as the suffix says.
+    """Spectrograms of `sounds` {name: float32 [L]} on one dB scale, then a difference, alpha and the gate, one below the other.
 
-    Differences are between levels no lower than the scale's floor: what lies below it is silence in both. The gate is
-    drawn by frequency, with its spread over time, or as a picture of both.
+    The suffix of `path` chooses the format. The difference is the second sound minus the last (of two sounds: minus the
+    first); levels below the end of the scale count as silence in both. The gate is drawn by frequency with its spread over
+    time, or, with `gate_over_time`, by frequency and time.
     """
     spectra = {name: spectrogram_db(wav, stft) for name, wav in sounds.items()}
     highest = max(float(spectrum.max()) for spectrum in spectra.values())
@@ -58,14 +59,14 @@ def spectrogram_figure(
         if not gate_over_time:
             _draw_gate(axes[-1], result, top_khz)
             return
-        image = axes[-1].imshow(_gate_picture(result), cmap="viridis", vmin=0, vmax=1, **place)
-        title = "gate: where the picture helps" + _without(result.gate, "no gate to show")
+        image = axes[-1].imshow(_gate_image(result), cmap="viridis", vmin=0, vmax=1, **place)
+        title = "gate: where the video helps" + _without(result.gate, "no gate to show")
         axes[-1].set(title=title, xlabel="time in s", ylabel="kHz")
         figure.colorbar(image, ax=list(axes[-2:]), label="gate", aspect=25, pad=0.01)
 
 
-def _gate_picture(result: EnhanceResult) -> np.ndarray:
-    """The gate [F', T]; empty where no picture was used, which is not the same as a gate of 0."""
+def _gate_image(result: EnhanceResult) -> np.ndarray:
+    """The gate [F', T]; NaN, which leaves the place empty, where no video was used: that is not the same as a gate of 0."""
     if result.gate is None:
         return np.full((1, 1), np.nan)
     without = result.alpha[: len(result.gate), None] == 0
@@ -77,7 +78,7 @@ def _without(values: np.ndarray | None, said: str) -> str:
 
 
 def draw_recording(path: Path, title: str, noisy: np.ndarray, result: EnhanceResult, stft: Mapping) -> None:
-    """What was done to a recording, noisy float32 [n] at the result's rate: both spectrograms, alpha and the gate over time."""
+    """Draws both spectrograms, alpha and the gate over time. noisy: float32 [n] at the result's sample rate."""
     way = "audio only" if result.alpha is None else "audio-visual"
     sounds = {"noisy": noisy, f"enhanced, {way}": result.wav}
     spectrogram_figure(path, title, sounds, result, stft, difference=False, gate_over_time=True)
@@ -86,7 +87,7 @@ def draw_recording(path: Path, title: str, noisy: np.ndarray, result: EnhanceRes
 def _draw_alpha(axis, result: EnhanceResult, duration_sec: float) -> None:
     if result.alpha is not None:
         axis.plot(np.linspace(0, duration_sec, len(result.alpha)), result.alpha, color="#009e73")
-    title = "alpha: trust in the picture" + _without(result.alpha, "no picture was used")
+    title = "alpha: trust in the video" + _without(result.alpha, "no video was used")
     axis.set(title=title, xlabel="time in s", ylabel="alpha", xlim=(0, duration_sec), ylim=(-0.05, 1.05))
     axis.grid(alpha=0.3)
 
@@ -99,6 +100,6 @@ def _draw_gate(axis, result: EnhanceResult, top_khz: float) -> None:
         axis.fill_between(centre_khz, low, high, color="#0072b2", alpha=0.25, linewidth=0, label="10 % to 90 % of the moments")
         axis.plot(centre_khz, result.gate.mean(axis=0), color="#0072b2", label="mean over time")
         axis.legend(loc="best", frameon=False)
-    title = "gate: frequencies that the picture helps" + _without(result.gate, "no gate to show")
+    title = "gate: frequencies that the video helps" + _without(result.gate, "no gate to show")
     axis.set(title=title, xlabel="frequency in kHz", ylabel="gate", xlim=(0, top_khz), ylim=(-0.05, 1.05))
     axis.grid(alpha=0.3)

@@ -19,7 +19,7 @@ SUMMARY_COLUMNS = (
 )  # fmt: skip
 INTERVAL_NOTE = (
     f"95 % intervals: bootstrap over clips, all mixtures of a clip together (below {FEW_GROUPS} clips: Student's t). A mixture "
-    "that one row could not be scored on is left out of every row."
+    "that lacks a score in one row is left out of every row."
 )
 
 
@@ -32,12 +32,12 @@ def by_sample(rows: Sequence[Mapping]) -> dict[str, dict[str, Mapping]]:
 
 
 def complete(samples: Sequence[Mapping[str, Mapping]], metric: str) -> list[Mapping[str, Mapping]]:
-    """Samples on which no row failed in `metric`: means over others would not be of the same samples."""
+    """The samples that have a score of `metric` in every row, so that the means of all rows are over the same samples."""
     return [rows for rows in samples if not any(math.isnan(row[metric]) for row in rows.values())]
 
 
 def common_means(samples: Sequence[Mapping[str, Mapping]], metrics: Sequence[str] = METRICS) -> dict[str, dict[str, float]]:
-    """{row: {metric: mean}}, each metric's over the samples on which no row failed in it; NaN where there are none."""
+    """{row: {metric: mean}}, over the samples that have a score of the metric in every row; NaN where there are none."""
     means: dict[str, dict[str, float]] = {row: {} for row in (samples[0] if samples else ())}
     for metric in metrics:
         kept = complete(samples, metric)
@@ -60,7 +60,7 @@ def summarize_rows(rows: Sequence[Mapping], reference: str = NOISY) -> list[dict
                 cells[kind, snr].append(sample)
     order = sorted(cells, key=lambda key: (key[0] != ALL, key[0], key[1] == ALL, key[1] if key[1] != ALL else 0))
     for place in range(2):
-        if len({key[place] for key in order}) == 2:  # one kind, or one SNR, and "all": the same numbers twice
+        if len({key[place] for key in order}) == 2:  # with one kind, or one SNR, "all" would repeat its numbers
             order = [key for key in order if key[place] != ALL]
     found = []
     for kind, snr in order:
@@ -85,12 +85,12 @@ def mean(values: Sequence[float]) -> float:
 
 
 def gain_number(value: float, metric: str) -> str:
-    """A difference of scores with its sign. A gain in PESQ is often below 0.01, so all but decibels have three digits."""
+    """A difference of scores with its sign. Gains in dB have two digits, all others three, since many are below 0.01."""
     return "-" if math.isnan(value) else f"{value:+.{2 if TABLE[metric].unit == 'dB' else 3}f}"
 
 
 class Grid:
-    """A summary by place: grid.at(row, kind, snr, metric), with its kinds, SNRs and rows in order."""
+    """A summary as a table: grid.at(row, kind, snr, metric) is an entry; rows, kinds and snrs are in their order."""
 
     def __init__(self, summary: Sequence[Mapping]) -> None:
         self._cells = {(c["row"], c["kind"], c["snr_db"], c["metric"]): c for c in summary}
@@ -126,7 +126,7 @@ def latex_escape(text: str) -> str:
 
 
 def latex_table(summary: Sequence[Mapping], kind: str, note: str) -> str:
-    """One table: metrics in blocks, rows by SNR, the mean with its interval below; needs booktabs. Best means are bold."""
+    """A table with a block for each metric: rows by SNR, each mean above its interval, the best in bold. It needs booktabs."""
     grid = Grid(summary)
     width = len(grid.snrs) + 1
     lines = [

@@ -1,4 +1,4 @@
-"""What can happen to the video on its way: the conditions under which audio-visual enhancement is tested."""
+"""The conditions of the video under which audio-visual enhancement is tested, such as black, blurred, late or missing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ CONDITIONS = (
     CLEAN, *AS_IN_TRAINING, LOW_RESOLUTION, *(f"drop_{share}" for share in DROPPED_PERCENT),
     *(f"shift_{shift:+d}ms" for shift in SHIFTS_MS), OTHER_FACE, NONE,
 )  # fmt: skip
-LOW_SIZE = 12  # pixels a side: the lips are two or three of them
+LOW_SIZE = 12  # pixels of a side; the lips cover two or three
 
 
-class Picture(NamedTuple):
-    """Face crops and what is wrong with them."""
+class DegradedCrops(NamedTuple):
+    """Face crops, and which of them are corrupt."""
 
     crops: np.ndarray  # uint8 [V, S, S, 3]
     mask: np.ndarray  # bool [V], True where a face is seen
@@ -42,7 +42,7 @@ def _low_resolution(crops: np.ndarray) -> np.ndarray:
 
 
 def _drop(crops: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """That share of the frames never arrives, and the one before is shown on, as players do; the first always arrives."""
+    """Loses this share of the frames; the frame before is shown instead, as in a player. The first is never lost."""
     lost = np.zeros(len(crops), bool)
     lost[1 + rng.permutation(len(crops) - 1)[: round(share * len(crops))]] = True
     shown = np.maximum.accumulate(np.where(lost, 0, np.arange(len(crops))))
@@ -52,12 +52,12 @@ def _drop(crops: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np
 def degrade(
     name: str, crops: np.ndarray, mask: np.ndarray, fps: float, seed: int,
     other: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Picture | None:
+) -> DegradedCrops | None:
     """Crops uint8 [V, S, S, 3] and mask [V] under the condition `name`; None when the video is withheld.
 
-    The mask stays as it is, as if a face were still found: what is tested is whether the model itself sees that the
-    picture is of no use. `other`: crops and mask of another speaker, cut or repeated to as many frames. The same seed
-    gives the same pixels. ValueError for an unknown name, or where `other` is needed and missing.
+    The mask stays as it is, as if a face were still found: the test is whether the model itself sees that the crops are of
+    no use. `other`: crops and mask of another speaker, which are cut or repeated to the same number of frames. The same
+    seed gives the same pixels. ValueError for an unknown name, or where `other` is needed and missing.
     """
     check_condition(name)
     if name == NONE:
@@ -82,4 +82,4 @@ def degrade(
             raise ValueError("there is no other speaker's face in the test set")
         shown = np.arange(count) % len(other[0])
         crops, mask = other[0][shown], other[1][shown]
-    return Picture(crops, mask, wrong | ~mask)
+    return DegradedCrops(crops, mask, wrong | ~mask)

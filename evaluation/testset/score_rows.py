@@ -1,19 +1,15 @@
-"""Scores a test set row by row in parallel processes; what is finished is kept, so that a run may be stopped and continued."""
+"""Scores a test set row by row in parallel processes. Finished rows are kept, so that a run can be stopped and continued."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
-import multiprocessing
 import os
-import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from evaluation.testset.conditions import CONDITIONS, NONE, OTHER_FACE, Picture, degrade
+from evaluation.testset.conditions import CONDITIONS, NONE, OTHER_FACE, DegradedCrops, degrade
 from evaluation.testset.manifest import SAMPLE_RATE_HZ, Mixture, Sample, mix
 from models.inference.enhancer import Enhancer
 from models.inference.results import EnhanceResult
@@ -29,13 +25,14 @@ from models.timing import video_frame_index
 from utils.console import one_line
 from utils.scores.metrics import METRICS, require_scorers, score_clip
 from utils.util import write_json
+from utils.worker_pool import WHY_LOST, run_jobs
 
 NOISY, AUDIO_ONLY, AUDIO_VISUAL = "noisy", "audio_only", "audio_visual"
 COLUMNS = ("sample_id", "row", "clip", "speaker", "kind", "snr_db", "mixture", *METRICS, "mean_alpha", "note", "errors")
 
 
 class Task(NamedTuple):
-    """One number of the table to be: a sample, and the row it belongs to (NOISY, ..., or one of CONDITIONS)."""
+    """What one process does at a time: a sample, and a row (NOISY, AUDIO_ONLY, AUDIO_VISUAL, or one of CONDITIONS)."""
 
     sample: Sample
     row: str
@@ -43,7 +40,7 @@ class Task(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What a scoring process needs to begin."""
+    """What a process needs before it can score."""
 
     checkpoint: str
     config: Mapping | None
@@ -53,53 +50,61 @@ class Setup:
 
 
 class Scorer:
-    """Makes a sample's mixture, enhances it as its row says and scores the result."""
+    """Makes a sample's mixture, enhances it as the row says and scores the result.
 
-    def __init__(self, enhancer: Enhancer, max_sec: float) -> None:
-        self._enhancer, self._max_sec = enhancer, max_sec
+    enhancer: None loads that of `setup` at the first task, so that each process loads its own.
+    """
+
+    def __init__(self, setup: Setup, enhancer: Enhancer | None = None) -> None:
+        self._setup = setup
+        if enhancer is not None:
+            self._enhancer = enhancer
         self._mixtures: dict[Sample, Mixture] = {}
-        self._pictures: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._loaded: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # crops and mask of the last few videos
 
     def __call__(self, task: Task) -> dict:
-        """A row as it is stored; a sample that cannot be enhanced or scored has NaN (here None) and the reason."""
+        """A row as it is stored. A sample that cannot be enhanced or scored has None for each metric, and the reason."""
         sample, row = task
-        found = {
-            "sample_id": sample.sample_id, "row": row, "clip": sample.clip, "speaker": sample.speaker, "kind": sample.kind,
-            "snr_db": sample.snr_db, "mixture": "", "note": "",
-        }  # fmt: skip
+        found = _about(task)
         try:
             mixture = self._mixture(sample)
             found["mixture"] = mixture.fingerprint
             estimate = mixture.noisy
             if row != NOISY:
-                picture = self._picture(sample, row, len(mixture.noisy) / SAMPLE_RATE_HZ)
-                video, mask = (picture.crops, picture.mask) if picture else (None, None)
-                result = self._enhancer.enhance(mixture.noisy, SAMPLE_RATE_HZ, video, mask)
+                shown = self._shown(sample, row, len(mixture.noisy) / SAMPLE_RATE_HZ)
+                crops, mask = (shown.crops, shown.mask) if shown else (None, None)
+                result = self._enhancer.enhance(mixture.noisy, SAMPLE_RATE_HZ, crops, mask)
                 estimate = result.wav
                 found["note"] = "; ".join(result.notes)
-                if picture is not None:
-                    found |= self._alpha(result, picture)
+                if shown is not None:
+                    found |= self._alpha(result, shown)
             scores = score_clip(mixture.clean, estimate, SAMPLE_RATE_HZ)
         except (ValueError, OSError) as error:
             return found | failed(one_line(error))
         return found | {m: None if math.isnan(scores[m]) else scores[m] for m in METRICS} | {"errors": scores["errors"]}
 
+    @functools.cached_property
+    def _enhancer(self) -> Enhancer:
+        torch.set_num_threads(self._setup.threads)
+        return Enhancer.from_checkpoint(self._setup.checkpoint, self._setup.device, self._setup.config)
+
     def _mixture(self, sample: Sample) -> Mixture:
         if sample not in self._mixtures:
-            self._mixtures = {sample: mix(sample, self._max_sec)}  # the rows of a sample follow one another
+            self._mixtures = {sample: mix(sample, self._setup.max_sec)}  # the rows of a sample follow one another
         return self._mixtures[sample]
 
     def _crops(self, path: str, masked: Sequence[tuple[int, int]], duration_sec: float) -> tuple[np.ndarray, np.ndarray]:
-        if path not in self._pictures:
-            if len(self._pictures) > 3:
-                self._pictures.clear()
+        if path not in self._loaded:
+            if len(self._loaded) > 3:
+                self._loaded.clear()
             crops, mask = self._enhancer.load_video(path, duration_sec)
             for first, end in masked:
                 mask[first:end] = False
-            self._pictures[path] = crops, mask
-        return self._pictures[path]
+            self._loaded[path] = crops, mask
+        return self._loaded[path]
 
-    def _picture(self, sample: Sample, row: str, duration_sec: float) -> Picture | None:
+    def _shown(self, sample: Sample, row: str, duration_sec: float) -> DegradedCrops | None:
+        """The crops that the model sees in this row; None where the video is withheld."""
         condition = sample.visual if row == AUDIO_VISUAL else row
         if condition in (AUDIO_ONLY, NONE):
             return None
@@ -111,9 +116,9 @@ class Scorer:
         crops, mask = self._crops(sample.video, sample.masked, duration_sec)
         return degrade(condition, crops, mask, self._enhancer.video_fps, sample.seed, other)
 
-    def _alpha(self, result: EnhanceResult, picture: Picture) -> dict:
-        """Alpha of each video frame, whether that frame was as it should be, and the clip's mean."""
-        count = len(picture.crops)
+    def _alpha(self, result: EnhanceResult, crops: DegradedCrops) -> dict:
+        """The clip's mean alpha; for each video frame alpha, whether the crop is corrupt, and whether a face is seen."""
+        count = len(crops.crops)
         frames = np.zeros(count)
         if result.alpha is not None:
             stft = self._enhancer.cfg["stft_cfg"]
@@ -124,8 +129,17 @@ class Scorer:
             frames = sums / np.maximum(np.bincount(index[shown], minlength=count), 1)
         return {
             "mean_alpha": result.mean_alpha or 0.0, "alpha": [round(float(a), 5) for a in frames],
-            "corrupt": picture.corruption.astype(int).tolist(), "seen": picture.mask.astype(int).tolist(),
+            "corrupt": crops.corruption.astype(int).tolist(), "seen": crops.mask.astype(int).tolist(),
         }  # fmt: skip
+
+
+def _about(task: Task) -> dict:
+    """The fields of a row that are known before it is scored."""
+    sample = task.sample
+    return {
+        "sample_id": sample.sample_id, "row": task.row, "clip": sample.clip, "speaker": sample.speaker, "kind": sample.kind,
+        "snr_db": sample.snr_db, "mixture": "", "note": "",
+    }  # fmt: skip
 
 
 def failed(reason: str) -> dict:
@@ -133,78 +147,13 @@ def failed(reason: str) -> dict:
     return {**dict.fromkeys(METRICS), "errors": dict.fromkeys(METRICS, reason)}
 
 
-_scorer: Scorer | None = None  # of this process
-
-
-def _begin(setup: Setup) -> None:
-    global _scorer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    torch.set_num_threads(setup.threads)
-    _scorer = Scorer(Enhancer.from_checkpoint(setup.checkpoint, setup.device, setup.config), setup.max_sec)
-
-
-def _score(task: Task) -> dict:
-    assert _scorer is not None
-    return _scorer(task)
-
-
-def _executor(workers: int, setup: Setup) -> ProcessPoolExecutor:
-    # Spawned, not forked: a fork of a process with torch's threads in it hangs.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(setup,))
-
-
-def _alone(task: Task, setup: Setup) -> dict:
-    """Score in a process of its own, which may die: PESQ is C code, and odd clips have crashed it."""
-    with _executor(1, setup) as executor:
-        try:
-            return executor.submit(_score, task).result()
-        except BrokenProcessPool:
-            sample = task.sample
-            known = {"sample_id": sample.sample_id, "row": task.row, "clip": sample.clip, "speaker": sample.speaker,
-                     "kind": sample.kind, "snr_db": sample.snr_db, "mixture": "", "note": ""}  # fmt: skip
-            return known | failed("the scoring process crashed")
-
-
-def _in_parallel(tasks: Iterable[Task], workers: int, setup: Setup) -> Iterator[dict]:
-    """Rows as they are finished; tasks that were under way when a process died are tried again, each by itself."""
-    todo, waiting = iter(tasks), {}
-    executor = _executor(workers, setup)
-    try:
-        while True:
-            suspects: list[Task] = []
-            for task in islice(todo, 2 * workers - len(waiting)):
-                try:
-                    waiting[executor.submit(_score, task)] = task
-                except BrokenProcessPool:
-                    suspects.append(task)
-            if not waiting and not suspects:
-                return
-            done: set[Future] = wait(waiting, return_when=FIRST_COMPLETED).done
-            for future in done:
-                task = waiting.pop(future)
-                try:
-                    yield future.result()
-                except BrokenProcessPool:
-                    suspects.append(task)
-            if suspects:
-                suspects += waiting.values()
-                waiting.clear()
-                executor.shutdown()
-                for task in suspects:
-                    yield _alone(task, setup)
-                executor = _executor(workers, setup)
-    finally:
-        executor.shutdown(cancel_futures=True)
-
-
 class RowStore:
-    """The finished rows of a run, a line of JSON each in rows.jsonl; half a line, left by a crash, is dropped.
+    """The finished rows of a run, a line of JSON each in rows.jsonl. Half a line, which a crash can leave, is removed.
 
-    A row in which every metric failed does not count as finished: what was missing may be there by now. Of two lines for
-    one row the later one holds.
+    A row in which every metric failed is not finished, since the next run may find what was missing. Where a row has two
+    lines the later one counts.
 
-    identity: what the rows depend on. ValueError when the folder holds rows of another identity.
+    identity: all that the rows depend on. ValueError when the folder holds rows of another identity.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, str]) -> None:
@@ -256,9 +205,9 @@ def check_rows(rows: Sequence[str]) -> None:
 def score_rows(
     samples: Sequence[Sample], rows: Sequence[str], store: RowStore, setup: Setup, workers: int, enhancer: Enhancer
 ) -> list[dict]:
-    """Every row of every sample, in that order, with NaN where a score is missing; those in `store` are not made again.
+    """Every row of every sample, in this order, with NaN for a missing score. Rows that `store` has are not scored again.
 
-    workers: processes, each with setup.threads threads; 1 works in this process, where a crash in PESQ's C code ends it.
+    workers: processes, each with setup.threads threads. 1 works in this process, which ends if PESQ's C code crashes.
     """
     require_scorers()
     check_rows(rows)
@@ -266,9 +215,9 @@ def score_rows(
     todo = [task for task in wanted if (task.sample.sample_id, task.row) not in store.rows]
     if len(todo) < len(wanted):
         print(f"{len(wanted) - len(todo)} of {len(wanted)} rows were finished before")
-    results = _in_parallel(todo, min(workers, len(todo)), setup) if workers > 1 and len(todo) > 1 else map(
-        Scorer(enhancer, setup.max_sec), todo
-    )  # fmt: skip
+    workers = min(workers, len(todo))
+    scorer = Scorer(setup, enhancer if workers < 2 else None)
+    results = run_jobs(scorer, todo, workers, lost=lambda task: _about(task) | failed(WHY_LOST))
     with tqdm(total=len(wanted), initial=len(wanted) - len(todo), unit="row", disable=None) as bar:
         for row in results:
             store.add(row)
@@ -281,7 +230,7 @@ def with_nan(row: Mapping) -> dict:
 
 
 def report_failures(rows: Sequence[Mapping]) -> int:
-    """Name every row that has no score in some metric, on stderr; how many there are."""
+    """Names on stderr every row that lacks a score; returns how many these are."""
     bad = [row for row in rows if row["errors"]]
     for row in bad:
         reasons = "; ".join(sorted({f"{metric}: {why}" for metric, why in row["errors"].items()}))

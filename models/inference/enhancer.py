@@ -115,8 +115,8 @@ class Enhancer:
         bool [V] (True: the frame shows a face; default all). Frames after the end of the sound are not used; where no face is
         seen the sound alone is used. return_details returns the gate too. attenuation_limit_db mixes some of the noise
         back (models/inference/waveform.py). `faces` are the options for finding the face in a file (default: the
-        Enhancer's). A causal model calls `progress` with the share that is done, up to 1; an exception in it ends the
-        work. ValueError names input that cannot be used.
+        Enhancer's). `progress` is called with the share that is done, up to 1, unless the recording is taken at once; an
+        exception in it ends the work. ValueError names input that cannot be used.
 
         A causal model processes the sound piece by piece, as it does live (models/inference/stream_batch.py): memory grows
         only with the arrays of samples. Any other model takes up to LONGEST_WHOLE_SEC at once; longer recordings are cut into
@@ -136,7 +136,7 @@ class Enhancer:
         if self.model.causal:
             enhanced, alpha, gate = self._in_steps(samples, crop_stream, return_details, progress)
         else:
-            enhanced, alpha, gate = self._offline(samples, crop_stream, return_details)
+            enhanced, alpha, gate = self._offline(samples, crop_stream, return_details, progress)
         outcome = self.outcome(duration_sec, crop_stream, alpha)
         return EnhanceResult(
             **vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)},
@@ -216,7 +216,10 @@ class Enhancer:
                 progress(position / len(samples))
         return enhanced, alpha.values, np.concatenate(gates) if gates else None
 
-    def _offline(self, samples: np.ndarray, crop_stream: CropStream | None, keep_gate: bool) -> tuple:
+    def _offline(
+        self, samples: np.ndarray, crop_stream: CropStream | None, keep_gate: bool,
+        progress: Callable[[float], object] | None = None,
+    ) -> tuple:
         """Samples [n] -> (enhanced [n], alpha [T] or None, gate [T, F'] or None), by a model that is not causal."""
         gain = level_gain(samples, causal=False, sample_rate=self.sample_rate)
         if len(samples) <= LONGEST_WHOLE_SEC * self.sample_rate:
@@ -224,7 +227,7 @@ class Enhancer:
             return enhanced / gain, alpha, gate
         enhanced, alpha = enhance_overlapped(
             samples * gain, crop_stream, self.sample_rate, self.video_fps, self.cfg["stft_cfg"]["hop_size"],
-            lambda chunk, face: self.run_whole(chunk, face, False)[:2],
+            lambda chunk, face: self.run_whole(chunk, face, False)[:2], progress,
         )
         return enhanced / gain, alpha, None
 

@@ -15,13 +15,15 @@ RunWhole = Callable[[np.ndarray, tuple[np.ndarray, np.ndarray] | None], tuple[np
 
 
 def enhance_overlapped(
-    samples: np.ndarray, crop_stream: CropStream | None, sample_rate: int, fps: float, hop_size: int, run: RunWhole
+    samples: np.ndarray, crop_stream: CropStream | None, sample_rate: int, fps: float, hop_size: int, run: RunWhole,
+    progress: Callable[[float], object] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Enhance samples [n] in chunks of 10 s that overlap by 1 s -> (enhanced [n], alpha [T], 0 where no face is seen).
 
     Each overlap is a raised-cosine cross-fade whose two weights add up to 1. The samples already have the model's level, by
     one gain for the whole recording, so that all chunks are equally loud. A chunk begins with the video frame whose time is
-    nearest to its own; the two times are equal where FADE_SEC * fps is a whole number.
+    nearest to its own; the two times are equal where FADE_SEC * fps is a whole number. `progress` is called with the share
+    that is done.
     """
     size, fade = CHUNK_SEC * sample_rate, FADE_SEC * sample_rate
     out = np.zeros(len(samples), np.float32)
@@ -44,6 +46,8 @@ def enhance_overlapped(
             frame, skip = first // hop_size, fade // hop_size // 2 if first else 0  # alpha changes in the middle of the overlap
             place = alpha[frame + skip : frame + len(chunk_alpha)]
             place[:] = chunk_alpha[skip : skip + len(place)]
+        if progress is not None:
+            progress(stop / len(samples))
         if stop == len(samples):
             return out, alpha
         first = stop - fade

@@ -26,7 +26,8 @@ _GROUPS = 16  # partial sums of the weights' gradient for any number of threads,
 def compiled_for(x: Tensor, channels: int) -> bool:
     """Whether `depthwise_rows` takes a tensor like x with so many channels a source."""
     return (
-        channels % PIECE == 0 and x.dtype == torch.float32 and x.device.type == "cpu" and resolve_backend(x.device) == "numba"
+        channels % PIECE == 0 and x.dtype == torch.float32 and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu") and resolve_backend(x.device) == "numba"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from helpers.tiny import face_crops, only_line, voice, wav_file, write_mpg
 from utils.faces.video_crops import load_video_frames
 from utils.media.clip_writer import write_clip
 from utils.media.sound import load_audio
+
+CLIP_JOB = prepare_faces._clip_job
 
 
 def clip(path: Path, seconds: float = 0.4) -> Path:
@@ -252,10 +255,21 @@ def test_frames_without_a_face_are_listed(tmp_path: Path, capsys: pytest.Capture
     assert read(tmp_path / "out.json") == [entry]  # also when nothing had to be done again
 
 
-def test_several_processes_do_the_same(tmp_path: Path) -> None:
+def dies_of_b(task: tuple) -> tuple:
+    if Path(task[0]["video"]).stem == "b":
+        os._exit(9)
+    return CLIP_JOB(task)
+
+
+def test_a_process_that_is_killed_costs_its_clip_only(tmp_path: Path, monkeypatch, capsys) -> None:
     entries = [{"video": str(clip(tmp_path / "s1" / f"{name}.mpg"))} for name in "abc"]
     (tmp_path / "in.json").write_text(json.dumps(entries))
-    assert prepare(tmp_path, "--face_crop", "center", "--workers", "2") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_faces, "_clip_job", dies_of_b)
+        assert prepare(tmp_path, "--face_crop", "center", "--workers", "2") == 1
+    assert [stem[0] for stem in stems(tmp_path / "out.json")] == ["a", "c"]
+    assert "b.mpg: its process crashed or was killed" in capsys.readouterr().out
+    assert prepare(tmp_path, "--face_crop", "center", "--workers", "2") == 0  # the next run makes up for it
     assert [stem[0] for stem in stems(tmp_path / "out.json")] == ["a", "b", "c"]
 
 

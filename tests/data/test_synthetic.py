@@ -1,4 +1,4 @@
-"""The synthetic corpus: what is seeded stays, what is heard is seen, and only the picture tells the talkers apart."""
+"""The synthetic corpus: what is seeded stays, what is heard is seen, and only the video tells the talkers apart."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_two_people_share_by_clip():
     assert len(set(every)) == 16
 
 
-def test_sound_and_picture_are_complete_and_start_together(corpus: Path):
+def test_sound_and_video_are_complete_and_start_together(corpus: Path):
     frames, sound, times, first_sec = read_clip(corpus / "train/s01_000.mp4")
     assert frames.shape == (50, 96, 96, 3)
     assert sound.size == 2 * SAMPLE_RATE

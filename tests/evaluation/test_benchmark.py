@@ -50,7 +50,7 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path, capsys):
     assert "abacus" in only_line(capsys.readouterr().err)
 
 
-def test_a_live_stream_is_timed_with_its_pictures(monkeypatch):
+def test_a_live_stream_is_timed_with_its_crops(monkeypatch):
     monkeypatch.setattr(benchmark_live, "LIVE_SEC", 1)
     only = {"LiteAVSE_small": ("LiteAVSEMamba", TINY), "LiteAVSE": ("LiteAVSEMamba", TINY)}
     monkeypatch.setattr(benchmark_live, "recipes", lambda: only)
@@ -101,7 +101,7 @@ def test_the_loaders_table_has_every_way_of_storing_the_same_clips(tmp_path, mon
     ]
 
 
-def test_clips_drawn_for_the_loader_have_picture_and_sound(tmp_path):
+def test_clips_drawn_for_the_loader_have_video_and_sound(tmp_path):
     entries = benchmark_loader.drawn_clips(tmp_path, copies=1, seconds=0.4)
     assert len(entries) == 4
     info = probe_media(entries[0]["video"])

@@ -40,13 +40,13 @@ def test_the_plain_scan_is_refused_for_it_would_count_as_nothing(monkeypatch: py
         count_macs(lambda: None)
 
 
-def test_macs_grow_with_the_picture_and_the_blocks() -> None:
+def test_macs_grow_with_the_crops_and_the_blocks() -> None:
     one, cfg = tiny_model(model_cfg={"causal": True})
     two, cfg_two = tiny_model(model_cfg={"causal": True, "num_tfmamba": 2})
     macs, more = macs_per_second(one, cfg), macs_per_second(two, cfg_two)
     assert 0 < macs["macs_sound_g"] < macs["macs_face_g"]
     assert more["macs_sound_g"] > macs["macs_sound_g"]
-    # The picture costs the same whatever hears the sound.
+    # The visual encoder costs the same whatever hears the sound.
     faces = [found["macs_face_g"] - found["macs_sound_g"] for found in (macs, more)]
     assert faces[0] == pytest.approx(faces[1], rel=1e-9)
     sound_only, cfg = tiny_model("SEMamba")

@@ -1,4 +1,4 @@
-"""`make demo`: clips in; scores, sound and a picture out."""
+"""`make demo`: clips in; scores, sound and a figure out."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def scores_in(text: str) -> dict[tuple[str, str], list[float]]:
     return found
 
 
-def test_scores_sound_and_picture(causal_checkpoint: Path, clips: Path, tmp_path: Path, capsys) -> None:
+def test_scores_sound_and_figure(causal_checkpoint: Path, clips: Path, tmp_path: Path, capsys) -> None:
     assert run(causal_checkpoint, clips, tmp_path / "out") == 0
     said = capsys.readouterr().out
     assert "LiteAVSEMamba (causal, with video)" in said.splitlines()[0]
@@ -90,27 +90,27 @@ def test_what_is_written_is_what_is_scored_and_the_video_counts(
         assert table["first", row][-1] == pytest.approx(si_sdr(clean, wav), abs=0.02)
 
 
-def picture(path: Path) -> np.ndarray:
+def image_of(path: Path) -> np.ndarray:
     from matplotlib.image import imread
 
     return imread(path)[..., :3]
 
 
-def test_the_picture_shows_what_went_in(tmp_path: Path) -> None:
+def test_the_figure_shows_what_went_in(tmp_path: Path) -> None:
     model, cfg = tiny_model()
     wav = voice(1.0)
     sample = demo.Sample(Path("clip.mp4"), wav, wav)
     result = Enhancer(model, cfg).enhance(wav, 16000, face_crops(25), return_details=True)
     demo.draw(tmp_path / "a.png", sample, result, cfg)
-    image = picture(tmp_path / "a.png")
+    image = image_of(tmp_path / "a.png")
     assert image.shape[0] > 800 and image.shape[1] > 600 and len(np.unique(image.reshape(-1, 3), axis=0)) > 100
     louder = demo.Sample(Path("clip.mp4"), wav, np.zeros_like(wav))
     demo.draw(tmp_path / "b.png", louder, result, cfg)
-    assert np.abs(picture(tmp_path / "b.png") - image).mean() > 0.01  # the clean spectrogram went black
+    assert np.abs(image_of(tmp_path / "b.png") - image).mean() > 0.01  # the clean spectrogram went black
 
 
 def test_an_audio_only_model_has_no_third_row(semamba_checkpoint: Path, clips: Path, tmp_path: Path, capsys) -> None:
-    assert run(semamba_checkpoint, clips, tmp_path, "--picture", "first") == 0
+    assert run(semamba_checkpoint, clips, tmp_path, "--figure", "first") == 0
     said = capsys.readouterr().out
     assert "audio only" in said and "audio-visual" not in said
     assert (tmp_path / "first.png").is_file()
@@ -174,7 +174,7 @@ def test_mistakes_are_one_line_and_leave_nothing(causal_checkpoint: Path, clips:
         ((causal_checkpoint, tmp_path / "nowhere"), ("samples folder", "nowhere does not exist")),
         ((causal_checkpoint, empty), ("holds no pair", "_clean.flac")),
         ((causal_checkpoint, uneven), ("16000 samples", "8000")),
-        ((causal_checkpoint, clips, "--picture", "third"), ("--picture third", "first, second")),
+        ((causal_checkpoint, clips, "--figure", "third"), ("--figure third", "first, second")),
     ):
         checkpoint, folder, *more = arguments
         assert run(checkpoint, folder, output, *more) == 2

@@ -1,4 +1,4 @@
-"""From a checkpoint to a report: what stands in it is what the scripts found, and every picture is there."""
+"""From a checkpoint to a report: what stands in it is what the scripts found, and every figure is there."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_a_report_holds_what_was_found(
         "## Scores by SNR, all kinds of noise", "## Paired tests", "## Degraded video", "## An example", "## Size and speed",
         "## Commands",
     ]  # fmt: skip
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(pictures) == 3 and all((tmp_path / name).stat().st_size > 5_000 for name in pictures)
+    images = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert len(images) == 3 and all((tmp_path / name).stat().st_size > 5_000 for name in images)
     with open(tmp_path / "snr" / "summary.csv", newline="") as file:
         cell = next(c for c in csv.DictReader(file) if (c["row"], c["snr_db"], c["metric"]) == ("audio_visual", "-5", "stoi"))
     row = next(line for line in text.split("| STOI")[1].splitlines() if line.startswith("| audio-visual"))

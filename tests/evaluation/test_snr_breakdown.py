@@ -24,6 +24,7 @@ from helpers.corpus import make_corpus
 from helpers.tiny import only_line, save_tiny_checkpoint
 from models.inference.enhancer import Enhancer
 from utils.scores.metrics import METRICS, score_clip
+from utils.worker_pool import WorkerPool, run_jobs
 
 pytestmark = pytest.mark.usefixtures("coarse_figures")
 
@@ -262,7 +263,8 @@ def _setup(finished: Path, checkpoint: Path) -> tuple[list[scoring.Task], Setup]
 
 def test_another_process_gives_the_same_rows(finished: Path, causal_checkpoint: Path) -> None:
     tasks, setup = _setup(finished, causal_checkpoint)
-    rows = list(scoring._in_parallel(tasks, 1, setup))
+    with WorkerPool(Scorer(setup), 1, lost=lambda task: {}) as pool:
+        rows = list(pool.map(tasks))
     alone = {(row["sample_id"], row["row"]): row for row in table(finished / "scores.csv")}
     assert {(row["sample_id"], row["row"]) for row in rows} == {(task.sample.sample_id, task.row) for task in tasks}
     for row in rows:
@@ -274,7 +276,7 @@ def test_another_process_gives_the_same_rows(finished: Path, causal_checkpoint: 
 def test_a_process_that_dies_costs_no_row(finished: Path, causal_checkpoint: Path, tmp_path: Path) -> None:
     tasks, setup = _setup(finished, causal_checkpoint)
     found = []
-    for row in scoring._in_parallel(tasks, 2, setup):
+    for row in run_jobs(Scorer(setup), tasks, 2, lost=lambda task: {}):
         if not found:
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
         found.append(row)

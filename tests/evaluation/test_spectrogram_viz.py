@@ -1,4 +1,4 @@
-"""The picture of an enhancement: levels in dB on one scale, the difference, and files that make no picture."""
+"""The figure of an enhancement: levels in dB on one scale, the difference, and files of which none is made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.tiny import all_files, only_line, tiny_model, voice
 from models.inference.results import EnhanceResult
 
 
-def picture(path: Path) -> np.ndarray:
+def image_of(path: Path) -> np.ndarray:
     from matplotlib.image import imread
 
     return imread(path)[..., :3]
@@ -35,7 +35,7 @@ def test_the_difference_is_white_where_nothing_differs(tmp_path: Path) -> None:
     same, other = ({"noisy": 2 * wav, "enhanced": enhanced, "clean": wav} for enhanced in (wav, 0.2 * wav))
     spectrogram_figure(tmp_path / "same.png", "a", same, result, cfg["stft_cfg"])
     spectrogram_figure(tmp_path / "other.png", "a", other, result, cfg["stft_cfg"])
-    one, two = picture(tmp_path / "same.png"), picture(tmp_path / "other.png")
+    one, two = image_of(tmp_path / "same.png"), image_of(tmp_path / "other.png")
     assert one.shape == two.shape
     # The light blue of "quieter by 14 dB" is a colour that only the difference has.
     blue = [((image[..., 2] > 0.7) & (image[..., 0] < 0.6)).sum() for image in (one, two)]
@@ -57,7 +57,7 @@ def test_with_and_without_clean_sound_and_difference(
     assert spectrogram_viz.main([*command(causal_checkpoint, tmp_path / "b.png", **files), "--no_diff"]) == 0
     assert spectrogram_viz.main(command(causal_checkpoint, tmp_path / "c.png", video=talking_clip)) == 0
     assert spectrogram_viz.main(command(semamba_checkpoint, tmp_path / "d.pdf", **files)) == 0
-    heights = [picture(tmp_path / f"{name}.png").shape[0] for name in "abc"]
+    heights = [image_of(tmp_path / f"{name}.png").shape[0] for name in "abc"]
     assert heights[0] > heights[1] == heights[2]  # one panel less without the difference, or without the clean sound
     assert (tmp_path / "d.pdf").read_bytes().startswith(b"%PDF")
 

@@ -55,7 +55,7 @@ def test_a_leak_and_a_lost_state_are_found(quick, tmp_path, capsys, monkeypatch,
     assert ("sound changed" in found) == (fault is leaks)
 
 
-def test_a_picture_that_is_never_looked_at_is_found(quick) -> None:
+def test_a_video_that_is_never_looked_at_is_found(quick) -> None:
     model, cfg = tiny_model(**TINY)
     with torch.no_grad():
         model.vce.output.bias.fill_(-100)

@@ -1,4 +1,4 @@
-"""A bad picture against none: what is done to the picture, the answer in the first line, and whether alpha sees it."""
+"""A bad video against none: what is done to the crops, the answer in the first line, and whether alpha sees it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_dropped_frames_show_the_one_before(crops: np.ndarray) -> None:
             assert np.array_equal(found.crops[index], found.crops[index - 1])
 
 
-def test_a_late_picture_is_late(crops: np.ndarray) -> None:
+def test_a_late_video_is_late(crops: np.ndarray) -> None:
     late, early = apply("shift_+200ms", crops), apply("shift_-80ms", crops)
     assert np.array_equal(late.crops[5:], crops[:-5]) and np.array_equal(late.crops[0], crops[0])
     assert np.array_equal(early.crops[:-2], crops[2:]) and np.array_equal(early.crops[-1], crops[-1])

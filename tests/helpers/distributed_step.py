@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,12 +14,13 @@ from utils.config import load_config
 from utils.distributed import Group, process_group
 from utils.training.launch import train_in, training_parser
 
+ACCUMULATED = ("training_cfg.batch_size=2", "training_cfg.accumulate_steps=2")  # in the place of a batch of 4
 SCRIPTS = {"train": train, "train_lite": train_lite}
 
 
-def first_gradients(script: str, recipe: str, folder: Path, group: Group) -> dict[str, torch.Tensor]:
+def first_gradients(script: str, recipe: str, folder: Path, group: Group, *overrides: str) -> dict[str, torch.Tensor]:
     """Gradients of generator and discriminator in the first step, without dropout: its masks are each process's own."""
-    trainer = SCRIPTS[script].build_trainer(load_config(recipe), folder, torch.device("cpu"), group)
+    trainer = SCRIPTS[script].build_trainer(load_config(recipe, overrides), folder, torch.device("cpu"), group)
     trainer.resume()
     networks = {"generator": trainer.generator}
     if trainer.adversary is not None:
@@ -28,7 +30,9 @@ def first_gradients(script: str, recipe: str, folder: Path, group: Group) -> dic
         for layer in network.modules():
             if isinstance(layer, torch.nn.Dropout):
                 layer.p = 0.0
-    _, problem = trainer.train_step(next(iter(trainer._batches())))
+            if hasattr(layer, "weight_orig"):  # spectral norm: each pass in training changes the weights a little
+                layer.eval()
+    _, problem = trainer.train_step(*islice(trainer._batches(), trainer.n_accumulated))
     assert problem is None, problem
     if trainer.adversary is not None:
         trainer.adversary.close()
@@ -41,9 +45,10 @@ def first_gradients(script: str, recipe: str, folder: Path, group: Group) -> dic
 def main(folder: str, recipes: dict[str, str]) -> None:
     with process_group("gloo", torch.device("cpu")) as group:
         for script, recipe in recipes.items():
-            gradients = first_gradients(script, recipe, Path(folder) / "none", group)
-            if group.is_main:
-                torch.save(gradients, Path(folder) / f"{script}_gradients.pth")
+            for name, overrides in (("gradients", ()), ("accumulated", ACCUMULATED)):
+                gradients = first_gradients(script, recipe, Path(folder) / "none", group, *overrides)
+                if group.is_main:
+                    torch.save(gradients, Path(folder) / f"{script}_{name}.pth")
             args = training_parser(script, "", recipe).parse_args(["--exp_folder", folder, "--exp_name", script])
             code = train_in(args, load_config(recipe), SCRIPTS[script].build_trainer, torch.device("cpu"), group)
             assert code == 0

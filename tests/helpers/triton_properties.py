@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.benchmarks.scan_errors import all_errors
+from helpers.autocast_errors import mamba_errors
 from helpers.scans import conv_inputs, scan_inputs, single
 from models.ops import scan_triton
 from models.ops.backend import available_backends, resolve_backend
@@ -41,6 +43,14 @@ def check_operators(tensors, conv) -> None:
     torch.library.opcheck(scan_triton.conv_forward, [*args, True], test_utils=CHECKS)
 
 
+def autocast_errors() -> dict[str, float]:
+    os.environ["LITEAVSE_SCAN"] = "triton"
+    try:
+        return mamba_errors()
+    finally:
+        del os.environ["LITEAVSE_SCAN"]
+
+
 def main() -> None:
     tensors = {name: x.requires_grad_() for name, x in single(scan_inputs(2, 7, 40, 4)).items()}
     conv = single(conv_inputs(2, 7, 40, 4))
@@ -69,7 +79,7 @@ def main() -> None:
         "pieces": max(difference(torch.cat([y_head, y_tail], 1), whole), difference(last, end)),
         "flops": counter.get_total_flops(), "sliced": difference(scan(sliced)[0], whole),
         "nan before": y_nan[:, :3].any().item(), "nan from there": y_nan[0, 3:, 2].all().item(),
-        "nan elsewhere": y_nan[0, :, 3].any().item(),
+        "nan elsewhere": y_nan[0, :, 3].any().item(), "autocast": autocast_errors(),
     }))  # fmt: skip
 
 

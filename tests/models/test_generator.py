@@ -25,6 +25,16 @@ def _clip(frames: int = 40, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor
     return mag, pha, torch.rand(batch, 3, frames * 10 // 64 + 1, 96, 96, generator=rng)
 
 
+def test_video_in_bytes_is_the_same_video():
+    model, _ = tiny_model()
+    mag, pha, _ = _clip()
+    video = torch.randint(0, 256, (2, 3, 7, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        outputs, expected = model(mag, pha, video), model(mag, pha, video.float() / 255.0)
+    assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
+    assert not torch.equal(outputs[0], model(mag, pha)[0])
+
+
 # SEMamba -------------------------------------------------------------------------------------------------------------
 
 
@@ -92,14 +102,14 @@ def test_a_causal_model_does_not_see_ahead(architecture):
     mag, pha, video = _clip(40)
     other = mag.clone()
     other[..., 25:] *= 1.7
-    picture = (video,) if architecture == "LiteAVSEMamba" else ()
+    shown = (video,) if architecture == "LiteAVSEMamba" else ()
     with torch.no_grad():
-        before, after = model(mag, pha, *picture)[2], model(other, pha, *picture)[2]
+        before, after = model(mag, pha, *shown)[2], model(other, pha, *shown)[2]
     assert (before - after)[:, :, :25].abs().max() < 1e-6
     assert (before - after)[:, :, 25:].abs().max() > 1e-3  # a model that ignores its input would pass the line above
 
 
-def test_a_later_picture_does_not_change_the_past():
+def test_a_later_crop_does_not_change_the_past():
     model, _ = tiny_model(**CAUSAL)
     mag, pha, video = _clip(48)
     other = video.clone()
@@ -166,7 +176,7 @@ def test_alpha_is_zero_exactly_where_the_face_is_gone():
     assert (alpha[:, :20] > 0).all() and (alpha[:, 32:] > 0).all()
 
 
-def test_past_the_last_picture_there_is_none():
+def test_after_the_last_crop_there_is_none():
     model, _ = tiny_model(**CAUSAL)
     mag, pha, video = _clip(48)
     with torch.no_grad():

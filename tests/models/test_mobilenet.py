@@ -77,7 +77,7 @@ def _reference_features(weights: dict[str, torch.Tensor], frames: torch.Tensor) 
 
 
 def _pattern(n_frames: int = 2, size: int = 96) -> torch.Tensor:
-    """A deterministic picture in [0, 1], [N, 3, S, S]."""
+    """A deterministic image in [0, 1], [N, 3, S, S]."""
     values = torch.sin(torch.arange(n_frames * 3 * size * size, dtype=torch.float64) * 0.0137)
     return (values.view(n_frames, 3, size, size) + 1) / 2
 

@@ -6,21 +6,17 @@ hides in a mean. Everything here may be imported without pesq and pystoi; they a
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
-import multiprocessing
-import signal
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from utils.scores.composite import composite_measures
+from utils.worker_pool import WHY_LOST, WorkerPool, run_jobs
 
 
 class Metric(NamedTuple):
@@ -239,67 +235,15 @@ def _score_job(job: _Job) -> dict:
         return _no_scores(options["metrics"], str(error))
 
 
-def _ignore_interrupt() -> None:
-    """Ctrl-C reaches the whole process group; whoever asked for the scores decides what becomes of them.
-
-    Not SIGTERM: by that a pool ends its processes after a crash.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _lost_job(job: _Job) -> dict:
+    return _no_scores(job[1]["metrics"], WHY_LOST)
 
 
-class ScoringPool:
-    """Processes to score in, kept alive between calls of `score_many`; use it in a `with` block, or `close` it.
-
-    They are spawned, not forked: a fork of a process with torch's threads in it hangs.
-    """
+class ScoringPool(WorkerPool):
+    """Processes to score in, kept alive between calls of `score_many`: PESQ is C code, and odd clips have crashed it."""
 
     def __init__(self, workers: int) -> None:
-        self.workers = max(1, workers)
-        self._start()
-
-    def _start(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(self.workers, mp_context=spawn, initializer=_ignore_interrupt)
-
-    def submit(self, job: _Job) -> Future:
-        """Start to score; after a crash of a process, the rest of which is unusable, in new ones."""
-        try:
-            return self._executor.submit(_score_job, job)
-        except BrokenProcessPool:
-            self.close()
-            self._start()
-            return self._executor.submit(_score_job, job)
-
-    def close(self) -> None:
-        self._executor.shutdown(cancel_futures=True)
-
-    def __enter__(self) -> ScoringPool:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _alone(job: _Job) -> dict:
-    """Score in a process of its own, which may die: PESQ is C code, and odd clips have crashed it."""
-    with ScoringPool(1) as pool:
-        try:
-            return pool.submit(job).result()
-        except BrokenProcessPool:
-            return _no_scores(job[1]["metrics"], "the scoring process crashed")
-
-
-def _in_order(jobs: Iterator[_Job], pool: ScoringPool) -> Iterator[dict]:
-    """Results in the order of the jobs, with only a few of them under way at a time, so that memory stays bounded."""
-    waiting = deque((job, pool.submit(job)) for job in islice(jobs, 4 * pool.workers))
-    while waiting:
-        job, future = waiting.popleft()
-        try:
-            result = future.result()
-        except BrokenProcessPool:  # by this clip, or by another that was being scored at the same time
-            result = _alone(job)
-        waiting.extend((following, pool.submit(following)) for following in islice(jobs, 1))
-        yield result
+        super().__init__(_score_job, workers, _lost_job)
 
 
 def score_many(
@@ -320,17 +264,12 @@ def score_many(
     jobs = ((pair, options) for pair in pairs)
     if isinstance(pairs, Sequence):
         workers = min(workers, len(pairs))
-    own_pool = ScoringPool(workers) if pool is None and workers > 1 else None
-    pool = pool or own_pool
     results = []
-    try:
-        for result in map(_score_job, jobs) if pool is None else _in_order(jobs, pool):
+    with contextlib.closing(pool.map(jobs) if pool else run_jobs(_score_job, jobs, workers, _lost_job)) as scored:
+        for result in scored:
             results.append(result)
             if progress is not None:
                 progress(len(results))
-    finally:
-        if own_pool is not None:
-            own_pool.close()
     return results
 
 

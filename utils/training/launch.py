@@ -146,14 +146,17 @@ def _train(trainer: Trainer, exp_path: Path, device: torch.device, group: Group)
     every, trained = (sum(p.numel() for p in some) for some in (trainer.generator.parameters(), trainer.parameters))
     shared = f", one of {group.size} processes" if group.size > 1 else ""
     group.say(
-        f"{exp_path}: {trained:,} trainable of {every:,} parameters on {device}{shared}; {trainer.about}; "
-        f"{len(trainer.dataset)} clips" + (f"; goes on from step {trainer.step}" if resumed else "")
+        f"{exp_path}: {trained:,} trainable of {every:,} parameters on {device} in {trainer.precision}{shared}; "
+        f"{trainer.about}; {len(trainer.dataset)} clips" + (f"; goes on from step {trainer.step}" if resumed else "")
     )
     try:
         outcome, best = trainer.run(), trainer.best
     except torch.OutOfMemoryError:
+        training = trainer.training
         raise ValueError(
-            f"step {trainer.step}: the memory of {device} is full; lower training_cfg.batch_size or segment_size"
+            f"step {trainer.step}: the memory of {device} is full. Lower training_cfg.batch_size ({training['batch_size']}) "
+            f"and raise accumulate_steps ({training['accumulate_steps']}) by as much; precision: bf16 (it is "
+            f"{trainer.precision}) and a smaller segment_size ({training['segment_size']}) need less, too"
         ) from None
     said = f"best PESQ {best['pesq']:.3f} at step {best['step']}" if best["step"] >= 0 else "no validation gave a PESQ yet"
     group.say(f"{outcome} at step {trainer.step}; {said}")

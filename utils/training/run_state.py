@@ -50,7 +50,7 @@ def save(run: Trainer) -> None:
         rest = {
             "optim_g": run.optimizer.state_dict(), "steps": run.step, "epoch": run.epoch, "position": run.position,
             "best": dict(run.best), "bad_batches": run.bad_batches, "bad_in_row": run.bad_in_row, "rng": rng,
-            "average": run.average, "validation_due": run.validation_due,
+            "average": run.average, "validation_due": run.validation_due, "precision": run.precision,
         }
         if run.rival is not None:
             rest["discriminator"] = {key: value.detach().cpu() for key, value in run.rival.module.state_dict().items()}
@@ -104,6 +104,9 @@ def resume(run: Trainer) -> bool:
     run.step, run.epoch, run.position = state["steps"], state["epoch"], state.get("position", 0)
     run.best, run.validation_due = state.get("best", run.best), state.get("validation_due", False)
     run.bad_batches, run.bad_in_row = state.get("bad_batches", 0), state.get("bad_in_row", 0)
+    before = state.get("precision", run.precision)
+    if before != run.precision:
+        run.group.say(f"{run.exp_path} was trained in {before} up to step {run.step}, and goes on in {run.precision}")
     if run.adversary is not None:
         run.adversary.report |= state.get("report", {})
     rng = state.get("rng", [])

@@ -10,7 +10,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from utils.checkpoint import save_checkpoint
 from utils.distributed import Group
 from utils.training import run_state
 from utils.training.epoch_order import epoch_order, run_order
+from utils.training.precision import choose_precision, matrix_products
 from utils.training.run_folder import RunLog
 from utils.training.run_state import Player
-from utils.util import backward_and_clip, check_loss_health
+from utils.util import average_and_clip, check_loss_health
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 MAX_RELOADS = 3  # reloads without one good step between them: the run is not going to recover
@@ -86,8 +87,10 @@ class Trainer:
         self.dataset, self.compute_losses, self.validate = dataset, compute_losses, validate
         self.adversary, self.group, self.about = adversary, group or Group(), about
         clips, size = self.training["clips_per_epoch"] or len(dataset), self.training["batch_size"]
-        if clips < size:
-            raise ValueError(f"training_cfg.batch_size {size} is more than the {clips} clips of an epoch")
+        self.n_accumulated = self.training["accumulate_steps"]
+        if clips < size * self.n_accumulated:
+            times = f" times accumulate_steps {self.n_accumulated}" if self.n_accumulated > 1 else ""
+            raise ValueError(f"training_cfg.batch_size {size}{times} is more than the {clips} clips of an epoch")
         if size % self.group.size:
             raise ValueError(
                 f"training_cfg.batch_size {size} cannot be shared by {self.group.size} processes; choose a multiple of that"
@@ -95,14 +98,17 @@ class Trainer:
         self.player = Player(generator, self.training)
         self.rival = None if adversary is None else Player(adversary.module, self.training)
         self.parameters, self.optimizer = self.player.parameters, self.player.optimizer
+        self.precision = choose_precision(self.training["precision"], self.parameters[0].device)
         self.average = [p.detach().clone() for p in self.parameters] if self.training["ema_decay"] else []
-        self.step = self.epoch = self.position = 0  # position: batches done in this epoch
+        self.step = self.epoch = self.position = 0  # updates; epochs; batches done in this epoch
         self.validation_due = False  # of this step; saved, so that a run that was stopped before it goes on with it
         self.best = {"pesq": float("-inf"), "step": -1}
         self.bad_batches = self.bad_in_row = self.reloads = 0
         self._validated_step = -1
         self._stop_signal: int | None = None
         self._stop_asked_sec = 0.0
+        self._order: list[int] = []  # what this process draws in the present epoch; the loader reads it when one begins
+        self._loader: DataLoader | None = None
 
     # Checkpoints are run_state's ------------------------------------------------------------------------------------
 
@@ -126,14 +132,22 @@ class Trainer:
                 group["lr"] = rate
         return rate
 
-    def _update(self, player: Player, losses: Losses) -> tuple[dict[str, float], str | None]:
-        """Step one network down its total loss: (total, terms and gradient norm, None or why nothing was done)."""
-        total, terms = losses
+    def _update(self, player: Player, losses: Iterable[Losses], count: int = 1) -> tuple[dict[str, float], str | None]:
+        """Step one network down the mean of `count` losses, each backpropagated before the next one is computed.
+
+        Returns (total, terms and gradient norm, None or why nothing was done).
+        """
         player.optimizer.zero_grad(set_to_none=True)
-        norm = backward_and_clip(total, player.parameters, self.training["grad_clip"], self.group.average_gradients)
-        named = {"total": total, **terms, "grad_norm": norm}
+        seen: dict[str, list[torch.Tensor]] = {}
+        for total, terms in losses:
+            (total / count).backward()
+            for name, value in {"total": total, **terms}.items():
+                seen.setdefault(name, []).append(value.detach().float())
+        norm = average_and_clip(player.parameters, self.training["grad_clip"], self.group.average_gradients)
+        means = {name: values[0] if len(values) == 1 else torch.stack(values).mean() for name, values in seen.items()}
+        named = means | {"grad_norm": norm.detach().float()}
         # The one time that the step waits for a GPU: its numbers come together.
-        read = dict(zip(named, torch.stack([value.detach().float() for value in named.values()]).tolist(), strict=True))
+        read = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
         problem = check_loss_health({name: value for name, value in read.items() if name != "grad_norm"})
         problem = self.group.first_problem(problem or check_loss_health({"gradient norm": read["grad_norm"]}))
         if problem is not None:
@@ -142,21 +156,33 @@ class Trainer:
         player.optimizer.step()
         return read, None
 
-    def train_step(self, batch: Any) -> tuple[dict[str, float], str | None]:
-        """One optimisation step: (values to log, None or why the batch was skipped)."""
-        rate = self._set_learning_rate()
+    def train_step(self, *batches: Any) -> tuple[dict[str, float], str | None]:
+        """One update from the mean gradient of batches of one size: (values to log, None or why they were skipped)."""
+        with matrix_products(self.precision):
+            return self._train_step(batches)
+
+    def _train_step(self, batches: tuple[Any, ...]) -> tuple[dict[str, float], str | None]:
+        rate, count = self._set_learning_rate(), len(batches)
         learnt: dict[str, float] = {}
         if self.adversary is not None:
-            batch = self.adversary.forward(batch)
-            rival, problem = self._update(self.rival, self.adversary.compute_losses(batch))
+            made = [self.adversary.forward(batches[0])] if count == 1 else None
+            rival, problem = self._update(self.rival, map(self.adversary.compute_losses, made or self._made(batches)), count)
             if problem is not None:
                 return {}, f"discriminator: {problem}"
             learnt = {f"discriminator_{name}": value for name, value in rival.items()}
-        values, problem = self._update(self.player, self.compute_losses(batch))
+            batches = made or map(self.adversary.forward, batches)
+        values, problem = self._update(self.player, map(self.compute_losses, batches), count)
         if problem is not None:
             return {}, problem
         self._update_average()
         return {**values, **learnt, "learning_rate": rate}, None
+
+    def _made(self, batches: tuple[Any, ...]) -> Iterator[Any]:
+        """What the generator makes of each batch, without gradients: the memory would not hold those of all batches."""
+        for batch in batches:
+            with torch.no_grad():
+                made = self.adversary.forward(batch)
+            yield made
 
     def _update_average(self) -> None:
         """Exponential moving average of the weights; its memory grows with the run, so that the start is soon forgotten."""
@@ -205,14 +231,17 @@ class Trainer:
             order = epoch_order(len(self.dataset), *drawn, getattr(self.dataset, "group", 1))
         else:
             order = run_order(runs, *drawn, size, self.group.size, self.env["num_workers"])
-        starts = range(self.position * size, len(order) - size + 1, size)
-        own = [item for start in starts for item in order[start + self.group.rank * share :][:share]]
-        loader = DataLoader(
-            self.dataset, batch_size=share, sampler=own, num_workers=self.env["num_workers"],
-            worker_init_fn=_quiet_worker, pin_memory=self.parameters[0].is_cuda,
-            generator=torch.Generator(),  # each loader draws a number: not from the generator that dropout draws from
-        )
-        yield from loader
+        updates = (len(order) // size - self.position) // self.n_accumulated
+        starts = range(self.position * size, (self.position + updates * self.n_accumulated) * size, size)
+        self._order[:] = [item for start in starts for item in order[start + self.group.rank * share :][:share]]
+        if self._loader is None:
+            workers = self.env["num_workers"]
+            self._loader = DataLoader(
+                self.dataset, batch_size=share, sampler=self._order, num_workers=workers, worker_init_fn=_quiet_worker,
+                persistent_workers=workers > 0, pin_memory=self.parameters[0].is_cuda,
+                generator=torch.Generator(),  # a loader draws a number: not from the generator that dropout draws from
+            )
+        yield from self._loader
 
     @property
     def done(self) -> bool:
@@ -256,7 +285,7 @@ class Trainer:
             wanted = self.training["max_steps"]
         else:
             clips = self.training["clips_per_epoch"] or len(self.dataset)
-            wanted = self.training["training_epochs"] * (clips // self.training["batch_size"])
+            wanted = self.training["training_epochs"] * (clips // (self.training["batch_size"] * self.n_accumulated))
         quiet = not (self.group.is_main and sys.stderr.isatty())  # a bar would write megabytes into a scheduler's log
         try:
             with tqdm(total=wanted, initial=self.step, unit="step", dynamic_ncols=True, disable=quiet) as bar:
@@ -269,6 +298,7 @@ class Trainer:
                     self._validate_if_due(log)
             self.save()
         finally:
+            self._loader = None  # its workers end with it
             log.close()
             if self.adversary is not None:
                 self.adversary.close()
@@ -278,9 +308,9 @@ class Trainer:
 
     def _run_epoch(self, bar: tqdm, log: RunLog) -> None:
         started = time.perf_counter()
-        for batch in self._batches():
-            values, problem = self.train_step(batch)
-            self.position += 1
+        for batches in zip(*[self._batches()] * self.n_accumulated, strict=True):
+            values, problem = self.train_step(*batches)
+            self.position += self.n_accumulated
             self.step += 1
             bar.update(1)
             if problem is not None:

@@ -100,8 +100,12 @@ def give_back(
 class _Run:
     """One recording on its way through a model."""
 
-    def __init__(self, enhancer: Enhancer, sound: SpooledSound, pictures: CropStream | None, look: bool) -> None:
+    def __init__(
+        self, enhancer: Enhancer, sound: SpooledSound, pictures: CropStream | None, look: bool,
+        progress: Callable[[float], object] | None = None,
+    ) -> None:
         self._enhancer, self._sound, self._pictures, self._look = enhancer, sound, pictures, look
+        self._progress = progress or (lambda seconds: None)
         self._gates: list[np.ndarray] = []
         self.outcome: Outcome | None = None  # once all pieces are taken
 
@@ -109,14 +113,21 @@ class _Run:
         """The enhanced sound at the model's rate; a causal model's memory does not grow with it."""
         enhancer, sound, rate = self._enhancer, self._sound, self._enhancer.sample_rate
         if not enhancer.model.causal:
-            whole = enhancer.enhance(np.concatenate(list(sound.pieces())), rate, self._pictures, return_details=self._look)
+            length_sec = sound.n_samples / rate
+            whole = enhancer.enhance(
+                np.concatenate(list(sound.pieces())), rate, self._pictures, return_details=self._look,
+                progress=lambda share: self._progress(share * length_sec),
+            )
             self.outcome, self._gates = whole, [] if whole.gate is None else [whole.gate]
             yield whole.wav
             return
         stft = enhancer.cfg["stft_cfg"]
         alpha, wanted = AlphaTrack(stft, sound.n_samples), LOOKED_AT_SEC * rate / stft["hop_size"]
+        n_given = 0
         for wav, steps, gates in enhancer.stream(sound.pieces(), self._pictures, self._look):
             alpha.append(steps)
+            n_given += len(wav)
+            self._progress(n_given / rate)
             if sum(map(len, self._gates)) < wanted:
                 self._gates += gates
             yield wav
@@ -139,13 +150,15 @@ class _Run:
 def enhance_file(
     enhancer: Enhancer, job: Job, post_process: Callable[[np.ndarray], np.ndarray] | None = None,
     keep_sample_rate: bool = False, attenuation_limit_db: float | None = None, look: Look | None = None,
+    progress: Callable[[float], object] | None = None,
 ) -> Outcome:
     """Enhance one recording and write it, at the model's rate or its own, as long as it was to the sample.
 
-    A picture that is missing or broken is left out, with a note; where the output is to show it, it is an error. A causal
-    model's memory does not grow with the recording. `post_process` takes and gives float [L], the whole sound at the
-    model's rate. attenuation_limit_db: see models/inference/waveform.py. `look` is called when all is written. The outcome's
-    `seconds` include decoding. ValueError (MediaError), OSError for files that cannot be read or written.
+    A video that is missing or broken is left out, with a note; where the output is to be a video, it is an error. A causal
+    model's memory does not grow with the recording. `post_process` takes and returns float [L], the whole sound at
+    the model's rate. attenuation_limit_db: see models/inference/waveform.py. `look` is called when all is written, `progress`
+    with the seconds of sound that are enhanced. The outcome's `seconds` include decoding. ValueError (MediaError), OSError
+    for files that cannot be read or written.
     """
     started, rate = time.perf_counter(), enhancer.sample_rate
     if job.with_picture:
@@ -154,7 +167,7 @@ def enhance_file(
     with recording(job.audio, rate, keep_sample_rate, notes) as (sound, heard, own_rate), SpooledSound() as given:
         pictures, unseen = open_pictures(enhancer, job, sound)
         notes += unseen
-        run = _Run(enhancer, sound, pictures, look is not None)
+        run = _Run(enhancer, sound, pictures, look is not None, progress)
         pieces = run.pieces()
         if post_process is not None:
             pieces = iter([np.asarray(post_process(np.concatenate(list(pieces))), np.float32)])

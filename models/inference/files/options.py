@@ -1,4 +1,4 @@
-"""How the speaker's face is looked for, as command-line arguments."""
+"""Command-line arguments that the scripts share: what is enhanced, and how the speaker's face is found."""
 
 from __future__ import annotations
 
@@ -22,6 +22,14 @@ def _face(text: str) -> int | tuple[float, float]:
         raise argparse.ArgumentTypeError(f"{text!r} should be a number, such as 2, or a place, such as 0.3,0.5") from None
 
 
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the inputs that are given by position, and how folders are searched."""
+    parser.add_argument("inputs", nargs="*", type=Path, metavar="FILE_OR_FOLDER", help="recordings to enhance: sound files, "
+                        "videos and folders, in any number; in a folder a sound belongs to the video of the same name")
+    parser.add_argument("-r", "--recursive", action="store_true", help="search the folders inside folders as well")
+    parser.add_argument("--dry_run", action="store_true", help="only print what would be done")
+
+
 def add_face_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the speaker's face")
     group.add_argument("--face_crop", choices=FACE_METHODS, help="detector; auto is YuNet, or Haar where there is no model "
@@ -29,9 +37,9 @@ def add_face_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--face_model", metavar="PATH", help="YuNet's .onnx (default: $LITEAVSE_FACE_MODEL, or fetched once)")
     group.add_argument("--face", type=_face, metavar="N|X,Y", help="of several faces the N-th from the left, or the one at "
                        "x,y: shares of width and height, or pixels (default: the one that talks, else the largest)")
-    group.add_argument("--av_offset_ms", type=float, default=0.0, metavar="MS", help="the picture is late by this much: lips "
-                       "move after their sound; negative: early (default: 0)")
-    group.add_argument("--av_offset", choices=("auto",), help="measure that; used where the measurement is sure")
+    group.add_argument("--av_offset_ms", type=float, default=0.0, metavar="MS", help="the video is late by this much: the lips "
+                       "move after their sound; a negative number means early (default: 0)")
+    group.add_argument("--av_offset", choices=("auto",), help="measure the offset, and use it where the measurement is sure")
     group.add_argument("--save_crop", type=Path, metavar="PATH", help="also write the crops that the model sees, with the "
                        "sound: a .mp4 or .mkv file, or a folder")
 

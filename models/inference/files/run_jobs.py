@@ -14,6 +14,7 @@ from tqdm import tqdm
 from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import enhance_file
 from models.inference.files.jobs import Job
+from models.inference.files.progress import Progress
 from models.inference.results import Outcome
 from models.inference.waveform import noisy_share
 from utils.console import EXIT_FAILED, one_line
@@ -128,29 +129,34 @@ def report_line(job: Job, result: Outcome) -> str:
 def run_jobs(
     enhancer: Enhancer, jobs: Sequence[Job], work: Callable[[Enhancer, Job], Outcome] = enhance_file,
     table_folder: Path | None = None, skip_existing: bool = False, group: Group | None = None,
+    progress: Progress | None = None,
 ) -> int:
-    """Do all jobs, printing a line for each; one that fails stops no other. Exit code: 0, or EXIT_FAILED if any failed.
+    """Do all jobs and print a line for each; a job that fails stops no other. Exit code: 0, or EXIT_FAILED if any failed.
 
-    `work` does one: `enhance_file`, `stream_file`, or either with arguments of its own bound to it.
-    table_folder: where TABLE is written. skip_existing leaves out jobs whose output is there. Of a group of processes
-    each does every size-th job; rows and failures come together in the first one, and all give the same exit code.
+    `work` does one job: `enhance_file`, `stream_file`, or either with arguments of its own bound to it. TABLE is written in
+    `table_folder`. skip_existing leaves out jobs whose output exists. In a group of processes each does every size-th job;
+    rows and failures are collected in the first process, and all return the same exit code. `progress` is told when a
+    recording begins and ends; `work` itself calls its `reach`.
     """
-    group = group or Group()
+    group, progress = group or Group(), progress or Progress({}, quiet=True)
     kept = _kept_rows(jobs, table_folder) if skip_existing and table_folder is not None else {}
     table = _begin_table(table_folder, kept, group)
     share = list(jobs)[group.rank :: group.size]
     enhancer.warm_up()
     said: set[str] = set()
-    for job in tqdm(share, unit="file", disable=None if len(share) > 1 and group.is_main else True):
+    for job in share:
         if skip_existing and job.output.is_file():
             if str(job.output) not in kept:
-                table.add(row_of(job, SKIPPED, reason="the output was there"))
+                table.add(row_of(job, SKIPPED, reason="the output existed"))
             continue
+        progress.begin(job)
         try:
             result = work(enhancer, job)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             table.add(row_of(job, FAILED, reason=one_line(error)))
             continue
+        finally:
+            progress.end()
         table.add(row_of(job, DONE, result))
         tqdm.write(report_line(job, result))
         if result.faces is not None and result.faces.fallback and result.faces.fallback not in said:
@@ -158,6 +164,7 @@ def run_jobs(
             said.add(result.faces.fallback)
         for note in result.notes:
             tqdm.write(f"  note: {note}")
+    progress.close()
     return _finish(jobs, table, table_folder, kept, group)
 
 
@@ -193,7 +200,7 @@ def _finish(jobs: Sequence[Job], table: Table, folder: Path | None, kept: Mappin
             Table(folder / TABLE).write([rows[str(job.output)] for job in jobs])
         skipped = len(kept.keys() | {name for name, row in rows.items() if row["status"] == SKIPPED})
         if skipped:
-            print(f"{skipped} of {len(jobs)} recordings were skipped: their outputs were there", flush=True)
+            print(f"{skipped} of {len(jobs)} recordings were skipped: their outputs existed", flush=True)
         if failures and len(jobs) > 1:
             print(f"{len(failures)} of {len(jobs)} recordings failed:", file=sys.stderr)
         for job, reason in failures:

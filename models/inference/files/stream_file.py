@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -41,12 +41,13 @@ def chunks_with_pictures(
 
 def stream_file(
     enhancer: Enhancer, job: Job, chunk_ms: float = 25.0, keep_sample_rate: bool = False,
-    attenuation_limit_db: float | None = None,
+    attenuation_limit_db: float | None = None, progress: Callable[[float], object] | None = None,
 ) -> Outcome:
     """Enhance one recording chunk by chunk on one thread and write it; a note gives latency, RTF and the worst chunk.
 
-    Each chunk is followed by the pictures shown until its end. The face crops are made before, as in `enhance_file`, and
-    are in the outcome's `seconds` but not in the note's RTF. ValueError for a model that is not causal.
+    Each chunk is followed by the video frames shown until its end. The face crops are made before, as in `enhance_file`; that
+    time is in the outcome's `seconds` but not in the note's RTF. `progress` is called with the seconds of sound that were fed.
+    ValueError for a model that is not causal.
     """
     started, rate = time.perf_counter(), enhancer.sample_rate
     stream = StreamingEnhancer(enhancer)
@@ -67,6 +68,8 @@ def stream_file(
                     stream.feed_video(crops, times, mask)
                 yield stream.feed(samples)
                 alphas.append(stream.readout().alpha)
+                if progress is not None:
+                    progress(stream.readout().heard_sec)
             readout = stream.readout()
             yield stream.flush()
 

@@ -1,7 +1,7 @@
 """Compiled CPU kernels (float32) of silu(causal depthwise convolution); built like those in models/ops/kernels/scan.py.
 
-A thread slides a window of inputs over the sequence, CHUNK steps at a time, so that the K-1 inputs before the first
-step may come from the state and need no padded copy of the sequence.
+A thread moves a window of inputs along the sequence, CHUNK steps at a time. The K-1 inputs before the first step come from
+the state, and no padded copy of the sequence is needed.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ CONV = parameter_block(
 
 
 def conv_work_rows(K: int) -> int:
-    """Rows of LANES floats that a thread needs as scratch."""
+    """Vectors of scratch that a thread needs."""
     return 1 + 2 * K + 2 * (CHUNK + K)
 
 
 @inlined
 def _load_window(p, b, d0, width, first, steps, window, spare):
-    """Inputs of the steps first - (K-1) ... first + steps - 1; those before 0 come from the state."""
+    """Copies the inputs of steps first - (K-1) ... first + steps - 1; those before step 0 come from the state."""
     for j in range(p.K - 1 + steps):
         i = first - (p.K - 1) + j
         if i >= 0:
@@ -91,7 +91,7 @@ def conv_forward(params):
 
 @inlined
 def _input_gradient(p, s, w, gpre):
-    """Sum of what an input (K-1 steps before row s + K - 1 of gpre) gave to its own step and the K-1 after it."""
+    """Gradient of the input at step s of a chunk: the sum over its own step and the K-1 after it, which it went into."""
     gx = broadcast(f32(0))
     for k in range(p.K):
         gx = gx + load_full(w + k * ROW) * load_full(gpre + (s + p.K - 1 - k) * ROW)
@@ -104,7 +104,7 @@ def _backward_task(p, task, work):
     width = min(LANES, p.D - d0)
     K = p.K
     spare, w, gw, window = work, work + ROW, work + (1 + K) * ROW, work + (1 + 2 * K) * ROW
-    gpre = window + (CHUNK + K) * ROW  # dLoss/d(value before silu) at a chunk's steps and the K-1 after them
+    gpre = window + (CHUNK + K) * ROW  # dLoss/d(value before silu) of a chunk's steps and the K-1 after them
     bias = _weights(p, d0, width, w, spare)
     zero = broadcast(f32(0))
     gbias = zero

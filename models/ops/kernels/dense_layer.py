@@ -1,8 +1,8 @@
-"""Compiled CPU kernel (float32) of a layer of the light dense block without gradients: depthwise and pointwise convolution,
-norm over channels, PReLU.
+"""Compiled CPU kernel (float32) of a layer of the light dense block: depthwise and pointwise convolution, norm, PReLU.
 
-A frame of the depthwise result, all sources side by side, stays in the second cache; four bins of it at a time go through
-the pointwise product and the norm in registers. See models/ops/kernels/depthwise.py for how rows are read.
+It has no gradient. The depthwise result of one frame, with all sources side by side, stays in the second-level cache. Four
+of its bins at a time go through the pointwise product and the norm over channels in registers.
+models/ops/kernels/depthwise.py says how rows are read.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from models.ops.kernels.simd import (
     total,
 )  # fmt: skip
 
-BINS = 4  # that share each weight loaded
+BINS = 4  # bins for which a weight is loaded once
 
 DENSE = parameter_block(
     *("counter", "worker", "work", "work_size", "tasks", "table", "S", "B", "T", "F", "C", "period"),
-    *("vectors", "left", "right", "edge", "wide", "c_vectors"),  # wide: vectors of a frame of S C channels
+    *("vectors", "left", "right", "edge", "wide", "c_vectors"),  # see row_geometry; wide: vectors of a frame of S C channels
     *("dilation", "reverse", "w", "y", "y_b", "y_t"),  # w [9, S C]; y [B, T, F, C]
     *("w_point", "b_point", "scale", "shift", "slope", "inside", "eps"),  # w_point [S C, C]; inside: 1 in the first C lanes
 )
 
 
 def dense_work_rows(sizes: dict[str, int], S: int, period: int, c_vectors: int, wide: int) -> int:
-    """Rows of LANES floats that a thread needs as scratch."""
+    """Vectors of scratch that a thread needs."""
     return S * 9 * period // LANES + 5 * sizes["vectors"] + 3 * sizes["edge"] + wide + BINS * c_vectors + 1
 
 
@@ -62,7 +62,7 @@ def _frame(p, b, t, w, buffers, frame):
 
 @inlined
 def _normalise(p, x, to, spare):
-    """LayerNorm over the channels at x, PReLU, to [C]."""
+    """LayerNorm over the C channels at x, then PReLU; the result goes to `to` [C]."""
     whole = broadcast(f32(0))
     for j in range(p.c_vectors):
         whole = whole + load_full(x + j * ROW) + load_full(p.b_point + j * ROW)
@@ -81,7 +81,7 @@ def _normalise(p, x, to, spare):
 
 @inlined
 def _mix(p, frame, y, mixed, spare):
-    """Pointwise product, norm and PReLU of the bins of a frame; y is its row in the result."""
+    """Pointwise product, norm and PReLU of the bins of a frame; y is the address of its row in the result."""
     wide, row = 4 * p.S * p.C, p.c_vectors * ROW
     for f in range(0, p.F, BINS):
         last = p.F - 1

@@ -1,11 +1,12 @@
-"""Compiled CPU kernels (float32) of the dense block's depthwise 3x3 convolution, dilated and causal in time.
+"""Compiled CPU kernels (float32) of the dense block's depthwise 3x3 convolution, which is dilated and causal in time.
 
-Tensors are [B, T, F, C] in memory. The row of a frame, F * C floats, is read as it lies: a tap in frequency is the same row
-C floats further on, and the weights repeat every C floats. So vectors are full whatever C is, as long as it is a multiple of
-PIECE. Only the ends of a row, where a tap would fall outside, are copied into scratch with zeros beside them; rows whose
-bins do not lie side by side are gathered there. The block's inputs are read where they are instead of being concatenated.
+Tensors are [B, T, F, C] in memory. A frame is a row of F * C floats, which is read in place: the next bin of a channel lies
+C floats further on, and the weights repeat every C floats. Vectors are therefore full for every C that is a multiple of
+PIECE. Only the ends of a row are copied into scratch, with zeros beside them, because the taps there reach beyond the row.
+A row whose bins do not lie side by side is gathered into scratch first. The block's inputs, its sources, are read where
+they are and never concatenated.
 
-`rows_forward` also gives the gradient of the inputs: time reversed, taps in frequency reversed.
+`rows_forward` also computes the gradient of the inputs, with the time and the taps in frequency reversed.
 """
 
 from __future__ import annotations
@@ -27,22 +28,26 @@ from models.ops.kernels.simd import (
     zero_piece,
 )  # fmt: skip
 
-PIECE = 16  # floats that are moved at once
-SEGMENT = 32  # frames a task takes on: independent of the number of threads
+PIECE = 16  # floats that are copied at once
+SEGMENT = 32  # frames of a task; the number of threads does not change it
 
-# Per source, in `table`: address and strides in bytes of its rows (batch, frame, bin); the same of the frames before its
-# first (0: zeros) and how many there are; then of where the result goes.
+# `table` has TABLE numbers for each source: the address of its frames and their strides in bytes (batch, frame, bin); the
+# same for the frames before the first (address 0: zeros), and how many these are; the same for the result.
 TABLE = 13
 
 ROWS = parameter_block(
     *("counter", "worker", "work", "work_size", "tasks", "groups", "table", "S", "B", "T", "F", "C", "period"),
-    *("vectors", "left", "right", "edge"),  # vectors of a row; inside are left .. right - 1; scratch of the others
+    *("vectors", "left", "right", "edge"),  # see row_geometry
     *("dilation", "reverse", "w", "gw"),  # w [9, S C]; gw [groups, S, 9, period]
 )
 
 
 def row_geometry(F: int, C: int) -> dict[str, int]:
-    """Sizes in vectors of LANES floats: of a row, of its inside, and of the scratch for its ends."""
+    """Sizes in vectors of LANES floats.
+
+    "vectors" make a row. Those from "left" to "right" - 1 have all their taps inside the row; "edge" is the scratch in which
+    the others find zeros beside them.
+    """
     vectors = -(-F * C // LANES)
     left = min(vectors, -(-C // LANES))
     right = max(left, (F * C - C) // LANES)
@@ -50,7 +55,7 @@ def row_geometry(F: int, C: int) -> dict[str, int]:
 
 
 def work_vectors(F: int, C: int, period: int) -> int:
-    """Rows of LANES floats that a thread needs as scratch: weights, three gathered rows, a row of zeros, a result, ends."""
+    """Vectors of scratch that a thread needs: weights, three gathered rows, a row of zeros, a result, and the ends."""
     sizes = row_geometry(F, C)
     return 9 * period // LANES + 5 * sizes["vectors"] + 3 * sizes["edge"]
 
@@ -63,7 +68,7 @@ def _zero(address, vectors):
 
 @inlined
 def _gather(p, address, stride, to):
-    """A row of F bins, `stride` bytes apart, side by side."""
+    """Copies F bins, which lie `stride` bytes apart, to a row in which they lie side by side."""
     for _ in range(p.F):
         for c in range(0, 4 * p.C, 4 * PIECE):
             copy_piece(to + c, address + c)
@@ -73,6 +78,7 @@ def _gather(p, address, stride, to):
 
 @inlined
 def scatter(p, source, address, stride):
+    """Copies the F bins of a row to places that lie `stride` bytes apart."""
     for _ in range(p.F):
         for c in range(0, 4 * p.C, 4 * PIECE):
             copy_piece(address + c, source + c)
@@ -82,7 +88,7 @@ def scatter(p, source, address, stride):
 
 @inlined
 def row_of(p, entry, b, t, zeros, buffer):
-    """Where the row of frame t lies; frames before the first come from the state or are zero."""
+    """The address of the row of frame t. Frames before the first come from the state, or are zeros without one."""
     if 0 <= t < p.T:
         at = peek_int(entry) + b * peek_int(entry + 8) + t * peek_int(entry + 16)
         stride = peek_int(entry + 24)
@@ -99,7 +105,7 @@ def row_of(p, entry, b, t, zeros, buffer):
 
 @inlined
 def _pad(p, row, first, end, to):
-    """Floats first ... end - 1 of a row, zeros where it has none."""
+    """Copies the floats first ... end - 1 of a row, with zeros for those beyond its ends."""
     for i in range(first, end, PIECE):
         if 0 <= i < p.F * p.C:
             copy_piece(to, row + 4 * i)
@@ -110,19 +116,20 @@ def _pad(p, row, first, end, to):
 
 @inlined
 def _right_edge(p, edge):
-    """Where float 0 would lie, for the taps of the vectors from `right` on."""
+    """The address that float 0 of the row would have if the scratch of its right end went on to the left."""
     return edge + (p.left + (2 * p.C + LANES - 1) // LANES) * ROW + 4 * p.C - p.right * ROW
 
 
 @inlined
 def pad_ends(p, row, edge):
+    """Copies both ends of a row into the scratch `edge`, with zeros beside them."""
     _pad(p, row, -p.C, p.left * LANES + p.C, edge)
     _pad(p, row, p.right * LANES - p.C, p.vectors * LANES + p.C, _right_edge(p, edge) + p.right * ROW - 4 * p.C)
 
 
 @inlined
 def tile_weights(p, s, w):
-    """w [9, period] of source s: channels repeated, taps in frequency turned round for the gradient."""
+    """w [9, period] of source s: the channels are repeated, and for the gradient the taps in frequency are reversed."""
     for tap in range(9):
         source = p.w + 4 * ((tap // 3 * 3 + (2 - tap % 3 if p.reverse else tap % 3)) * p.S * p.C + s * p.C)
         for i in range(0, p.period, PIECE):
@@ -131,7 +138,7 @@ def tile_weights(p, s, w):
 
 @inlined
 def _convolve(p, w, first, end, oldest, middle, newest, out):
-    """Vectors first ... end - 1 of a row; the addresses are those of float 0."""
+    """Computes the vectors first ... end - 1 of a row. The addresses are those of float 0 of each row."""
     bin_, tap = 4 * p.C, 4 * p.period
     at, wrap = w + first % (p.period // LANES) * ROW, w + tap
     for v in range(first, end):
@@ -153,7 +160,7 @@ def _convolve(p, w, first, end, oldest, middle, newest, out):
 
 @inlined
 def convolve_row(p, w, oldest, middle, newest, l, m, n, out):
-    """A row of the result from three rows and the scratch with their ends."""
+    """A row of the result from the rows of three frames and the scratch with their ends."""
     _convolve(p, w, 0, p.left, l + 4 * p.C, m + 4 * p.C, n + 4 * p.C, out)
     _convolve(p, w, p.left, p.right, oldest, middle, newest, out)
     _convolve(p, w, p.right, p.vectors, _right_edge(p, l), _right_edge(p, m), _right_edge(p, n), out)
@@ -175,7 +182,7 @@ def _forward_task(p, task, work):
     end = min(p.T, first + SEGMENT)
     step = -p.dilation if p.reverse else p.dilation
     for phase in range(min(p.dilation, end - first)):
-        i = first + phase  # in reading order: frame i, or T - 1 - i when reverse
+        i = first + phase  # steps in the order of reading: frame i, or T - 1 - i when reverse
         t = p.T - 1 - i if p.reverse else i
         oldest = row_of(p, entry, b, t - 2 * step, zeros, buffers)
         middle = row_of(p, entry, b, t - step, zeros, buffers + size)
@@ -202,7 +209,7 @@ def rows_forward(params):
 
 @inlined
 def _correlate(p, gw, first, end, row, g):
-    """gw [3, period] of one frame of the window += sum over bins of g times the input at each of the three taps."""
+    """Adds to gw [3, period], the weights of one frame in time, the sum over bins of g times the input at each tap."""
     bin_, tap, turn = 4 * p.C, 4 * p.period, p.period // LANES
     for j in range(turn):
         at = gw + j * ROW
@@ -266,5 +273,5 @@ def _weight_task(p, task, work):
 
 
 def rows_weight_gradient(params):
-    """gw from the sources and, where the forward kernel has its result, the gradient of that."""
+    """gw from the sources and from the gradient of the result; `table` has its address in place of the result's."""
     run_tasks(_weight_task, params)

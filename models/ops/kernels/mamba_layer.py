@@ -1,11 +1,11 @@
-"""Compiled CPU kernel (float32) of a whole Mamba layer without gradients: norm, projections, convolution, scan, residual.
+"""Compiled CPU kernel (float32) of a whole Mamba layer: norm, projections, convolution, scan, residual. It has no gradient.
 
-The steps of models/mamba.py one by one move a few megabytes in and out of memory between operators, and for the four
-frames of a streaming call the operators' own cost is most of the time. Here a thread takes a sequence through all of
-them, STEPS steps at a time: what lies between them stays in its first two caches, and the weights in the second.
+models/mamba.py calls one operator after the other. Each writes megabytes to memory which the next reads again, and in a
+stream, whose calls have four frames, most of the time goes into calling operators. Here a thread takes a sequence through
+all of them, STEPS steps at a time: the values between them stay in its first two caches, and the weights in the second.
 
-Weights come packed (models/ops/mamba_layer.py): rows of the dimension that is summed over, columns padded with zeros to
-a multiple of LANES. Steps i are in reading order: t = i, or L-1-i when reverse.
+The weights are packed by models/ops/mamba_layer.py: a row for each element of the sum, and columns padded with zeros to a
+multiple of LANES. Steps i are counted in the order of reading: t = i, or L-1-i when reverse.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from models.ops.kernels.simd import (
     total,
 )  # fmt: skip
 
-STEPS = 4  # rows of a matrix product that share each weight loaded; the accumulators fill half of the registers
+STEPS = 4  # rows of a matrix product for which a weight is loaded once; their sums fill half of the registers
 
 MIXER = parameter_block(
     *("counter", "worker", "work", "work_size", "tasks", "B", "L", "C", "D", "N", "K", "rank", "reverse"),
@@ -43,13 +43,13 @@ MIXER = parameter_block(
 
 
 def mixer_work_rows(d_vectors: int, p_vectors: int, N: int, K: int) -> int:
-    """Rows of LANES floats that a thread needs as scratch."""
+    """Vectors of scratch that a thread needs."""
     return 2 + STEPS * p_vectors + d_vectors * (N + K - 1 + 4 * STEPS)
 
 
 @inlined
 def products(first, second, third, fourth, length, w, w_row, to, to_row):
-    """Four rows of `length` floats times one vector wide of weights; results to_row bytes apart."""
+    """Products of four rows of `length` floats with a column of LANES weights; the results lie to_row bytes apart."""
     a, b = broadcast(f32(0)), broadcast(f32(0))
     c, d = broadcast(f32(0)), broadcast(f32(0))
     for k in range(length):
@@ -75,14 +75,14 @@ def _inverse_rms(p, x, spare):
 
 @inlined
 def _token(p, b, i):
-    """Address of the input at reading step i; past the end, of the last one: its results are not used."""
+    """Address of the input at step i. After the end it is that of the last step, whose result is not used then."""
     i = min(i, p.L - 1)
     return p.x + b * p.x_b + (p.L - 1 - i if p.reverse else i) * p.x_t
 
 
 @inlined
 def _project_in(p, b, i, window, z, spare):
-    """in_proj of the normalised inputs: the half that is convolved behind the window's past, the gate beside it."""
+    """in_proj of the normalised inputs: one half goes behind the earlier inputs in `window`, the other, the gate, to `z`."""
     first, second, third, fourth = _token(p, b, i), _token(p, b, i + 1), _token(p, b, i + 2), _token(p, b, i + 3)
     one, two = _inverse_rms(p, first, spare), _inverse_rms(p, second, spare)
     three, four = _inverse_rms(p, third, spare), _inverse_rms(p, fourth, spare)
@@ -110,7 +110,7 @@ def _convolve(p, window, u):
 
 @inlined
 def _keep_window(p, window, steps):
-    """The newest K - 1 inputs of the convolution move to its front."""
+    """Moves the newest K - 1 inputs of the convolution to the front of the window."""
     row = p.d_vectors * ROW
     for k in range(p.K - 1):
         for j in range(p.d_vectors):
@@ -120,7 +120,7 @@ def _keep_window(p, window, steps):
 
 @inlined
 def _step_size(p, j, dbc):
-    """dt of one step for a vector of channels: softplus of a product with the few numbers x_proj gave for it."""
+    """dt of one step for a vector of channels: softplus of dt_proj, whose inputs are the first `rank` numbers of x_proj."""
     dt = load_full(p.b_dt + j * ROW)
     for i in range(p.rank):
         dt = dt + load_full(p.w_dt + (i * p.d_vectors + j) * ROW) * peek(dbc + 4 * i)
@@ -134,7 +134,7 @@ def _advance(h, decay, du, dbc, p, n):
 
 @inlined
 def _scan_whole(p, j, dbc, u, z, h):
-    """Four steps of a vector of channels; a state stays in registers through all of them."""
+    """Four steps of the scan for a vector of channels; each state stays in a register for all four."""
     row, dbc_row = p.d_vectors * ROW, p.p_vectors * ROW
     t0, t1 = _step_size(p, j, dbc), _step_size(p, j, dbc + dbc_row)
     t2, t3 = _step_size(p, j, dbc + 2 * dbc_row), _step_size(p, j, dbc + 3 * dbc_row)
@@ -171,7 +171,7 @@ def _silu(address):
 
 @inlined
 def _scan_one(p, j, dbc, u, z, h):
-    """One step of a vector of channels: for what is left at a sequence's end."""
+    """One step of the scan for a vector of channels, for the last steps of a sequence."""
     dt = _step_size(p, j, dbc)
     x = load_full(u + j * ROW)
     y, du = x * load_full(p.skip + j * ROW), x * dt
@@ -197,7 +197,7 @@ def _project_out(p, b, i, steps, u, to, spare):
 
 @inlined
 def _load_rows(p, address, b, rows, to, spare):
-    """[rows, D] of sequence b from a [B, rows, D] tensor into padded scratch; zeros if absent."""
+    """Copies [rows, D] of sequence b from a tensor [B, rows, D] to padded scratch; zeros if the address is 0."""
     for r in range(rows):
         for j in range(p.d_vectors):
             at = address + 4 * ((b * rows + r) * p.D + j * LANES) if address else 0

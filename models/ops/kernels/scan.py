@@ -1,13 +1,12 @@
 """Compiled CPU kernels (float32) of the selective scan, forward and backward.
 
-A kernel takes task after task off a shared counter until none is left, so that any number of threads may run it at once.
-A task computes LANES neighbouring channels of a sequence, so that what a step needs stays in vector registers and that a
-batch of one sequence is several tasks. Each task writes its part of a sum over the batch to a place of its own, and the parts
-are added up afterwards in a fixed order. The results therefore do not depend on the number of threads.
+A task computes LANES neighbouring channels of a sequence. The values of a step then stay in vector registers, and a batch of
+one sequence has several tasks for several threads. Each task writes its part of a sum over the batch to a place of its own,
+and the parts are added afterwards in a fixed order. The results therefore do not depend on the number of threads.
 
-Tensors come as address and strides in bytes (last axis contiguous), so slices of a wider projection need no copy. An
-address of 0 means absent. States are [B, N, D] here: channels innermost, as everywhere. Steps i are in reading order:
-t = i, or L-1-i when reverse. `work` is a thread's own scratch.
+A tensor is given by its address and its strides in bytes (the last axis is contiguous), so a slice of a wider projection is
+not copied. Address 0 stands for no tensor. States are [B, N, D]: the channels lie side by side. Steps i are counted in the
+order of reading: t = i, or L-1-i when reverse. `work` is a thread's own scratch.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from models.ops.kernels.simd import (
     total,
 )  # fmt: skip
 
-AHEAD = 8  # steps between prefetching a row and using it: a block's rows are too far apart for the processor's own
+AHEAD = 8  # steps between the prefetch of a row and its use; the rows lie too far apart for the processor's own prefetching
 
 SCAN = parameter_block(
     *("counter", "worker", "work", "work_size", "tasks", "groups", "chunk", "B", "L", "D", "N", "softplus", "reverse"),
@@ -48,7 +47,7 @@ SCAN = parameter_block(
 
 
 def scan_work_rows(N: int, chunk: int, backward: bool) -> int:
-    """Rows of LANES floats that a thread needs as scratch."""
+    """Vectors of scratch that a thread needs."""
     return 1 + 3 * N + (2 * chunk + 1) * N + 4 * chunk if backward else 1 + 2 * N
 
 
@@ -68,13 +67,13 @@ def _load_step(p, b, t, d0, width, bias, spare):
 
 @inlined
 def _vector_of(address, d0, width, spare):
-    """A block of a [D] parameter, zeros if absent."""
+    """A task's channels of a parameter [D], or zeros if the address is 0."""
     return load(address + 4 * d0 if address else 0, width, spare)
 
 
 @inlined
 def _load_states(address, row, p, d0, width, scale, out, spare):
-    """Rows [N, block] of a [*, N, D] tensor times scale, zeros if absent."""
+    """Copies a task's channels [N, LANES] of a row of a tensor [*, N, D], times scale; zeros if the address is 0."""
     for n in range(p.N):
         x = load(address + 4 * ((row * p.N + n) * p.D + d0) if address else 0, width, spare)
         store_full(out + n * ROW, x * scale)
@@ -123,7 +122,7 @@ def scan_forward(params):
 
 @inlined
 def _recompute(p, b, d0, width, first, steps, bias, skip, a, states, decays, us, dts, ys, spare):
-    """A chunk forward again from states[0]: states[s + 1] after step s, its decays, u, dt, and y before the gate."""
+    """Computes a chunk again from states[0]: states[s + 1] after step s, its decays, u, dt, and y before the gate."""
     for s in range(steps):
         t = p.L - 1 - first - s if p.reverse else first + s
         u, dt = _load_step(p, b, t, d0, width, bias, spare)
@@ -145,7 +144,7 @@ def _recompute(p, b, d0, width, first, steps, bias, skip, a, states, decays, us,
 
 @inlined
 def _gate_backward(p, b, t, d0, width, y, gy, spare):
-    """gy through y * silu(z); writes the gradient of z."""
+    """The gradient of y from gy, that of y * silu(z); writes the gradient of z."""
     z = load(p.z + b * p.z_b + t * p.z_t + 4 * d0, width, spare)
     gate = sigmoid(z)
     gz = gy * y * gate * (z * (f32(1) - gate) + f32(1))
@@ -155,7 +154,7 @@ def _gate_backward(p, b, t, d0, width, y, gy, spare):
 
 @inlined
 def _reverse_states(p, b, t, d0, s, gy, u, dt, a, states, decays, g, ga):
-    """One step back through the states; returns dLoss/d(u dt) and the part of dLoss/d dt that comes by the decays.
+    """One step back through the states; returns dLoss/d(u dt) and the part of dLoss/d dt that comes from the decays.
 
     g is the gradient of the state after this step that comes from the later steps. It is replaced by the gradient of the
     state before this step.

@@ -1,8 +1,8 @@
 """A vector of LANES float32 channels as a value in numba code, and kernels as C functions of a parameter block.
 
-Numba leaves vectorising to LLVM, which gives up, or compares dozens of pointers at run time, whenever it cannot prove
-that arrays do not overlap. A `Lanes` value is an LLVM vector from the start: + - * / work on it and on a float32
-beside it, `load` and `store` take addresses, and what a loop carries along stays in registers.
+Numba leaves it to LLVM to find vectors in loops. LLVM gives up, or compares dozens of pointers at run time, whenever it
+cannot prove that arrays do not overlap. A `Lanes` value is an LLVM vector from the start: + - * / take two of them, or one
+and a float32, `load` and `store` take addresses, and the values of a loop stay in registers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-LANES = 64  # four AVX-512 or eight AVX2 vectors: independent work enough to hide the latency of a multiply-add
+LANES = 64  # four AVX-512 or eight AVX2 vectors, whose independent work hides the latency of a multiply-add
 ROW = 4 * LANES  # bytes
 f32 = np.float32
 LOG2E = f32(1.4426950408889634)
@@ -78,7 +78,7 @@ _define_operator(operator.truediv, "fdiv")
 
 
 def _emits(result, *arguments):
-    """Makes an intrinsic of `build(builder, *args)`, typed as given."""
+    """A decorator: it makes a numba intrinsic of these types from `build(builder, *args)`."""
 
     def wrap(build):
         def lower(context, builder, sig, args):
@@ -109,7 +109,7 @@ def store_full(builder, address, value):
 
 @_emits(types.float32, "address")
 def peek(builder, address):
-    """One float."""
+    """The float at the address."""
     return builder.load(_at(builder, address, _float), align=4)
 
 
@@ -121,13 +121,13 @@ def poke(builder, address, value):
 
 @_emits(types.int64, "address")
 def peek_int(builder, address):
-    """One int64."""
+    """The int64 at the address."""
     return builder.load(_at(builder, address, _i64))
 
 
 @_emits(types.int64, "to", "address")
 def copy_piece(builder, to, address):
-    """16 floats from one address to another."""
+    """Copies 16 floats from one address to another."""
     kind = ir.VectorType(_float, 16)
     builder.store(builder.load(_at(builder, address, kind), align=4), _at(builder, to, kind), align=4)
     return to
@@ -135,7 +135,7 @@ def copy_piece(builder, to, address):
 
 @_emits(types.int64, "to")
 def zero_piece(builder, to):
-    """16 zeros to an address."""
+    """Writes 16 zeros to an address."""
     kind = ir.VectorType(_float, 16)
     builder.store(ir.Constant(kind, [0.0] * 16), _at(builder, to, kind), align=4)
     return to
@@ -143,7 +143,7 @@ def zero_piece(builder, to):
 
 @_emits(types.int64, "address")
 def take(builder, address):
-    """The int64 at the address, which grows by one, in one atomic step."""
+    """The int64 at the address, to which the same atomic step adds one."""
     return builder.atomic_rmw("add", _at(builder, address, _i64), _i64(1), "monotonic")
 
 
@@ -162,27 +162,27 @@ def broadcast(builder, x):
 
 @_emits(types.float32, "x")
 def total(builder, x):
-    """Sum over lanes, as a tree."""
+    """The sum of the lanes, which are added pair by pair."""
     kind = ir.FunctionType(_float, (_float, _vector))
     function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
     return builder.call(function, (_float(-0.0), x), fastmath=("reassoc", "nsz"))
 
 
 def _between(builder, x, low, high):
-    """A NaN fails both comparisons and stays."""
+    """x limited to low ... high. NaN stays NaN, because it fails both comparisons."""
     x = builder.select(builder.fcmp_ordered("<", x, _constant(low)), _constant(low), x)
     return builder.select(builder.fcmp_ordered(">", x, _constant(high)), _constant(high), x)
 
 
 @_emits(Lanes, "x")
 def _clamped(builder, x):
-    """Into the range of exponents, infinity's included."""
+    """x limited to the exponents of float32, that of infinity included."""
     return _between(builder, x, _LOWEST, _HIGHEST)
 
 
 @_emits(Lanes, "x")
 def _clamped_finite(builder, x):
-    """Into the exponents of normal numbers whose inverse is normal, too."""
+    """x limited to the exponents of normal numbers whose inverse is normal, too."""
     return _between(builder, x, _LOWEST, -_LOWEST)
 
 
@@ -194,7 +194,7 @@ def positive(builder, x):
 
 @_emits(types.float32, "x")
 def root(builder, x):
-    """Square root of one float."""
+    """The square root of one float."""
     kind = ir.FunctionType(_float, (_float,))
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.sqrt.f32"), (x,))
 
@@ -207,20 +207,20 @@ def _absolute(builder, x):
 
 @_emits(Lanes, "x")
 def _inverse_estimate(builder, x):
-    """1 / x to 12 % for normal x > 0: the exponent negated, the mantissa on a straight line."""
+    """1 / x with an error of 12 % at most, for normal x > 0: the exponent is negated, the mantissa follows a straight line."""
     magic = ir.Constant(_bits, [0x7EF311C3] * LANES)
     return builder.bitcast(builder.sub(magic, builder.bitcast(x, _bits)), _vector)
 
 
 @_emits(Lanes, "shifted")
 def _power(builder, shifted):
-    """2^i of the integers i in the lowest bits of i + _ROUND."""
+    """2^i, where the integers i are the lowest bits of `shifted` = i + _ROUND."""
     return builder.bitcast(builder.shl(builder.bitcast(shifted, _bits), ir.Constant(_bits, [23] * LANES)), _vector)
 
 
 @inlined
 def exp2(x):
-    """2^x to 2e-7 relative, saturating at infinity and at 2^-126."""
+    """2^x with a relative error of 2e-7. The smallest result is 2^-126, the largest infinity."""
     return _exp2(_clamped(x))
 
 
@@ -228,8 +228,10 @@ def exp2(x):
 def _exp2(x):
     shifted = x + _ROUND
     r = x - (shifted - _ROUND)
-    p = r * f32(1.3264727e-3) + f32(9.6715130e-3)  # minimax for relative error on [-1/2, 1/2], with p(0) = 1 exactly:
-    p = p * r + f32(5.5507336e-2)  # a step of length zero keeps a state bit for bit
+    # The polynomial has the least relative error on [-1/2, 1/2] for which p(0) is exactly 1: a scan step of length zero must
+    # not change a state.
+    p = r * f32(1.3264727e-3) + f32(9.6715130e-3)
+    p = p * r + f32(5.5507336e-2)
     p = p * r + f32(2.4022242e-1)
     p = p * r + f32(6.9314700e-1)
     p = p * r + f32(1)
@@ -238,7 +240,7 @@ def _exp2(x):
 
 @inlined
 def _inverse(x):
-    """1 / x to 1e-7 for x in [1, 2^126]: Newton's iteration, a third of the time that dividing takes."""
+    """1 / x with an error of 1e-7 for x in [1, 2^126]. Newton's iteration takes a third of a division's time."""
     r = _inverse_estimate(x)
     r = r * (f32(2) - x * r)
     r = r * (f32(2) - x * r)
@@ -247,13 +249,16 @@ def _inverse(x):
 
 @inlined
 def sigmoid(x):
-    """To 2e-7; at least 2^-126, which is what the inverse can take."""
+    """1 / (1 + e^-x) with an error of 2e-7. The result is at least 2^-126, since `_inverse` takes no more than 2^126."""
     return _inverse(_exp2(_clamped_finite(x * -LOG2E)) + f32(1))
 
 
 @inlined
 def softplus(x):
-    """log(1 + e^x) = max(x, 0) + log1p(e^-|x|), log1p(e) = 2 atanh(e / (2 + e)) by a minimax in its square; to 3e-7."""
+    """log(1 + e^x) with an error of 3e-7, as max(x, 0) + log1p(e^-|x|).
+
+    log1p(e) is 2 atanh(s) with s = e / (2 + e); atanh(s) / s is a polynomial in s^2.
+    """
     e = exp2(_absolute(x) * -LOG2E)
     s = e * _inverse(e + f32(2))
     q = s * s
@@ -266,7 +271,7 @@ def softplus(x):
 
 @inlined
 def load(address, width, spare):
-    """The floats at the address; zeros past the width, and everywhere if the address is 0. `spare`: a row of scratch."""
+    """`width` floats from the address and zeros after them; only zeros if the address is 0. `spare`: a row of scratch."""
     if address != 0 and width == LANES:
         return load_full(address)
     store_full(spare, broadcast(f32(0)))
@@ -292,11 +297,11 @@ def prefetch(address):
         _prefetch_line(address + line)
 
 
-@njit(inline="always")  # as if written in each kernel; with forceinline a Mamba layer took 10 to 25 % longer
+@njit(inline="always")  # numba copies it into each kernel; forceinline looked slower in two noisy runs, which prove little
 def run_tasks(task, params):
-    """Calls `task(p, index, work)` for indices below p.tasks that no other thread took, until none is left.
+    """Calls `task(p, index, work)` for each index below p.tasks that no other thread has taken, until none is left.
 
-    This loop is what a kernel consists of: any number of threads may run it at once, each with scratch `work` of its own.
+    Every kernel is this loop. Any number of threads may run it at once; each has scratch `work` of its own.
     """
     p = carray(params, 1)[0]
     work = p.work + take(p.worker) * p.work_size
@@ -307,22 +312,25 @@ def run_tasks(task, params):
         task(p, index, work)
 
 
-@njit(forceinline=True, error_model="numpy")  # nothing here is ever 0: no check before each division
+@njit(forceinline=True, error_model="numpy")  # numba need not check for a division by 0, which cannot happen here
 def block_of(p, task):
-    """Sequence (or group of sequences) and first channel of a task that owns LANES channels."""
+    """The sequence (or group of sequences) and the first channel of a task, which computes LANES channels."""
     blocks = (p.D + LANES - 1) // LANES
     return task // blocks, task % blocks * LANES
 
 
 def parameter_block(*names: str) -> np.dtype:
-    """Layout of a kernel's parameters, all int64. The last field makes numba's disk cache, which looks only at the
-    kernel's own file and at this type, notice a change of this file."""
+    """Layout of a kernel's parameters, all int64.
+
+    Numba's cache on disk looks only at the kernel's own file and at this type. The name of the last field changes when this
+    file does, so that the kernels are compiled again.
+    """
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     return np.dtype([(name, np.int64) for name in (*names, f"lanes_{source}")])
 
 
 def compiled(function, layout: np.dtype):
-    """`function(params)` as a C function of a pointer to the block (`.address`), kept on disk once compiled."""
+    """`function(params)` as a C function of a pointer to the parameters (at `.address`). The compiled code is kept on disk."""
     kind = types.void(types.CPointer(from_dtype(layout)))
     try:
         return cfunc(kind, cache=True, error_model="numpy")(function)

@@ -1,11 +1,11 @@
 """Runs compiled kernels (models/ops/kernels/simd.py) on torch's own threads.
 
-Numba's thread pools work beside torch's: with two pools on two cores each pool's idle threads spin on the core that the
-other one needs, and a matrix product followed by a kernel runs several times slower than either alone. So numba's
-threading is not used at all. A kernel is handed to the OpenMP runtime that torch itself uses (`GOMP_parallel`, which
-GNU's, Intel's and LLVM's all have on Linux); elsewhere to Python threads, which sleep while they wait. It follows
-torch.set_num_threads() by construction and changes nothing outside. After a fork the runtime's threads are missing and
-it would wait for them for ever: a forked child works alone, and torch with it (as in every DataLoader worker).
+Numba's own threads are not used. Beside torch's they would be a second pool, and the idle threads of each would spin on the
+cores that the other one needs: a matrix product followed by a kernel then takes several times as long. On Linux a kernel
+is given to the OpenMP runtime that torch itself uses (`GOMP_parallel`, which GNU's, Intel's and LLVM's runtimes have);
+elsewhere it is given to Python threads, which sleep while they wait. The number of threads is that of
+torch.set_num_threads(). A forked process lacks the runtime's threads, for which it would wait for ever. It therefore uses
+one thread, for torch, too (as every DataLoader worker does).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-# Multiply-adds under which waking threads (7 us) costs more than they save.
+# With fewer multiply-adds, threads cost more time to wake (7 us) than they save.
 SERIAL_WORK = 200_000
 
 _CALL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def _torch_openmp():
-    """GOMP_parallel(function, data, threads, flags) of the OpenMP runtime torch runs on; None if there is no telling."""
+    """GOMP_parallel(function, data, threads, flags) of the OpenMP runtime of torch; None if it is not clear which that is."""
     if not sys.platform.startswith("linux"):
         return None
     with open("/proc/self/maps") as maps:
@@ -67,7 +67,7 @@ class _Threads:
                 done.result()
 
     def settle(self) -> None:
-        """To be called before an operator touches tensors: torch's own copies would wait in a forked child, too."""
+        """Call it before an operator touches tensors: in a forked process torch's own copying would wait for ever, too."""
         if self.forked and torch.get_num_threads() > 1:
             torch.set_num_threads(1)
 
@@ -80,10 +80,10 @@ def launch(
 ) -> None:
     """Runs the kernel's tasks.
 
-    `fields` fill its parameter block by name, the others are 0; the tensors they point to must outlive the call.
+    fields: values of the kernel's parameters by name; the others are 0. The tensors that they point to must outlive the call.
     """
     parallel = tasks > 1 and multiply_adds >= SERIAL_WORK
-    # Always all of torch's threads or one: a smaller team would make the runtime end threads and start them again.
+    # All of torch's threads or one: for any other number the runtime would end threads and start them again later.
     n_threads = torch.get_num_threads() if parallel else 1
     scratch = torch.empty(n_threads * scratch_floats)
     counters = array("q", (0, 0))

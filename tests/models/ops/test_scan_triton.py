@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from evaluation.benchmarks.scan_errors import CONV_CASES, SCAN_CASES
+from helpers.autocast_errors import AUTOCAST_WORST
 from helpers.scans import scan_inputs, single
 from models.ops import backend as backends
 from models.ops import scan_triton
@@ -71,6 +72,12 @@ def test_gradients_have_the_same_bits_in_each_run(interpreted):
 @needs_triton
 def test_pieces_with_carried_state_equal_the_whole(interpreted):
     assert interpreted["pieces"] < 1e-6
+
+
+@needs_triton
+def test_a_layer_under_autocast_is_that_in_float32_to_rounding(interpreted):
+    assert set(interpreted["autocast"]) > {"y", "state", "A_log", "in_proj.weight", "conv1d.weight"}
+    assert {name: error for name, error in interpreted["autocast"].items() if not error < AUTOCAST_WORST} == {}
 
 
 @needs_triton

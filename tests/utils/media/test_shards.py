@@ -204,7 +204,7 @@ def test_items_are_nearly_those_of_the_raw_clips(corpus: Path) -> None:
     for k in range(N_CLIPS):
         a, b = raw[k], sharded[k]
         assert torch.allclose(a.noisy_audio, b.noisy_audio, atol=1e-3) and torch.equal(a.video_mask, b.video_mask)
-        assert float((a.video - b.video).abs().mean()) < 0.03
+        assert float((a.video.float() - b.video.float()).abs().mean()) < 7.5
 
 
 def test_windows_past_the_last_picture_are_as_in_a_list(corpus: Path) -> None:

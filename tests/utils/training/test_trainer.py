@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from torch.overrides import TorchFunctionMode
 
 from evaluation.validation import Validation
 from helpers.paths import ROOT
@@ -147,32 +146,6 @@ def test_interrupted_run_saves_and_says_so(recipe, tmp_path):
     step = latest_pair(tmp_path / "run")[2]
     assert f"interrupted at step {step}" in out
     assert load_checkpoint(tmp_path / "run" / f"do_{step:08d}.pth")["steps"] == step
-
-
-class Reads(TorchFunctionMode):
-    """Counts what makes the program wait for a device: values of tensors that are asked for."""
-
-    WAITING = (torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.__bool__,
-               torch.Tensor.__float__, torch.Tensor.__int__)  # fmt: skip
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.count += func in self.WAITING
-        return func(*args, **(kwargs or {}))
-
-
-def test_an_update_reads_tensors_once(recipe, tmp_path):
-    """But for the optimiser, whose step count is on the CPU."""
-    trainer = trainer_of(recipe, tmp_path)
-    losses = trainer.compute_losses(next(iter(trainer._batches())))
-    trainer.optimizer.step = lambda: None
-    with Reads() as reads:
-        values, problem = trainer._update(trainer.player, losses)
-    assert problem is None and set(values) > {"total", "si_sdr", "grad_norm"}
-    assert reads.count == 1
 
 
 def test_bad_batches_are_skipped_counted_and_named(recipe, tmp_path, capsys):
