@@ -46,6 +46,9 @@ def first_line(error: BaseException) -> str:
 def run(program: str, body: Callable[[], int]) -> int:
     """Exit code of `body()`; a mistake of the user's (ValueError, OSError) becomes one line on stderr and EXIT_USAGE."""
     reuse_freed_memory()
+    for stream in (sys.stdout, sys.stderr):  # a name may hold bytes that are no text
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return body()
     except (ValueError, OSError) as error:

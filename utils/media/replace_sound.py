@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from utils.media.decode import MOST_GAP_SEC, Decoder, MediaError, find_sound, open_media, video_stream
+from utils.media.decode import MOST_GAP_SEC, Decoder, MediaError, create_media, find_sound, open_media, video_stream
 from utils.media.sound import resampled_pieces, to_pcm16
 from utils.util import atomic_write
 
@@ -137,7 +137,7 @@ class _Remux:
         options = {"movflags": "+faststart", "movie_timescale": str(self.rate)} if self.container_name in QUICKTIME else {}
         if self.container_name in QUICKTIME and any(key.startswith("com.") for key in self.source.metadata):
             options["movflags"] += "+use_metadata_tags"  # phones' own keys have no place among the usual ones
-        with av.open(os.fspath(self.path), "w", format=self.container_name, container_options=options) as target:
+        with create_media(self.path, format=self.container_name, container_options=options) as target:
             kept = _add_picture(target, self.source, self.picture, self.path.suffix.lower())
             sound = self._add_sound(target)
             _copy_metadata(self.source, target)
