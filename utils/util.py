@@ -110,6 +110,8 @@ def load_json_file(path: str | os.PathLike, key: str | None = None) -> list:
             items = json.load(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"{origin}list {path} does not exist; make it with the scripts in data/") from None
+    except RecursionError:
+        raise ValueError(f"{origin}{path} is not a JSON list: it is nested too deeply") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{origin}{path} is not a JSON list: {error}") from None
     if not isinstance(items, list) or not items:
