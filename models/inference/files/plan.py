@@ -10,7 +10,7 @@ import av
 from models.inference.files.jobs import Job, is_there
 from models.inference.files.progress import Progress, minutes
 from utils.distributed import Group
-from utils.media.decode import MediaError, audio_stream, open_media, video_stream
+from utils.media.decode import MediaError, find_sound, open_media, video_stream
 
 MOST_LISTED = 20  # recordings named one by one before a run; --dry_run names all
 
@@ -31,11 +31,11 @@ def read_facts(job: Job) -> Facts:
     n_bytes = sum(path.stat().st_size for path in paths.values())
     duration, rate, size = None, None, None
     try:
-        with open_media(job.audio) as container:
-            stream = audio_stream(container)
-            if stream is not None:
+        track = find_sound(job.audio)
+        if track is not None:
+            with open_media(job.audio) as container:
                 duration = container.duration / av.time_base if container.duration else None
-                rate = stream.rate
+                rate = container.streams[track.index].rate
     except (MediaError, OSError):
         pass
     if job.video is not None:
