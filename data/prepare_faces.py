@@ -7,6 +7,7 @@ some hundred clips each, for a cluster's file system. After an interruption run 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import os
 import sys
@@ -30,7 +31,7 @@ from data.tools.listing import report_skipped
 from utils.console import EXIT_FAILED, Parser, run
 from utils.faces.detectors import FACE_METHODS, settle_method
 from utils.media.clip_writer import write_clip
-from utils.util import atomic_write, load_json_file, write_json
+from utils.util import atomic_write, clear_unfinished, load_json_file, write_json
 from utils.worker_pool import WHY_LOST, run_jobs
 
 
@@ -72,6 +73,8 @@ def _clip_job(task: tuple[dict, Path, CropSettings]) -> tuple[dict | None, float
     try:
         return *prepare_clip(*task), None
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise  # no fault of the clip's, and the next one would meet it, too
         return None, 0.0, f"{error}"
 
 
@@ -79,6 +82,8 @@ def write_clips(entries: Sequence[dict], args: argparse.Namespace, settings: Cro
     """Write every clip's crops as a video, and the list of them."""
     output_dir = Path(args.output_dir).resolve()
     tasks = [(entry, output_path(entry, output_dir, settings), settings) for entry in entries]
+    for folder in {output_dir, Path(args.output_list).resolve().parent, *(target.parent for _, target, _ in tasks)}:
+        clear_unfinished(folder)
     left = sum(not _is_done(target) for _, target, _ in tasks)
     results = run_jobs(_clip_job, tasks, min(args.workers, left), lost=lambda task: (None, 0.0, WHY_LOST))
     results = list(tqdm(results, total=len(tasks), desc="faces", unit="clip", disable=None))
@@ -100,9 +105,7 @@ def write_shards(entries: Sequence[dict], args: argparse.Namespace, settings: Cr
             f"--output_dir: {output_dir} holds {stale[0]}, which this list and --clips_per_shard {size} do not make; "
             "remove the old shards, or choose another folder"
         )
-    for pattern in (f".{name}-*", f".{name}_skipped.*"):  # what a killed run was writing
-        for path in output_dir.glob(pattern):
-            path.unlink()
+    clear_unfinished(output_dir)
     kept = [finished(target, digest_of(part, settings)) for part, _, target, _ in tasks]
     todo = [task for task, report in zip(tasks, kept, strict=True) if report is None]
     reports = [report for report in kept if report is not None]

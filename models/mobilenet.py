@@ -5,7 +5,6 @@ Parameter names are torchvision's, without the `features.` prefix, so that the f
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from utils.checkpoint import check_weights
 from utils.fetch import PublishedFile
 
 WEIGHTS_URL = "https://download.pytorch.org/models/mobilenet_v3_small-047dcff4.pth"
@@ -146,7 +146,7 @@ def _read_features(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a weights file, with this module's names; ValueError when it is not such a file."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged file makes the unpickler trip over anything
         problem = str(error).strip().split("\n")[0][:120]
         raise ValueError(f"visual_cfg.backbone_weights: {path} is not a PyTorch weights file ({problem})") from None
     items = stored.items() if isinstance(stored, dict) else ()
@@ -162,7 +162,8 @@ def _read_features(path: Path) -> dict[str, torch.Tensor]:
             )
     extra = sorted(set(found) - set(wanted))
     if extra:
-        raise ValueError(f"visual_cfg.backbone_weights: {path} is not MobileNetV3-Small: it also holds {extra[0]}")
+        raise ValueError(f"visual_cfg.backbone_weights: {path} is not MobileNetV3-Small: it also holds {extra[0]:.80}")
+    check_weights(found, f"visual_cfg.backbone_weights: {path}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch import nn
 
 from models.generator import VISUAL_PREFIXES, LiteAVSEMamba, SEMamba
 from models.lite_visual_encoder import LiteVisualEncoderA
-from utils.checkpoint import load_checkpoint, load_state
+from utils.checkpoint import check_fit, check_weights, load_checkpoint, load_state
 from utils.config import complete_config
 
+DEFAULT_SIZE = 64**2 * 4 * 4 * 16  # of SEMamba's recipe, as `_is_large` counts
 ARCHITECTURES = {"SEMamba": SEMamba, "LiteAVSEMamba": LiteAVSEMamba}
 
 
@@ -47,6 +49,7 @@ def load_generator(
     if not isinstance(weights, Mapping):
         kind = "a discriminator/optimiser file; load the g_*.pth beside it" if "discriminator" in checkpoint else "no generator"
         raise ValueError(f"checkpoint {path} holds {kind}")
+    check_weights(weights, f"checkpoint {path}")
     own = checkpoint.get("config")
     cfg = complete_config(own if own is not None else (config or {}), source=f"config of {path}")
     if own is None:
@@ -54,14 +57,27 @@ def load_generator(
     elif config is not None:
         _refuse_other_model(path, cfg, complete_config(config))
     name = checkpoint.get("architecture", "SEMamba")
-    if name not in ARCHITECTURES:
-        raise ValueError(f"checkpoint {path} is of architecture {name!r}; this version knows {', '.join(ARCHITECTURES)}")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        known = ", ".join(ARCHITECTURES)
+        raise ValueError(f"checkpoint {path} is of architecture {reprlib.repr(name)}; this version knows {known}")
     # A backbone whose weights are in the checkpoint (random or fine-tuned) need not be fetched.
     carried = any(key.startswith("visual_encoder.backbone.") for key in weights)
     visual = cfg["visual_cfg"] | {"encoder_weights": None} | ({"backbone_weights": "none"} if carried else {})
-    model = ARCHITECTURES[name](cfg | {"visual_cfg": visual})
+    cfg_to_build = cfg | {"visual_cfg": visual}
+    if _is_large(cfg):  # no memory is taken before the shapes are known to fit; this takes a second, so others go without
+        with torch.device("meta"):
+            outline = ARCHITECTURES[name](cfg_to_build | {"visual_cfg": visual | {"backbone_weights": "none"}})
+        check_fit(outline, weights, f"checkpoint {path}", may_miss=third_party_keys(outline))
+    model = ARCHITECTURES[name](cfg_to_build)
     load_state(model, weights, f"checkpoint {path}", may_miss=third_party_keys(model))
     return model.to(device).eval(), cfg
+
+
+def _is_large(cfg: Mapping) -> bool:
+    """Whether a complete recipe asks for a model of several times the default size."""
+    model, visual = cfg["model_cfg"], cfg["visual_cfg"]
+    size = model["hid_feature"] ** 2 * model["expand"] * model["num_tfmamba"] * max(model["d_state"], model["d_conv"])
+    return size > 4 * DEFAULT_SIZE or visual["visual_dim"] > 2048 or cfg["stft_cfg"]["n_fft"] > 2048
 
 
 def start_from(model: SEMamba, cfg: Mapping, path: str | os.PathLike, parts: str = "all") -> str:
@@ -77,6 +93,7 @@ def start_from(model: SEMamba, cfg: Mapping, path: str | os.PathLike, parts: str
     weights = checkpoint.get("generator")
     if not isinstance(weights, Mapping):
         raise ValueError(f"training_cfg.init_checkpoint {path} holds no generator")
+    check_weights(weights, f"training_cfg.init_checkpoint {path}")
     if parts == "fitting":
         return _start_from_fitting(model, cfg, path, checkpoint)
     if checkpoint.get("config") is None:

@@ -50,9 +50,32 @@ def load_checkpoint(
     return contents
 
 
+def check_weights(state: Mapping, name: str) -> None:
+    """Raise ValueError where `state` holds anything but plain tensors of finite numbers under names."""
+    for key, value in state.items():
+        kind = None
+        if not isinstance(key, str):
+            kind = f"a {type(key).__name__} where the name of a weight belongs"
+        elif not isinstance(value, torch.Tensor):
+            kind = f"a {type(value).__name__} as {key:.80}"
+        elif value.layout != torch.strided or value.is_quantized or value.is_meta or value.is_complex():
+            kind = f"a tensor that is not dense and real as {key:.80}"
+        elif value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            kind = f"NaN or infinity in {key:.80}"
+        if kind is not None:
+            raise ValueError(f"{name} holds {kind}; it cannot be used")
+
+
 def load_state(model: torch.nn.Module, state: Mapping, name: str, may_miss: set[str] = frozenset()) -> None:
     """Load `state` into `model` strictly; ValueError says what does not fit. Keys in `may_miss` may be absent."""
+    check_fit(model, state, name, may_miss)
+    model.load_state_dict(dict(state), strict=False)
+
+
+def check_fit(model: torch.nn.Module, state: Mapping, name: str, may_miss: set[str] = frozenset()) -> None:
+    """Raise the errors of `load_state` without loading; `model` may be on the meta device."""
     expected = model.state_dict()
+    check_weights(state, name)
     missing = sorted(set(expected) - set(state) - set(may_miss))
     extra = sorted(set(state) - set(expected))
     shapes = [key for key in expected if key in state and expected[key].shape != state[key].shape]
@@ -67,16 +90,17 @@ def load_state(model: torch.nn.Module, state: Mapping, name: str, may_miss: set[
                         f"the model's is {list(expected[key].shape)})")
     if problems:
         raise ValueError(f"{name} does not fit {type(model).__name__} as configured: " + "; ".join(problems))
-    model.load_state_dict(dict(state), strict=False)
+
+
+def all_pairs(folder: str | os.PathLike) -> list[tuple[Path, Path, int]]:
+    """Return (g, do, step), the newest first, for each step with both g_XXXXXXXX.pth and do_XXXXXXXX.pth in `folder`."""
+    steps = sorted(_steps(folder, "g") & _steps(folder, "do"), reverse=True)
+    return [(Path(folder) / f"g_{step:08d}.pth", Path(folder) / f"do_{step:08d}.pth", step) for step in steps]
 
 
 def latest_pair(folder: str | os.PathLike) -> tuple[Path, Path, int] | None:
-    """Newest step for which both g_XXXXXXXX.pth and do_XXXXXXXX.pth are in `folder`: (g, do, step), or None."""
-    pairs = _steps(folder, "g") & _steps(folder, "do")
-    if not pairs:
-        return None
-    step = max(pairs)
-    return Path(folder) / f"g_{step:08d}.pth", Path(folder) / f"do_{step:08d}.pth", step
+    """Return the newest of `all_pairs`, or None."""
+    return next(iter(all_pairs(folder)), None)
 
 
 def prune_pairs(folder: str | os.PathLike, keep: int) -> None:

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from utils.recipe_yaml import read_yaml
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+
+MOST_MISTAKES = 10  # that are named at once
+WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,3}")  # YAML reads 1e5 as text
 
 
 def _is_section(parent: type[BaseModel], key: object) -> bool:
@@ -35,7 +41,20 @@ class _Section(BaseModel):
         """A section whose every key is commented out is None in YAML, and means its defaults."""
         if not isinstance(value, Mapping):
             return value
-        return {key: item for key, item in value.items() if item is not None or not _is_section(cls, key)}
+        return {
+            key: cls._as_number(key, item) for key, item in value.items() if item is not None or not _is_section(cls, key)
+        }
+
+    @classmethod
+    def _as_number(cls, key: Any, value: Any) -> Any:
+        """Take 1e5 for a whole number; refuse true and false, which are 1 and 0 in Python, where a number belongs."""
+        field = cls.model_fields.get(key) if isinstance(key, str) else None
+        kinds = set() if field is None else {field.annotation, *get_args(field.annotation)}
+        if isinstance(value, bool) and kinds & {int, float}:
+            raise ValueError(f"{key} is {str(value).lower()}; write a number")
+        if isinstance(value, str) and int in kinds and WHOLE_NUMBER.fullmatch(value) and float(value).is_integer():
+            return int(float(value))
+        return value
 
 
 class DistCfg(_Section):
@@ -170,18 +189,18 @@ class TrainingCfg(_Section):
 
 class StftCfg(_Section):
     sampling_rate: PositiveInt = 16000
-    n_fft: PositiveInt = 400
+    n_fft: Annotated[int, Field(ge=1, le=16384)] = 400
     hop_size: PositiveInt = 100
     win_size: PositiveInt = 400
 
 
 class ModelCfg(_Section):
-    hid_feature: PositiveInt = 64
+    hid_feature: Annotated[int, Field(ge=1, le=1024)] = 64
     compress_factor: Annotated[float, Field(gt=0, le=1)] = 0.3
-    num_tfmamba: PositiveInt = 4
-    d_state: PositiveInt = 16
-    d_conv: PositiveInt = 4
-    expand: PositiveInt = 4
+    num_tfmamba: Annotated[int, Field(ge=1, le=64)] = 4
+    d_state: Annotated[int, Field(ge=1, le=256)] = 16
+    d_conv: Annotated[int, Field(ge=1, le=64)] = 4
+    expand: Annotated[int, Field(ge=1, le=16)] = 4
     norm_epsilon: PositiveFloat = 1e-5
     beta: PositiveFloat = 2.0
     input_channel: Literal[2] = 2  # magnitude and phase
@@ -206,13 +225,13 @@ class VisualCfg(_Section):
     freeze_visual_encoder: bool = True
     visual_norm: Literal["frame", "running"] = "frame"  # of the features: each frame by itself, or over the last 2 s
     feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the visual features, in training: missing for a whole clip
-    video_fps: PositiveFloat = 25.0
-    face_size: PositiveInt = 96
+    video_fps: Annotated[float, Field(gt=0, le=1000)] = 25.0
+    face_size: Annotated[int, Field(ge=1, le=1024)] = 96
     face_crop: Literal["auto", "yunet", "haar", "center", "none"] = "auto"
     backbone_weights: str = "auto"  # auto: fetched once and cached; none: random; or a path
     encoder_weights: str | None = None  # the whole encoder's start, from evaluation/teach_encoder.py; None: random
     visual_lookahead_ms: NonNegativeFloat = 0.0  # how much later video the sound may wait for
-    visual_dim: PositiveInt = 512
+    visual_dim: Annotated[int, Field(ge=1, le=8192)] = 512
     remove_mean_frames: NonNegativeInt = 25  # visual features less their mean over so many past frames; 0: as they are
 
     @field_validator("visual_channels", mode="before")
@@ -231,7 +250,7 @@ class LiteCfg(_Section):
     use_vce: bool = True
     use_fsvg: bool = True
     vce_type: Literal["plain", "smoothed", "agreement"] = "smoothed"
-    smooth_kernel: PositiveInt = 5  # STFT frames
+    smooth_kernel: Annotated[int, Field(ge=1, le=1000)] = 5  # STFT frames
     fsvg_type: Literal["plain", "prior"] = "prior"
 
 
@@ -295,7 +314,7 @@ def _sentence(error: dict, source: str) -> str:
         hint = f"; did you mean {close[0]}?" if close else f"; known keys: {', '.join(_known_keys(error['loc']))}"
         return f"{source}: unknown key {where}{hint}"
     message = error["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], Mapping) else f" (given: {error['input']!r})"
+    given = "" if isinstance(error["input"], Mapping) else f" (given: {reprlib.repr(error['input'])})"
     return f"{source}: {where + ': ' if where else ''}{message}{given}"
 
 
@@ -309,35 +328,9 @@ def complete_config(mapping: Mapping, source: str = "config") -> dict:
     try:
         return Config.model_validate(dict(mapping)).model_dump(mode="json")
     except ValidationError as error:
-        raise ValueError("\n".join(_sentence(item, source) for item in error.errors())) from None
-
-
-class _RepeatedKey(ValueError):
-    pass
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, of which YAML's own readers silently take the last."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        lines: dict[str, int] = {}
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            line = key.start_mark.line + 1
-            if key.value in lines:
-                raise _RepeatedKey(f"line {line}: key {key.value} was given in line {lines[key.value]} before; keep one")
-            lines[key.value] = line
-        return node
-
-
-def _read_yaml(stream: str | TextIO, source: str) -> Any:
-    try:
-        return yaml.load(stream, _RecipeLoader)
-    except _RepeatedKey as error:
-        raise ValueError(f"{source}: {error}") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are no text, a date that is none
-        problem = str(error).replace("\n", " ")
-        raise ValueError(f"{source} is not YAML: {problem}") from None
+        found = [_sentence(item, source) for item in error.errors()[:MOST_MISTAKES]]
+        more = error.error_count() - len(found)
+        raise ValueError("\n".join([*found, *([f"{source}: {more} more mistakes"] if more else [])])) from None
 
 
 def apply_overrides(mapping: dict, overrides: Sequence[str]) -> dict:
@@ -352,7 +345,7 @@ def apply_overrides(mapping: dict, overrides: Sequence[str]) -> dict:
             child = node.get(key)
             node[key] = dict(child) if isinstance(child, Mapping) else {}
             node = node[key]
-        node[keys[-1]] = _read_yaml(value, f"override {text!r}")
+        node[keys[-1]] = read_yaml(value, f"override {text!r}")
     return mapping
 
 
@@ -364,8 +357,8 @@ def _says_causal(mapping: Mapping, overrides: Sequence[str]) -> bool:
 def load_config(path: str | os.PathLike, overrides: Sequence[str] = ()) -> dict:
     """Read a recipe, apply overrides, check it, fill in defaults."""
     try:
-        with open(path, encoding="utf-8") as file:
-            mapping = _read_yaml(file, f"config {path}")
+        with open(path, encoding="utf-8-sig") as file:
+            mapping = read_yaml(file, f"config {path}")
     except FileNotFoundError:
         raise FileNotFoundError(f"config {path} does not exist; recipes are in recipes/") from None
     except IsADirectoryError:

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from utils.util import reuse_freed_memory
 
+LONGEST_MESSAGE = 2000  # characters, a screen
 EXIT_FAILED = 1  # some of the work could not be done
 EXIT_USAGE = 2  # nothing was begun, because of a mistake in the options or files
 EXIT_INTERRUPTED = 130  # shells use it for Ctrl-C
@@ -35,7 +36,8 @@ def one_line(error: BaseException) -> str:
     text, kind = str(error), type(error).__name__
     if text.startswith(f"Caught {kind} in DataLoader worker"):
         text = text.rpartition(f"{kind}: ")[2]  # torch puts the worker's whole traceback before what was said
-    return " ".join(text.split()) or kind
+    text = " ".join(text.split()) or kind
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]} ..."
 
 
 def first_line(error: BaseException) -> str:
@@ -46,6 +48,9 @@ def first_line(error: BaseException) -> str:
 def run(program: str, body: Callable[[], int]) -> int:
     """The exit code of `body()`. A user's mistake (ValueError, OSError) becomes one line on stderr and EXIT_USAGE."""
     reuse_freed_memory()
+    for stream in (sys.stdout, sys.stderr):  # a name may hold bytes that are no text
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return body()
     except (ValueError, OSError) as error:

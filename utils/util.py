@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import ctypes
+import errno
 import json
 import math
 import os
@@ -18,24 +19,85 @@ from pathlib import Path
 import numpy as np
 import torch
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+UNFINISHED = ".unfinished-"  # how the names of temporary files begin
+LONGEST_SUFFIX = 8
+LEAST_FREE_BYTES = 64 << 10  # a disk with less is full
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and rename it there on success, so that no reader ever sees half a file."""
+    """Yield a temporary path beside `path` and rename it there on success, so that no reader ever sees half a file.
+
+    The content is on the disk before the rename. OSError that names the file where the disk is full; what was at `path` before
+    is then as it was. Writing processes hold a lock on their temporary files; `clear_unfinished` removes those of killed ones.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.stat(path)  # a name that the file system does not take fails before any work is done
     # The suffix is kept: writers such as soundfile and PyAV choose the format by it.
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    suffix = path.suffix if path.suffix.isascii() and len(path.suffix) <= LONGEST_SUFFIX else ""
+    handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=suffix, dir=path.parent)
     temporary = Path(name)
     try:
+        _lock(handle)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
+        os.fsync(handle)
         os.replace(temporary, path)
+    except Exception as error:
+        if _is_full(error, path.parent):
+            raise OSError(
+                errno.ENOSPC, f"No space left on device: {path} was not written; what was there before is as it was"
+            ) from error
+        raise
     finally:
+        os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def _lock(handle: int) -> bool:
+    """Take the lock of a temporary file; False where another process holds it, or the system has no such locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    """Whether a write failed because there is no room: libraries say so in many ways, and the disk itself in one."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    try:
+        space = os.statvfs(folder)
+    except (OSError, AttributeError):
+        return False
+    return space.f_bavail * space.f_frsize < LEAST_FREE_BYTES
+
+
+def clear_unfinished(folder: str | os.PathLike) -> int:
+    """Remove the temporary files that killed processes left in `folder`, none of a living one; return how many."""
+    count = 0
+    for path in Path(folder).glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            handle = os.open(path, os.O_RDWR)
+            try:
+                if _lock(handle):
+                    path.unlink()
+                    count += 1
+            finally:
+                os.close(handle)
+    return count
 
 
 def load_json_file(path: str | os.PathLike, key: str | None = None) -> list:
@@ -44,10 +106,12 @@ def load_json_file(path: str | os.PathLike, key: str | None = None) -> list:
     if not path:
         raise ValueError(f"{origin}no list given; data/make_grid_json.py, make_dataset_json.py and prepare_noise.py make them")
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:  # editors on Windows put a mark before the text
             items = json.load(file)
     except FileNotFoundError:
         raise FileNotFoundError(f"{origin}list {path} does not exist; make it with the scripts in data/") from None
+    except RecursionError:
+        raise ValueError(f"{origin}{path} is not a JSON list: it is nested too deeply") from None
     except (json.JSONDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ValueError(f"{origin}{path} is not a JSON list: {error}") from None
     if not isinstance(items, list) or not items:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import ROOT
+from utils import console
 from utils.config import apply_overrides, complete_config, load_config
 from utils.training.launch import training_parser
 
@@ -142,6 +143,54 @@ def test_two_mistakes_are_two_lines() -> None:
 def test_scientific_notation_is_a_number(tmp_path: Path, text: str) -> None:
     cfg = load_config(write(tmp_path, f"training_cfg:\n  learning_rate: {text}\n"))  # YAML reads 5e-4 as a string
     assert cfg["training_cfg"]["learning_rate"] == 5e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("batch_size: 0123", "line 2: 0123 would be read as 83; write 123"), ("batch_size: 1:30", "would be read as 90; write 90"),
+     ("learning_rate: 1:30.5", "would be read as 90.5"), ("batch_size: true", "batch_size is true; write a number"),
+     ("learning_rate: yes", "learning_rate is true; write a number"), ("segment_size: 1e400", "segment_size")],
+)  # fmt: skip
+def test_numbers_that_yaml_reads_in_another_way_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_config(write(tmp_path, f"training_cfg:\n  {text}\n"))
+    assert said in one_line(error)
+
+
+@pytest.mark.parametrize("text", ["1e5", "1E5", "1.0e+5", "100_000", "0x186a0", "100000.0"])
+def test_a_whole_number_may_be_written_in_any_usual_way(tmp_path: Path, text: str) -> None:
+    assert load_config(write(tmp_path, f"training_cfg:\n  segment_size: {text}\n"))["training_cfg"]["segment_size"] == 100_000
+
+
+def laughs(levels: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]" for k in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    "text", [laughs(9), "a: " + "[" * 5000 + "]" * 5000, "a: " + "[" * 60 + "]" * 60, "a: &a [*a]", "model_cfg: &m {x: *m}",
+             "training_cfg: {snr_range: [" + ", ".join(["1"] * 20000) + "]}"],
+)  # fmt: skip
+def test_a_recipe_that_never_ends_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_config(write(tmp_path, text))
+    assert len(str(error.value)) < 400
+
+
+def test_messages_about_long_values_stay_short(tmp_path: Path) -> None:
+    many = "\n".join(f"  k{k}: {'v' * 500}" for k in range(500))
+    long_value = "x" * 90000
+    for text in (f"training_cfg:\n{many}\n", f"training_cfg:\n  batch_size: {long_value}\n"):
+        with pytest.raises(ValueError) as error:
+            load_config(write(tmp_path, text))
+        assert len(str(error.value)) < 12000 and len(console.one_line(error.value)) < 2010
+
+
+@pytest.mark.parametrize("key", ["model_cfg.hid_feature=20000", "model_cfg.num_tfmamba=1000000", "visual_cfg.face_size=100000"])
+def test_sizes_that_no_machine_holds_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match="less than or equal to"):
+        load_config(write(tmp_path, ""), [key])
 
 
 def test_an_empty_file_or_section_means_defaults(tmp_path: Path) -> None:

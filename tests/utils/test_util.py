@@ -6,6 +6,8 @@ import json
 import os
 import random
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,13 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dataloaders.clip_dataset import ListError
+from helpers.paths import ROOT
+from helpers.tiny import all_files
 from utils.console import one_line
 from utils.util import (
     atomic_write,
     check_loss_health,
+    clear_unfinished,
     git_revision,
     initialize_seed,
     load_json_file,
@@ -58,6 +63,42 @@ def test_atomic_write_makes_ordinary_files(tmp_path: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_killed_writer_leaves_what_the_next_run_clears_and_a_living_one_keeps_its_file(tmp_path: Path) -> None:
+    code = "import os, sys; sys.path.insert(0, sys.argv[2])\nfrom utils.util import atomic_write\n"
+    code += "with atomic_write(sys.argv[1]) as path:\n    path.write_text('half'); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.wav"), str(ROOT)], check=False)
+    assert len(all_files(tmp_path)) == 1
+    with atomic_write(tmp_path / "b.wav") as mine:
+        mine.write_text("whole")
+        assert clear_unfinished(tmp_path) == 1 and all_files(tmp_path) == {mine.name}
+    assert all_files(tmp_path) == {"b.wav"} and clear_unfinished(tmp_path) == 0
+
+
+@pytest.mark.parametrize("error", [OSError(28, "x"), RuntimeError("inline_container.cc: unexpected pos"), AssertionError()])
+def test_a_full_disk_is_named_whatever_a_library_says(tmp_path: Path, monkeypatch, error: Exception) -> None:
+    path = tmp_path / "a.pth"
+    path.write_text("before")
+    space = os.statvfs_result((4096, 4096, 1000, 3, 3, 100, 100, 100, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda folder: space)
+    with pytest.raises(OSError, match=r"No space left.*a\.pth"), atomic_write(path):
+        raise error
+    assert path.read_text() == "before" and all_files(tmp_path) == {"a.pth"}
+
+
+def test_names_are_taken_that_are_long_or_no_text(tmp_path: Path) -> None:
+    for name in (b"n" * 250 + b".wav", b"caf\xe9.wav", b"a:b.wav"):
+        with atomic_write(tmp_path / os.fsdecode(name)) as temporary:
+            temporary.write_text("x")
+        assert (tmp_path / os.fsdecode(name)).read_text() == "x"
+    with pytest.raises(OSError, match="too long"), atomic_write(tmp_path / ("n" * 256)):
+        pytest.fail("the work was begun")
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('["a.wav"]', encoding="utf-8-sig")
+    assert load_json_file(tmp_path / "a.json") == ["a.wav"]
 
 
 def test_json_round_trip_keeps_names(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from types import TracebackType
 import av
 import numpy as np
 
-from utils.media.decode import MediaError
+from utils.media.decode import MediaError, create_media
 from utils.media.sound import to_pcm16
 
 CLIP_CRF = 14  # H.264 quality of written crops: no visible loss at 96 x 96
@@ -43,7 +43,8 @@ class ClipWriter:
         self._path, self._rate, self._period = path, sample_rate, 1 / Fraction(fps).limit_denominator(1001)
         self._shown = 0
         with self._errors():
-            self._container = av.open(os.fspath(path), "w")
+            self._stack = contextlib.ExitStack()
+            self._container = self._stack.enter_context(create_media(path))
             self._video = video = self._container.add_stream("libx264", rate=1 / self._period)
             video.height, video.width = size
             video.pix_fmt = "yuv420p"
@@ -99,4 +100,4 @@ class ClipWriter:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._errors():
-            self._container.close()
+            self._stack.close()

@@ -19,6 +19,7 @@ MOST_GAP_SEC = 1800.0  # of silence, or of nothing to see, that timestamps alone
 MOST_DEMUX_ERRORS = 64
 MOST_TRACKS = 16  # sound tracks that are tried
 SELF_CONTAINED = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
+SUFFIX_FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}  # what is written here
 STILL_CODECS = frozenset(("png", "mjpeg", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegxl"))
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
@@ -120,6 +121,19 @@ def open_media(path: str | os.PathLike, options: dict[str, str] | None = None) -
         raise MediaError(f"{refused}: {_reason(error)}") from None
 
 
+@contextlib.contextmanager
+def create_media(path: str | os.PathLike, **options: object) -> Iterator[av.container.OutputContainer]:
+    """Open a media file to be written; options as av.open takes them. The name may hold colons and any bytes."""
+    name = library_name(path)
+    if name is not None:
+        with av.open(name, "w", **options) as container:
+            yield container
+        return
+    options.setdefault("format", SUFFIX_FORMATS.get(Path(path).suffix.lower()))
+    with open(path, "w+b") as file, av.open(file, "w", **options) as container:
+        yield container
+
+
 def _is_cover(stream: av.video.stream.VideoStream) -> bool:
     """Whether a video stream is a cover image: it is marked as one, or it is a single image."""
     kinds = av.stream.Disposition
@@ -173,6 +187,11 @@ class Decoder:
                 self.damaged += 1
                 continue
             yield from frames
+
+
+def audio_stream(container: av.container.InputContainer) -> av.audio.stream.AudioStream | None:
+    """Return the sound track that there is a decoder for, the default one of several; `find_sound` also tries it."""
+    return next(iter(_by_preference(list(container.streams.audio))), None)
 
 
 def find_sound(path: str | os.PathLike) -> SoundTrack | None:

@@ -14,6 +14,7 @@ from utils.media.decode import ONE_THREAD, PREROLL_SEC, Decoder, MediaError, ope
 
 HOLD_SEC = 0.2  # a picture older than this says nothing about the mouth now
 JITTER_SEC = 0.002  # clocks of 1 ms (Matroska) and phones place a 40 ms frame a little late
+MOST_UNSEEN_SEC = 60.0  # without a frame, where nobody said how much is wanted: a later timestamp is taken for a wrong one
 LONGEST_SIDE = 960  # pixels kept of a picture before faces are looked for
 
 _log = logging.getLogger(__name__)
@@ -132,6 +133,9 @@ def grid_frames(
         return pictures[0](shown[1]) if shown is not None and at_sec - shown[0] <= HOLD_SEC + JITTER_SEC else None
 
     for at, frame, period in _timed_frames(path, start_sec, pictures, late_sec):
+        if wanted is None and at - end_sec > MOST_UNSEEN_SEC:
+            _log.warning("%s: a frame %.0f s after the one before it is left out, and what follows", path, at - end_sec)
+            break
         while (wanted is None or tick < wanted) and start_sec + tick / fps < at - JITTER_SEC:
             yield picture_at(start_sec + tick / fps)
             tick += 1

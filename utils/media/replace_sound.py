@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from utils.media.decode import Decoder, MediaError, find_sound, open_media, video_stream
+from utils.media.decode import MOST_GAP_SEC, Decoder, MediaError, create_media, find_sound, open_media, video_stream
 from utils.media.sound import resampled_pieces, to_pcm16
 from utils.util import atomic_write
 
@@ -125,6 +125,9 @@ class _Remux:
         start_sec = float(picture.start_time * picture.time_base) if picture.start_time is not None else 0.0
         self.track = find_sound(name)
         self.sound_sec = start_sec if self.track is None else self.track.start_sec
+        self.misplaced = self.sound_sec - start_sec > MOST_GAP_SEC  # nobody waits for that: the timestamp is wrong
+        if self.misplaced:
+            self.sound_sec = start_sec
         # Broadcast clocks begin anywhere; those of files at 0, and what is before would not be played.
         begins_anywhere = bool(source.format.flags & av.format.Flags.ts_discont.value)
         self.zero_sec = min(start_sec, self.sound_sec) if begins_anywhere else min(0.0, self.sound_sec)
@@ -134,7 +137,7 @@ class _Remux:
         options = {"movflags": "+faststart", "movie_timescale": str(self.rate)} if self.container_name in QUICKTIME else {}
         if self.container_name in QUICKTIME and any(key.startswith("com.") for key in self.source.metadata):
             options["movflags"] += "+use_metadata_tags"  # phones' own keys have no place among the usual ones
-        with av.open(os.fspath(self.path), "w", format=self.container_name, container_options=options) as target:
+        with create_media(self.path, format=self.container_name, container_options=options) as target:
             kept = _add_picture(target, self.source, self.picture, self.path.suffix.lower())
             sound = self._add_sound(target)
             _copy_metadata(self.source, target)
@@ -198,6 +201,8 @@ class _Remux:
 
     def _notes(self, damaged: int) -> list[str]:
         notes, late_sec = [], self.sound_sec - self.zero_sec
+        if self.misplaced:
+            notes.append("the sound is said to begin more than half an hour after the video: it begins with the video instead")
         if self.codec == "aac" and late_sec > 0:
             notes.append(f"the sound begins {1e3 * late_sec:.0f} ms after the picture: silence before it")
         sounds = len(self.source.streams.audio)

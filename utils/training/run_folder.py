@@ -16,7 +16,7 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from utils.config import LossCfg, load_config
-from utils.util import atomic_write, git_revision, write_json
+from utils.util import atomic_write, clear_unfinished, git_revision, write_json
 
 try:
     import fcntl
@@ -31,6 +31,7 @@ VERSIONED = ("torch", "numpy", "scipy", "numba", "av", "soundfile", "soxr", "ope
 def record_run(exp_path: Path, cfg: Mapping) -> None:
     """Save the resolved config, revision and package versions; ValueError when the folder holds a run of another model."""
     exp_path.mkdir(parents=True, exist_ok=True)
+    clear_unfinished(exp_path)
     config_file = exp_path / "config.yaml"
     if config_file.is_file():
         if not config_file.read_bytes().strip():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from utils.checkpoint import latest_pair, load_checkpoint, load_state, prune_pairs, save_checkpoint
+from utils.checkpoint import all_pairs, check_weights, load_checkpoint, load_state, prune_pairs, save_checkpoint
 
 if TYPE_CHECKING:
     from utils.training.trainer import Trainer
@@ -61,12 +61,31 @@ def save(run: Trainer) -> None:
     run.group.wait()
 
 
+STATE_KINDS = {
+    "optim_g": Mapping, "optim_d": Mapping, "discriminator": Mapping, "steps": int, "epoch": int, "position": int,
+    "best": Mapping, "report": Mapping, "bad_batches": int, "bad_in_row": int,
+}  # fmt: skip
+
+
 def _read_pair(run: Trainer) -> tuple[dict, dict, str] | None:
-    pair = latest_pair(run.exp_path)
-    if pair is None:
-        return None
-    weights = load_checkpoint(pair[0], needs=("generator",))["generator"]
-    return weights, load_checkpoint(pair[1], needs=("optim_g", "steps", "epoch")), str(pair[0])
+    """Read the newest pair that can be read; a damaged newer one is named. ValueError where all are damaged."""
+    pairs = all_pairs(run.exp_path)
+    for number, (weights_file, state_file, _) in enumerate(pairs):
+        try:
+            weights = load_checkpoint(weights_file, needs=("generator",))["generator"]
+            state = load_checkpoint(state_file, needs=("optim_g", "steps", "epoch"))
+            wrong = [key for key, kind in STATE_KINDS.items() if key in state and not isinstance(state[key], kind)]
+            if wrong or not isinstance(weights, Mapping):
+                what = f"a {type(state[wrong[0]]).__name__} as {wrong[0]}" if wrong else "no weights as 'generator'"
+                raise ValueError(f"checkpoint {state_file if wrong else weights_file} holds {what}")
+            check_weights(weights, f"checkpoint {weights_file}")
+        except ValueError as error:
+            if number == len(pairs) - 1:
+                raise
+            run.group.say(f"{error}; the pair of step {pairs[number + 1][2]} is used instead")
+            continue
+        return weights, state, str(weights_file)
+    return None
 
 
 def load_pair(run: Trainer) -> dict | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
@@ -43,7 +44,9 @@ def write_wav(path: Path, wav: np.ndarray | SpooledSound, sample_rate: int) -> f
     else:
         pieces, peak = iter([np.asarray(wav)]), float(np.abs(wav).max()) if len(wav) else 0.0
     gain, kind = full_scale_gain(peak), SOUND_FORMATS.get(Path(path).suffix.lower(), "WAV")
-    with atomic_write(path) as temporary, soundfile.SoundFile(temporary, "w", sample_rate, 1, "PCM_16", format=kind) as file:
+    with atomic_write(path) as temporary, contextlib.ExitStack() as stack:
+        name = os.fsencode(temporary)  # as bytes: a folder's name need not be UTF-8
+        file = stack.enter_context(soundfile.SoundFile(name, "w", sample_rate, 1, "PCM_16", format=kind))
         for piece in pieces:
             file.write(to_pcm16(np.asarray(piece, np.float64) * gain))
     return 20.0 * float(np.log10(gain))

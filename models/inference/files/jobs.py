@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.distributed import Group
 from utils.media.formats import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from utils.media.replace_sound import CONTAINERS, check_video_output
 
 SOUND_FORMATS = {".wav": "WAV", ".flac": "FLAC"}  # suffix -> soundfile's name of it
 OUTPUT_FORMATS = ("wav", "flac", "video")
 DEFAULT_OUTPUT = Path("results")
+MOST_NAMED = 5  # files that are left out, in the line that counts them
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class Job:
     @property
     def label(self) -> str:
         return self.audio.name if self.video in (None, self.audio) else f"{self.audio.name} + {self.video.name}"
+
+
+def is_there(path: Path) -> bool:
+    """Return whether the file exists; a name that the file system does not take is that of no file."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def same_file(one: Path, other: Path) -> bool:
@@ -124,9 +134,11 @@ def find_jobs(
         if path.resolve() not in known:
             known.add(path.resolve())
             groups.setdefault(place, []).append(path)
-    jobs = []
+    jobs, left_out = [], []
     for place, files in sorted(groups.items()):
         pairs = _pairs(files, use_video)
+        taken = {path for pair in pairs for path in pair}
+        left_out += [path for path in files if path not in taken]
         for (sound, video), name in zip(pairs, _output_names([sound for sound, _ in pairs]), strict=True):
             jobs.append(Job(sound, video, output / place / f"{name}{suffix}{output_suffix(output_format, video)}"))
     if not jobs:
@@ -135,7 +147,17 @@ def find_jobs(
         hint = "" if recursive else " (-r searches the folders inside as well)"
         raise ValueError(f"input folder {', '.join(map(str, inputs))} holds no {kinds} files{where}{hint}")
     _refuse_overwriting(jobs, (source for job in jobs for source in (job.audio, job.video) if source is not None))
+    if left_out:
+        Group().say(_left_out_line(left_out, use_video))
     return jobs
+
+
+def _left_out_line(files: Sequence[Path], use_video: bool) -> str:
+    """Say how many files of folders are not enhanced, and name some."""
+    count = f"{len(files)} files are" if len(files) > 1 else "1 file is"
+    names = ", ".join(path.name for path in files[:MOST_NAMED]) + (", ..." if len(files) > MOST_NAMED else "")
+    kinds = "sound or video" if use_video else "sound"
+    return f"{count} left out, because the names are not those of {kinds}: {names}"
 
 
 def _all_files(inputs: Sequence[Path], output: Path, recursive: bool) -> Iterator[tuple[Path, Path]]:
@@ -178,7 +200,7 @@ def _refuse_overwriting(jobs: Sequence[Job], sources: Iterable[Path]) -> None:
             status = source.stat()
             numbers.add((status.st_dev, status.st_ino))
     for job in jobs:
-        status = job.output.stat() if job.output.exists() else None
+        status = job.output.stat() if is_there(job.output) else None
         if job.output.resolve() in paths or (status is not None and (status.st_dev, status.st_ino) in numbers):
             raise ValueError(f"output {job.output} is the input itself; choose another name" if len(jobs) == 1 else
                              f"output {job.output} is one of the inputs; choose another folder, inputs are never overwritten")

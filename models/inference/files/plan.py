@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import av
 
-from models.inference.files.jobs import Job
+from models.inference.files.jobs import Job, is_there
 from models.inference.files.progress import Progress, minutes
 from utils.distributed import Group
 from utils.media.decode import MediaError, find_sound, open_media, video_stream
@@ -58,9 +58,9 @@ def _line(job: Job, facts: Facts, uses_video: bool, skip_existing: bool) -> str:
     if facts.size is not None:
         about.append(f"video {facts.size[0]}x{facts.size[1]}")
     what = "sound and video" if uses_video and job.video is not None else "sound only"
-    if skip_existing and job.output.is_file():
+    if skip_existing and is_there(job.output):
         what = "skipped, as its output exists"
-    elif job.output.is_file():
+    elif is_there(job.output):
         what += ", replaces its output"
     return f"  {job.label} ({', '.join(about)}): {what} -> {job.output}"
 
@@ -91,4 +91,4 @@ def announce(jobs: Sequence[Job], group: Group, skip_existing: bool, use_video: 
     if dry_run:
         print("dry run: nothing is enhanced and nothing is written", flush=True)
     share = list(zip(jobs, facts, strict=True))[:: group.size]
-    return Progress({job: fact.duration_sec or 0.0 for job, fact in share if not (skip_existing and job.output.is_file())})
+    return Progress({job: fact.duration_sec or 0.0 for job, fact in share if not (skip_existing and is_there(job.output))})

@@ -13,15 +13,16 @@ from tqdm import tqdm
 
 from models.inference.enhancer import Enhancer
 from models.inference.files.enhance_file import enhance_file
-from models.inference.files.jobs import Job
+from models.inference.files.jobs import Job, is_there
 from models.inference.files.progress import Progress
 from models.inference.results import Outcome
 from models.inference.waveform import noisy_share
 from utils.console import EXIT_FAILED, one_line
 from utils.distributed import Group
-from utils.util import atomic_write
+from utils.util import atomic_write, clear_unfinished
 
 TABLE = "enhanced.csv"  # in the output folder
+AS_NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}  # of a text file with names in it, whatever their bytes are
 DONE, FAILED, SKIPPED = "done", "failed", "skipped"
 
 # What the table says of a recording that was enhanced, by column.
@@ -84,7 +85,7 @@ class Table:
         """Begin anew with these rows, whole or not at all."""
         self.rows = list(rows)
         if self.path is not None:
-            with atomic_write(self.path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+            with atomic_write(self.path) as temporary, open(temporary, "w", newline="", **AS_NAMES) as file:
                 writer = csv.DictWriter(file, COLUMNS)
                 writer.writeheader()
                 writer.writerows(self.rows)
@@ -92,7 +93,7 @@ class Table:
     def add(self, row: Row) -> None:
         self.rows.append(row)
         if self.path is not None:
-            with open(self.path, "a", newline="", encoding="utf-8") as file:
+            with open(self.path, "a", newline="", **AS_NAMES) as file:
                 csv.DictWriter(file, COLUMNS).writerow(row)
 
     def remove(self) -> None:
@@ -105,7 +106,7 @@ def read_rows(folder: Path) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     for path in [folder / TABLE, *sorted(folder.glob(_part_name("*")))]:
         if path.is_file():
-            with open(path, newline="", encoding="utf-8", errors="replace") as file, contextlib.suppress(csv.Error):
+            with open(path, newline="", **AS_NAMES) as file, contextlib.suppress(csv.Error):
                 for row in csv.DictReader(file):
                     if set(row) == set(COLUMNS) and None not in row.values():
                         rows[row["output"]] = row
@@ -140,20 +141,22 @@ def run_jobs(
     """
     group, progress = group or Group(), progress or Progress({}, quiet=True)
     kept = _kept_rows(jobs, table_folder) if skip_existing and table_folder is not None else {}
-    table = _begin_table(table_folder, kept, group)
+    table = _begin_table(jobs, table_folder, kept, group)
     share = list(jobs)[group.rank :: group.size]
     enhancer.warm_up()
     said: set[str] = set()
     for job in share:
-        if skip_existing and job.output.is_file():
+        if skip_existing and is_there(job.output):
             if str(job.output) not in kept:
                 table.add(row_of(job, SKIPPED, reason="the output existed"))
             continue
         progress.begin(job)
         try:
+            job.output.is_file()  # a name that the file system does not take fails before any work is done
             result = work(enhancer, job)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             table.add(row_of(job, FAILED, reason=one_line(error)))
+            tqdm.write(f"failed: {job.label}: {one_line(error)}", file=sys.stderr)
             continue
         finally:
             progress.end()
@@ -171,13 +174,17 @@ def run_jobs(
 def _kept_rows(jobs: Sequence[Job], folder: Path) -> dict[str, Row]:
     """Rows of an earlier run that are still true: what it enhanced and is there."""
     rows = read_rows(folder)
-    there = (str(job.output) for job in jobs if job.output.is_file())
+    there = (str(job.output) for job in jobs if is_there(job.output))
     return {name: rows[name] for name in there if name in rows and rows[name]["status"] != FAILED}
 
 
-def _begin_table(folder: Path | None, kept: Mapping[str, Row], group: Group) -> Table:
+def _begin_table(jobs: Sequence[Job], folder: Path | None, kept: Mapping[str, Row], group: Group) -> Table:
     """The table that this process adds to: TABLE itself, or its part of it."""
     group.wait()  # all have read what there was
+    if group.is_main:
+        for place in {*(job.output.parent for job in jobs), *(job.crops.parent for job in jobs if job.crops is not None)}:
+            clear_unfinished(place)
+    group.wait()
     if folder is None:
         return Table(None)
     if group.is_main:
@@ -192,21 +199,20 @@ def _begin_table(folder: Path | None, kept: Mapping[str, Row], group: Group) -> 
 
 
 def _finish(jobs: Sequence[Job], table: Table, folder: Path | None, kept: Mapping[str, Row], group: Group) -> int:
-    """Bring the rows of all processes together, and say once what failed; the exit code."""
+    """Bring the rows of all processes together and say how many failed; return the exit code."""
     rows = dict(kept) | {row["output"]: row for part in group.gather(table.rows) for row in part}
-    failures = [(job, rows[str(job.output)]["reason"]) for job in jobs if rows[str(job.output)]["status"] == FAILED]
+    n_failed = sum(rows[str(job.output)]["status"] == FAILED for job in jobs)
     if group.is_main:
         if folder is not None:
             Table(folder / TABLE).write([rows[str(job.output)] for job in jobs])
         skipped = len(kept.keys() | {name for name, row in rows.items() if row["status"] == SKIPPED})
         if skipped:
             print(f"{skipped} of {len(jobs)} recordings were skipped: their outputs existed", flush=True)
-        if failures and len(jobs) > 1:
-            print(f"{len(failures)} of {len(jobs)} recordings failed:", file=sys.stderr)
-        for job, reason in failures:
-            print(f"failed: {job.label}: {reason}", file=sys.stderr)
+        if n_failed and len(jobs) > 1:
+            table_name = f"; {folder / TABLE} says why" if folder is not None else ""
+            print(f"{n_failed} of {len(jobs)} recordings failed{table_name}", file=sys.stderr)
     group.wait()
     if group.size > 1:
         table.remove()
         group.wait()  # a launcher ends the others as soon as one has left with an exit code
-    return EXIT_FAILED if failures else 0
+    return EXIT_FAILED if n_failed else 0

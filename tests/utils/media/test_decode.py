@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -197,3 +198,47 @@ def test_grid_clips_as_distributed() -> None:
     frames, mask = load_video_frames(path, face_size=48, face_crop="center")
     assert frames.shape == (75, 48, 48, 3) and mask.all()
     assert 47000 < len(load_audio(path)) <= 48000
+
+
+@pytest.mark.parametrize("jump_sec", [100.0, 1e6])
+def test_a_timestamp_far_ahead_asks_for_no_endless_video(tmp_path: Path, jump_sec: float) -> None:
+    times = [*regular(10, 25), *regular(10, 25, jump_sec)]
+    path = write_video(tmp_path / "a.mkv", times, sound=noise(1.0))
+    frames, mask = load_video_frames(path, face_size=32, face_crop="none")
+    assert len(frames) == 10 and mask.all()
+    frames, mask = load_video_frames(path, 0.0, 110.0, face_size=32, face_crop="none")  # so much is wanted
+    assert len(frames) == 2750 and mask[:10].all() and mask[2500:2510].all() == (jump_sec == 100.0)
+
+
+def cover(path: Path) -> bytes:
+    """A small PNG."""
+    with av.open(str(path), "w", format="image2") as target:
+        stream = target.add_stream("png", rate=1)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "rgb24"
+        target.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 48, 3), np.uint8))))
+        target.mux(stream.encode(None))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("marked", [True, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_cover_image_is_never_taken_for_the_film(tmp_path: Path, first: bool, marked: bool) -> None:
+    film = write_video(tmp_path / "film.mp4", regular(25, 25), sound=noise(1.0))
+    cover(tmp_path / "cover.png")
+    path = tmp_path / "both.mp4"
+    with av.open(str(path), "w") as target, av.open(str(film)) as source, av.open(str(tmp_path / "cover.png")) as image:
+        kept = {}
+        for which in ("image", "film") if first else ("film", "image"):
+            for stream in (image if which == "image" else source).streams:
+                kept[which, stream.index] = target.add_stream_from_template(stream)
+        if marked:
+            kept["image", 0].disposition = av.stream.Disposition.attached_pic
+        packets = [(("image", 0), packet) for packet in image.demux() if packet.dts is not None]
+        packets += [(("film", packet.stream.index), packet) for packet in source.demux() if packet.dts is not None]
+        for key, packet in packets:
+            packet.stream = kept[key]
+            target.mux(packet)
+    info = probe_media(path)
+    assert (info.width, info.height) == (64, 64) and picture_size(path) == (64, 64)
+    frames, mask = load_video_frames(path, face_size=32, face_crop="none")
+    assert mask.all() and numbers(frames)[:25] == list(range(25))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -199,3 +200,14 @@ def test_real_clips(tmp_path, shared_data) -> None:
             output = tmp_path / f"{clip.stem}{suffix}"
             replace_sound(clip, wav, 16000, output)
             assert same_picture(clip, output, 1e-3) and len(load_audio(output)) == len(wav)
+
+
+def test_a_sound_that_begins_after_a_million_seconds_asks_for_no_silence(tmp_path: Path) -> None:
+    source = write_video(tmp_path / "a.mkv", regular(25, 25), sound=voice(1.0), sound_at_sec=1e6)
+    heard = load_audio(source)
+    assert len(heard) == 16000
+    for suffix in (".mp4", ".mkv"):
+        notes = replace_sound(source, heard, 16000, tmp_path / f"o{suffix}")
+        assert any("begins with the video instead" in note for note in notes)
+        assert abs(len(load_audio(tmp_path / f"o{suffix}")) - 16000) < 1100
+        assert sound_start_sec(tmp_path / f"o{suffix}") == 0 and same_picture(source, tmp_path / f"o{suffix}", 0.001)

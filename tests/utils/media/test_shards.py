@@ -113,7 +113,7 @@ def test_finished_shards_are_kept_and_changed_ones_made_again(tmp_path: Path, ca
     assert "5 clips" in (said := capsys.readouterr().out) and "gone.mp4: gone.mp4 does not exist" in said
     shards = tmp_path / "shards"
     times = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.tar")}
-    (shards / ".clips-000001.abc.tar").write_bytes(b"what a killed run was writing")
+    (shards / ".unfinished-abc.tar").write_bytes(b"what a killed run was writing")
     (shards / "clips-000000.json").unlink()  # killed between the shard and its index
     assert prepare(tmp_path) == 1 and "gone.mp4" in capsys.readouterr().out
     again = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.tar")}
@@ -136,15 +136,15 @@ def test_a_killed_run_leaves_no_half_shard_and_goes_on(tmp_path: Path) -> None:
     root = ROOT
     process = subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, stderr=subprocess.DEVNULL)
     end = time.monotonic() + LONGEST_SEC
-    while time.monotonic() < end and not list((tmp_path / "shards").glob("*.tar")):
+    while time.monotonic() < end and not list((tmp_path / "shards").glob("clips*.tar")):
         time.sleep(0.005)
     process.kill()
     process.wait()
-    done = list((tmp_path / "shards").glob("*.json"))
+    done = list((tmp_path / "shards").glob("clips*.json"))
     for path in done:
         shard = read_index(path.with_suffix(".tar"), "key")
         assert len(read_clips(shard.path, *shard.clips[0][1:])) == 1
-    (tmp_path / "shards" / ".clips_skipped.abc.csv").touch()  # as one leaves it that is killed in its last moment
+    (tmp_path / "shards" / ".unfinished-abc.csv").touch()  # as one leaves it that is killed in its last moment
     assert prepare(tmp_path, "--clips_per_shard", "1") == 0
     assert len(find_shards(tmp_path / "shards", "key")) == 6 and not list((tmp_path / "shards").glob(".*"))
 
