@@ -101,6 +101,17 @@ def validation_losses(
     return {name: sum(clip.get(name, 0.0) for clip in clips.values()) / len(clips) for name in names}
 
 
+def train_only(model: LiteAVSEMamba, parts: Sequence[str] | None) -> None:
+    """Keep all parts of the model as they are but these (None: train all); ValueError for one that it does not have."""
+    names = [name for name, _ in model.named_children()]
+    for part in parts or ():
+        if part not in names:
+            raise ValueError(f"training_cfg.train_only: the model has no part {part!r}; it has {', '.join(names)}")
+    for name, child in model.named_children():
+        if parts is not None and name not in parts:
+            child.requires_grad_(False)
+
+
 def check_recipe(cfg: dict) -> None:
     """ValueError for keys that train_lite.py would train past, such as those of SEMamba's adversarial recipe."""
     training = cfg["training_cfg"]
@@ -122,6 +133,7 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     start = cfg["training_cfg"]["init_checkpoint"]
     if start is not None and latest_pair(exp_path) is None:
         group.say(start_from(model, cfg, start, cfg["training_cfg"]["init_parts"]))
+    train_only(model, cfg["training_cfg"]["train_only"])
     valid_set = make_valid_set(cfg)
     validation = Validation(valid_set, cfg["env_setting"]["num_workers"], cfg["training_cfg"], group)
     enhancer, precision = Enhancer(model, cfg, device), choose_precision(cfg["training_cfg"]["precision"], device)

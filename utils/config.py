@@ -143,6 +143,7 @@ class SceneCfg(_Section):
 class TrainingCfg(_Section):
     init_checkpoint: str | None = None  # weights that a new run starts from
     init_parts: Literal["all", "audio", "fitting"] = "all"  # audio: not the visual branch; fitting: what fits, the rest named
+    train_only: list[str] | None = None  # parts of the model, such as vce; the others stay as they are. None: all are trained
     training_epochs: PositiveInt = 100
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 2
