@@ -142,7 +142,7 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
             group.say(start_from(model, cfg, training["init_checkpoint"], training["init_parts"]))
         if training["use_pretrainedD"]:
             group.say(start_discriminator(adversary.module, training["pretrained_discriminator"]))
-    validation, enhancer = Validation(valid_set, cfg["env_setting"]["num_workers"]), Enhancer(model, cfg, device)
+    validation, enhancer = Validation(valid_set, cfg["env_setting"]["num_workers"], group=group), Enhancer(model, cfg, device)
     torch.manual_seed(cfg["env_setting"]["seed"] + group.rank)  # the weights are alike, dropout in each process is not
 
     def losses(batch: AVItem | Made) -> Losses:

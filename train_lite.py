@@ -13,7 +13,7 @@ import torch
 from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset, AVItem
 from evaluation.validation import Validation
-from models.generator import LiteAVSEMamba
+from models.generator import Lesson, LiteAVSEMamba
 from models.inference.enhancer import Enhancer
 from models.loss import Signal, Trust, generator_losses
 from models.ops.backend import describe_backend
@@ -37,20 +37,40 @@ def make_valid_set(cfg: dict) -> AVDataset:
     return AVDataset(cfg["data_cfg"]["valid_data_json"], cfg["data_cfg"]["valid_noise_json"], cfg, "valid")
 
 
+def make_lesson(
+    model: LiteAVSEMamba, label: torch.Tensor, filmed: torch.Tensor, item: AVItem, forced_share: float
+) -> Lesson:
+    """What the model is told of a batch: the label [B, T] in the place of alpha, and the features of made faces."""
+    lesson = Lesson()
+    if model.training and forced_share:
+        # alpha learns from its own loss alone, and what follows the fusion from videos that are rightly trusted or not.
+        chosen = torch.rand(label.shape[0], 1, device=label.device) < forced_share
+        lesson = lesson._replace(trust=torch.where(chosen, label, torch.nan))
+    if item.features.shape[1]:
+        lesson = lesson._replace(features=item.features, filmed=filmed)
+    return lesson
+
+
 def compute_losses(
     model: LiteAVSEMamba, item: AVItem, cfg: dict, device: torch.device, precision: str = "fp32"
 ) -> Losses:
     """Losses of one batch (fields [B, ...]): the total that is minimised and its terms."""
-    has_face = bool(item.video_mask.any())  # asked of the CPU, before the batch goes to a GPU
+    # Asked of the CPU, before the batch goes to a GPU: whether there is a face, and which ones were filmed.
+    has_face, filmed = bool(item.video_mask.any()), item.features[:, :1, :1].isnan().flatten()
     item = AVItem(*(field.to(device, non_blocking=True) for field in item))
     stft = stft_options(cfg)
+    label = valid = lesson = trust = None
+    if model.use_visual and item.video_mask.shape[1]:
+        index, valid = shown_frames(item.video_mask, item.noisy_mag.shape[2], **model.timing)  # as in encode_video
+        label = 1.0 - item.corruption.gather(1, index)  # [B, T]
+        lesson = make_lesson(model, label, filmed, item, cfg["training_cfg"]["trust_forcing"])
     with autocast(precision, device):
-        out = model.forward_with_gates(item.noisy_mag, item.noisy_pha, item.video if has_face else None, item.video_mask)
+        out = model.forward_with_gates(
+            item.noisy_mag, item.noisy_pha, item.video if has_face else None, item.video_mask, lesson
+        )
     audio = mag_phase_istft(out.mag, out.pha, **stft, length=item.clean_audio.shape[1])
-    trust = None
     if out.alpha_logits is not None:
-        index, valid = shown_frames(item.video_mask, out.mag.shape[2], **model.timing)  # as in encode_video
-        trust = Trust(out.alpha_logits, 1.0 - item.corruption.gather(1, index), valid)
+        trust = Trust(out.alpha_logits, label, valid)
     estimate = Signal(out.mag, out.pha, out.com, audio)
     clean = Signal(item.clean_mag, item.clean_pha, item.clean_com, item.clean_audio)
     return generator_losses(
@@ -58,21 +78,27 @@ def compute_losses(
     )
 
 
-def validation_losses(model: LiteAVSEMamba, dataset: AVDataset, cfg: dict, device: torch.device) -> dict[str, float]:
-    """Mean of each loss over the validation clips that can be read, as {"loss": total, "loss_magnitude": ...}."""
-    sums: dict[str, torch.Tensor] = {}
-    count = 0
+def validation_losses(
+    model: LiteAVSEMamba, dataset: AVDataset, cfg: dict, device: torch.device, group: Group
+) -> dict[str, float]:
+    """Mean of each loss over the validation clips that can be read, as {"loss": total, "loss_magnitude": ...}.
+
+    The processes of the group share the clips out, and each gets the means over all of them. A term that a clip does not
+    have, such as the confidence where it shows no face, counts as 0.
+    """
+    own: dict[int, dict[str, float]] = {}
     with torch.no_grad():
-        for index in range(len(dataset)):
+        for index in range(group.rank, len(dataset), group.size):
             try:
                 item = dataset[index]
             except UnreadableClip:  # Validation has said so
                 continue
             total, terms = compute_losses(model, AVItem(*(field[None] for field in item)), cfg, device)
-            for name, value in {"loss": total, **{f"loss_{term}": value for term, value in terms.items()}}.items():
-                sums[name] = sums.get(name, 0.0) + value
-            count += 1
-    return {name: float(value) / count for name, value in sums.items()}
+            values = torch.stack([total, *terms.values()]).tolist()
+            own[index] = dict(zip(("loss", *(f"loss_{term}" for term in terms)), values, strict=True))
+    clips = dict(sorted(pair for one in group.gather(own) for pair in one.items()))  # the order of a single process
+    names = dict.fromkeys(name for clip in clips.values() for name in clip)
+    return {name: sum(clip.get(name, 0.0) for clip in clips.values()) / len(clips) for name in names}
 
 
 def check_recipe(cfg: dict) -> None:
@@ -97,11 +123,11 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     if start is not None and latest_pair(exp_path) is None:
         group.say(start_from(model, cfg, start, cfg["training_cfg"]["init_parts"]))
     valid_set = make_valid_set(cfg)
-    validation = Validation(valid_set, cfg["env_setting"]["num_workers"], cfg["training_cfg"])
+    validation = Validation(valid_set, cfg["env_setting"]["num_workers"], cfg["training_cfg"], group)
     enhancer, precision = Enhancer(model, cfg, device), choose_precision(cfg["training_cfg"]["precision"], device)
 
     def validate() -> dict[str, float]:
-        return validation(enhancer) | validation_losses(model, valid_set, cfg, device)
+        return validation(enhancer) | validation_losses(model, valid_set, cfg, device, group)
 
     torch.manual_seed(cfg["env_setting"]["seed"] + group.rank)  # the weights are alike, what is drawn in training is not
     return Trainer(

@@ -24,7 +24,7 @@ DEFAULT_SHARES: dict[str, float] = {
 # Degradations that need another stretch of video than the clip's own; the dataset fetches it (AVDataset).
 SHIFT, OTHER = "shift", "other"
 FETCHED = (SHIFT, OTHER)
-SHIFT_SEC = (0.08, 0.4)  # either way
+SHIFT_SEC = (0.16, 0.6)  # either way
 WHOLE_CLIP_SHARE = 0.5  # the others are degraded over a random stretch
 SHORTEST_SHARE = 0.2  # of the clip, for such a stretch
 
@@ -70,7 +70,7 @@ class VisualDegradation:
     """Degrades a clip of face crops in one randomly chosen way, over all of it or a random stretch.
 
     `shares` maps none, black, drop, noise, blur, dim, freeze, patch to relative frequencies; those left out never
-    happen. Also shift (the clip's own video 80 to 400 ms early or late) and other (another person's face): those two
+    happen. Also shift (the clip's own video 160 to 600 ms early or late) and other (another person's face): those two
     are whole clips, and whoever draws them with `draw` fetches the frames. ValueError for unknown names, negative
     shares or shares that sum to nothing.
     """

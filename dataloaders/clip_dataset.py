@@ -45,6 +45,7 @@ class AVItem(NamedTuple):
     corruption: torch.Tensor  # float [V], 1 where the picture was degraded or is absent
     noisy_audio: torch.Tensor  # [L], multiplied by gain
     gain: torch.Tensor  # [L]
+    features: torch.Tensor = torch.zeros(0, 0)  # [V, D] of a made face (dubbing), NaN: of a filmed one; [0, 0]: none
 
 
 class ClipDataset(Dataset):

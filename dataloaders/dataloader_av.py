@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from dataloaders.augment_rir import RIRAugmentor
-from dataloaders.augment_video import FETCHED, OTHER, SHIFT_SEC, CropJitter, VisualDegradation
+from dataloaders.augment_video import CropJitter, VisualDegradation
 from dataloaders.clip_dataset import AVItem, ClipDataset, ListError, read_paths, spectrum
 from dataloaders.clip_sources import Clip, draw_window, open_clips
+from dataloaders.dubbing import Dubber
 from dataloaders.mixing import active_samples, fit_length, mix_audio, scale_noise
-from dataloaders.scene import Scene, SceneMaker, speaker_of
+from dataloaders.scene import SceneMaker, speaker_of
+from dataloaders.scene_video import SceneVideo
 from models.level import level_gain
 from utils.config import complete_config
 from utils.console import one_line
@@ -94,10 +96,15 @@ class AVDataset(ClipDataset):
                 rir_augmentor = RIRAugmentor(rir_json, self._training["rir_prob"], self._rate)
             self._degrade, self._rooms = visual_augmentation, rir_augmentor
         self._scenes: SceneMaker | None = None
+        self._all_faces = False  # clips without video are given a face
         if options:
             talkers_json = cfg["data_cfg"]["train_talkers_json"]
             talkers = open_clips(talkers_json, "data_cfg.train_talkers_json", cfg) if talkers_json else []
-            self._scenes = SceneMaker(clips, talkers, self._audible_noise, self._rooms, cfg)
+            bank = cfg["data_cfg"]["train_dubbing_bank"]
+            dubber = Dubber(bank) if bank and self._visual["use_visual"] else None
+            self._scenes = SceneMaker(clips, talkers, self._audible_noise, self._rooms, cfg, all_faces=dubber is not None)
+            self._scene_face = SceneVideo(self._scenes, self._degrade, self._jitter, dubber, cfg)
+            self._all_faces = dubber is not None
         self._durations_sec: dict[str, float] = {}
         self.noise_failures: dict[str, str] = {}
 
@@ -121,17 +128,17 @@ class AVDataset(ClipDataset):
         options, role = self._training["scene"], None
         if self.group == 2:
             shared = np.random.default_rng([self._seed, int(self._epoch[0]), index // 2, 1])
-            if shared.random() < options["pair_share"] and clip.has_picture:
+            if shared.random() < options["pair_share"] and (clip.has_picture or self._all_faces):
                 scene, role = self._scenes.scene(clip, shared, index % 2), index % 2
         if role is None:
             if self.group == 2 and index % 2:
                 clip = self._scenes.other_clip(clip, rng, with_face=False)
             scene = self._scenes.scene(clip, rng)
-        video, mask, corruption = self._scene_video(scene, rng)
+        face = self._scene_face(scene, rng)
         target = scene.target
-        if options["faceless_target"] == "everybody" and (not len(mask) or float(corruption.mean()) > MOSTLY):
+        if options["faceless_target"] == "everybody" and (not len(face.mask) or float(face.corruption.mean()) > MOSTLY):
             target = scene.everybody
-        return self._finish(target, scene.noisy, video, mask, corruption)
+        return self._finish(target, scene.noisy, *face[:3])._replace(features=face.features)
 
     def _finish(
         self, target: np.ndarray, noisy: np.ndarray, video: torch.Tensor, mask: torch.Tensor, corruption: torch.Tensor
@@ -251,54 +258,3 @@ class AVDataset(ClipDataset):
         # frames [V, S, S, 3] -> video [3, V, S, S]
         video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2)))
         return video, torch.from_numpy(mask), torch.from_numpy(corruption)
-
-    def _scene_video(
-        self, scene: Scene, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Video uint8 [3, V, S, S], mask bool [V], corruption [V] of the face that a scene shows, or of what stands for it."""
-        size, count = self._size, len(scene.frames)
-        if not self._visual["use_visual"]:
-            return torch.zeros(3, 0, size, size, dtype=torch.uint8), torch.zeros(0, dtype=torch.bool), torch.zeros(0)
-        dropped = rng.random() < self._training["video_dropout"]
-        kind = self._degrade.draw(rng) if self._degrade is not None else "none"
-        frames, mask = np.zeros((count, size, size, 3), np.uint8), np.zeros(count, bool)
-        corruption = np.zeros(count, np.float32)
-        clip, wanted = scene.shown.clip, scene.frames
-        if clip.has_picture and not dropped:
-            if kind in FETCHED:
-                clip, wanted = self._other_frames(kind, clip, wanted, rng)
-                corruption[:] = 1.0
-            first = int(wanted.min())
-            there, seen = clip.frames(first, int(wanted.max()) - first + 1)
-            frames, mask = there[wanted - first], seen[wanted - first]
-            if scene.target.any():  # padding of the sound has no picture; a closed mouth has
-                mask = mask & (np.arange(count) / self._fps < scene.shown.n_real / self._rate)
-            if self._jitter is not None:
-                frames = self._jitter(frames, rng)
-            frames[~mask] = 0
-        if self._degrade is not None and kind not in FETCHED and mask.any():
-            frames, corruption = self._degrade.apply(kind, frames, rng)
-            frames[~mask] = 0
-        corruption = np.maximum(corruption, (~mask).astype(np.float32))
-        # frames [V, S, S, 3] -> video [3, V, S, S]
-        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2)))
-        return video, torch.from_numpy(mask), torch.from_numpy(corruption)
-
-    def _other_frames(
-        self, kind: str, clip: Clip, wanted: np.ndarray, rng: np.random.Generator
-    ) -> tuple[Clip, np.ndarray]:
-        """(clip, frames of it) shown in the place of the wanted frames [V]: too early, too late, or somebody else's."""
-        if kind == OTHER:
-            other = self._scenes.other_clip(clip, rng, with_face=True)
-            last = max(0, int((other.duration_sec() or 0.0) * self._fps) - len(wanted))
-            if speaker_of(other) != speaker_of(clip):
-                return other, int(rng.integers(last + 1)) + wanted - wanted[0]
-        shift = max(1, round(float(rng.uniform(*SHIFT_SEC)) * self._fps))
-        late = rng.random() < 0.5
-        last = int((clip.duration_sec() or 0.0) * self._fps) - 1
-        if wanted.min() < shift:
-            late = False
-        elif wanted.max() + shift > last:
-            late = True
-        moved = wanted - shift if late else wanted + shift
-        return clip, np.clip(moved, 0, max(0, last))

@@ -97,14 +97,14 @@ class SceneMaker:
 
     def __init__(
         self, clips: Sequence[Clip], talkers: Sequence[Clip], draw_noise: Callable[[np.ndarray, Generator], np.ndarray],
-        rooms: RIRAugmentor | None, cfg: Mapping,
+        rooms: RIRAugmentor | None, cfg: Mapping, all_faces: bool = False,
     ) -> None:
+        self._all_faces = all_faces  # voices that were not filmed get a face, too
         self._clips, self._talkers, self._draw_noise, self._rooms = clips, talkers, draw_noise, rooms
         self._training, self.options = cfg["training_cfg"], cfg["training_cfg"]["scene"]
         self._rate, self._fps = cfg["stft_cfg"]["sampling_rate"], cfg["visual_cfg"]["video_fps"]
         self._length = self._training["segment_size"]
         self._count = math.ceil(self._length / self._rate * self._fps - 1e-6)
-        self._faces = [k for k, clip in enumerate(clips) if clip.has_picture]
         self._by_speaker: dict[str, list[int]] = {}
         for k in range(len(clips)):
             self._by_speaker.setdefault(speaker_of(clips[k]), []).append(k)
@@ -122,8 +122,9 @@ class SceneMaker:
             speakers = [name for name in speakers if any(self._clips[k].has_picture for k in self._by_speaker[name])]
         if not speakers:
             return self._clips[own[int(place * len(own))]] if own else clip
-        # Speakers first, then their clips: who has many clips is not heard more often.
-        chosen = self._by_speaker[speakers[int(rng.integers(len(speakers)))]]
+        # Speakers first, by the square root of their clips' number: no voice rules, and no single clip is learnt by heart.
+        shares = np.sqrt([len(self._by_speaker[name]) for name in speakers])
+        chosen = self._by_speaker[speakers[int(rng.choice(len(speakers), p=shares / shares.sum()))]]
         return self._clips[chosen[int(place * len(chosen))]]
 
     def voice(self, clip: Clip, rng: Generator) -> Voice:
@@ -165,7 +166,7 @@ class SceneMaker:
         voices = [self.voice(clip, rng)]
         if pair:
             same = rng.random() < self.options["same_speaker_share"]
-            voices.append(self.voice(self.other_clip(clip, rng, with_face=True, same_speaker=same), rng))
+            voices.append(self.voice(self.other_clip(clip, rng, not self._all_faces, same_speaker=same), rng))
         while len(voices) < 1 + n_talkers:
             voices.append(self.voice(self._talker(clip, rng), rng))
         return voices

@@ -69,9 +69,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("benchmark.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="results/benchmark")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--repeats", type=int, default=5, help="runs that count, of each thing")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs of each function, after a warm-up")
     parser.add_argument("--longest_sec", type=int, default=30, help="longest clip of the model table")
-    parser.add_argument("--loader_list", default=None, help="raw clips for the loader's table; default: clips drawn for it")
+    parser.add_argument("--loader_list", default=None, help="list of raw clips for the loader's table (default: made for it)")
     parser.add_argument("--only", nargs="*", choices=PARTS, default=None)
     return parser.parse_args(argv)
 
@@ -79,7 +79,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def measure(
     wanted: Sequence[str], device: torch.device, repeats: int, longest_sec: int, loader_list: str | None = None
 ) -> dict[str, list[Row]]:
-    """The tables asked for, by title."""
+    """The chosen tables by title."""
     tables: dict[str, list[Row]] = {}
     if "scan" in wanted:
         tables["Selective scan"] = bench_scan(device, repeats)

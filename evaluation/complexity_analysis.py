@@ -2,8 +2,8 @@
 
     python -m evaluation.complexity_analysis --output_csv results/complexity.csv --n_runs 5
 
-Weights are random: none of this depends on them. Each recipe is measured in a process of its own. Multiply-adds (MACs) are
-those of matrix products, convolutions and scans; normalisations, activations and the STFT are not counted.
+The weights are random, because nothing here depends on them. Each recipe is measured in a process of its own. Multiply-adds
+(MACs) are those of matrix products, convolutions and scans; normalisations, activations and the STFT are not counted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COLUMNS = {  # of the CSV: (heading of the tables, digits)
     "rtf_stream": ("RTF stream", 3), "worst_chunk_ms": ("worst chunk ms", 1), "latency_ms": ("latency ms", 0),
     "cpu_peak_mb": ("CPU MB", 0), "gpu_peak_mb": ("GPU MB", 0),
 }  # fmt: skip
-STREAM_THREADS = 1  # many small steps: more threads wait for each other
+STREAM_THREADS = 1  # in many small steps more threads would wait for each other
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, float]:
@@ -60,21 +60,21 @@ def count_parameters(model: torch.nn.Module) -> dict[str, float]:
 
 
 def count_macs(call) -> int:
-    """Multiply-adds of `call()`, by torch's counter and the formulas that our compiled operations bring.
+    """Multiply-adds of `call()`, by torch's counter and the formulas of our compiled operations.
 
-    ValueError where the scan is not the compiled one: plain tensor operations have no formulas and would count as nothing.
+    ValueError unless the scan is the compiled one: plain tensor operations have no formulas and would not be counted.
     """
     if resolve_backend("cpu") != "numba":
         raise ValueError("MACs are counted with the compiled scan (LITEAVSE_SCAN=numba), which is not in use")
     with torch.no_grad():
-        call()  # compiled operations bring their formulas when they are first used, and the counter wants them before it starts
+        call()  # compiled operations register their formulas at their first use, which must be before the counter starts
         with FlopCounterMode(display=False) as counter:
             call()
     return counter.get_total_flops() // 2
 
 
 def _inputs(cfg: Mapping, seconds: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Magnitude and phase [1, F, T] and video [1, 3, V, S, S] of so much sound."""
+    """Magnitude and phase [1, F, T] and video [1, 3, V, S, S] of this many seconds."""
     stft, visual, rng = cfg["stft_cfg"], cfg["visual_cfg"], torch.Generator().manual_seed(0)
     frames = round(seconds * stft["sampling_rate"] / stft["hop_size"])
     mag, pha = (torch.rand(1, stft["n_fft"] // 2 + 1, frames, generator=rng) for _ in range(2))
@@ -107,7 +107,7 @@ def offline_rtf(enhancer: Enhancer, seconds: float, n_runs: int) -> dict[str, fl
 
 @torch.inference_mode()
 def stream_seconds(model: SEMamba, cfg: Mapping, seconds: float) -> list[float]:
-    """Seconds that each further analysis window of spectra takes a causal model, state carried, with its share of the video."""
+    """Seconds that a causal model takes for each next analysis window of a stream, with its part of the video."""
     mag, pha, video = _inputs(cfg, seconds)
     stft, sees = cfg["stft_cfg"], getattr(model, "use_visual", False)
     chunk = stft["win_size"] // stft["hop_size"]  # frames
@@ -150,7 +150,7 @@ def streaming(model: SEMamba, cfg: Mapping, seconds: float) -> dict[str, float |
 
 
 def _resident_bytes(largest: bool) -> int | None:
-    """Resident memory of this process, now or at its largest since it was last reset; None where Linux is not."""
+    """Resident memory of this process, now or its peak since the last reset; None on systems other than Linux."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return None
@@ -160,10 +160,10 @@ def _resident_bytes(largest: bool) -> int | None:
 
 
 def peak_memory(architecture: str, cfg: Mapping, device: torch.device, seconds: float) -> tuple[Enhancer, dict]:
-    """Build the model and enhance once: (it, MB that this took at its largest, weights included, on CPU and GPU)."""
+    """Build the model and enhance once: (the enhancer, the peak of memory in MB on CPU and GPU, weights included)."""
     before = _resident_bytes(False)
     if before is not None:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the largest size
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak
     enhancer = Enhancer(ARCHITECTURES[architecture](cfg), cfg, device)
     offline_rtf(enhancer, seconds, 1)
     found: dict[str, float | None] = {"cpu_peak_mb": None, "gpu_peak_mb": None}
@@ -248,9 +248,9 @@ def compare(args: argparse.Namespace, command: str) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("complexity_analysis.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", help="recipes (default: SEMamba's and all of ours)")
-    parser.add_argument("--output_csv", type=Path, default=Path("results/complexity.csv"), help="LaTeX goes beside it")
-    parser.add_argument("--n_runs", type=int, default=5, help="runs that count, after one that does not")
-    parser.add_argument("--duration_sec", type=float, default=4.0, help="of the sound that is timed")
+    parser.add_argument("--output_csv", type=Path, default=Path("results/complexity.csv"), help="LaTeX is written beside")
+    parser.add_argument("--n_runs", type=int, default=5, help="timed runs, after a warm-up")
+    parser.add_argument("--duration_sec", type=float, default=4.0, help="length of the timed sound")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""What a GPU does with this code: correctness, speed and memory, in at most eight minutes.
+"""Checks this code on a GPU: correctness, speed and memory, in at most eight minutes.
 
     python -m evaluation.gpu_check --output_dir results/gpu
 
@@ -26,12 +26,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("gpu_check.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="results/gpu")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--limit_sec", type=float, default=480, help="no part begins after so many seconds")
+    parser.add_argument("--limit_sec", type=float, default=480, help="no part begins after this many seconds")
     return parser.parse_args(argv)
 
 
 def parts_for(device: torch.device, deadline: float) -> dict[str, Callable[[], list[Row]]]:
-    """The parts that a device can run, in order; the longest comes last."""
+    """The parts that can run on the device, in order; the longest is the last."""
     parts: dict[str, Callable[[], list[Row]]] = {
         "versions": lambda: gpu.versions(device), "correctness": lambda: gpu.correctness(device)
     }  # fmt: skip
@@ -44,7 +44,7 @@ def parts_for(device: torch.device, deadline: float) -> dict[str, Callable[[], l
 
 
 def check(device: torch.device, limit_sec: float, path: Path) -> bool:
-    """Runs the parts and writes `path` after each; whether all ran and every backend is right."""
+    """Runs the parts and writes `path` after each; returns whether all ran and every backend is right."""
     started, report, good = time.monotonic(), {"device": str(device), "parts": {}, "not run": {}}, True
     for name, part in parts_for(device, started + limit_sec).items():
         begun = time.monotonic()
@@ -56,7 +56,7 @@ def check(device: torch.device, limit_sec: float, path: Path) -> bool:
                 report["parts"][name] = {"seconds": round(time.monotonic() - begun, 1), "rows": rows}
                 good &= all(row.get("right") != "False" for row in rows)
                 print(f"{name}: done in {time.monotonic() - begun:.1f} s", flush=True)
-            except Exception as error:  # what one part cannot do must not cost the others
+            except Exception as error:  # a part that fails must not stop the others
                 report["not run"][name] = one_line(error)
         if name in report["not run"]:
             good = False

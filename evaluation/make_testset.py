@@ -1,10 +1,10 @@
-"""Writes a manifest of test mixtures, so that every model is scored on the very same inputs.
+"""Writes a manifest of test mixtures, so that every model is scored on the same inputs.
 
     python -m evaluation.make_testset --test_json clips.json --noise_json noise.json --output results/testset.json
 
-Each clip is mixed with each kind of noise at each SNR; the recording and the place in it are drawn once per clip and kind,
-so that curves over SNR compare like with like. `noise`: a recording of the noise list; `one_speaker`, `three_speakers`:
-clips of as many other people of the list (or of --masker_json). The same seed gives the same manifest.
+Each clip is mixed with each kind of noise at each SNR. The recording and the place in it are drawn once for each clip and
+kind, so that all SNRs have the same noise. `noise` is a recording of the noise list; `one_speaker` and `three_speakers`
+are clips of one or three other people of the list (or of --masker_json). The same seed gives the same manifest.
 """
 
 from __future__ import annotations

@@ -18,11 +18,11 @@ from utils.console import Parser, run
 
 ROOT = Path(__file__).resolve().parents[1]
 SUFFIXES = (".svg", ".png", ".pdf")
-SOUND, FACE, FUSED, OUT = "#dbe9f6", "#fde7cf", "#e3f1dc", "#eeeeee"  # colours of what is drawn from what
+SOUND, FACE, FUSED, OUT = "#dbe9f6", "#fde7cf", "#e3f1dc", "#eeeeee"  # colours of the parts
 
 
 class Box(NamedTuple):
-    """One part of the network: the place of its middle, its size in the units of the axes, what stands in it."""
+    """One part of the network: the position of its centre, its size in units of the axes, its text."""
 
     x: float
     y: float
@@ -32,7 +32,7 @@ class Box(NamedTuple):
     colour: str
 
     def side(self, name: str) -> tuple[float, float]:
-        """The middle of a side: "left", "right", "top" or "bottom"."""
+        """The centre of a side: "left", "right", "top" or "bottom"."""
         dx, dy = {"left": (-1, 0), "right": (1, 0), "top": (0, 1), "bottom": (0, -1)}[name]
         return self.x + dx * self.width / 2, self.y + dy * self.height / 2
 

@@ -1,9 +1,9 @@
-"""One command from a checkpoint to a report, in Markdown and HTML, with all tables, figures and the commands behind them.
+"""Makes a report on a checkpoint in Markdown and HTML: all tables, all figures, and the commands that made them.
 
     python -m evaluation.report --checkpoint_file best.pth --test_json clips.json --noise_json noise.json
 
-Scores by SNR, paired tests, every degradation of the video (on the same mixtures, at the SNR nearest to 0 dB unless
---visual_snr_db says otherwise), a spectrogram, size and speed. Interrupted, the same command goes on.
+It has scores by SNR, paired tests, every degradation of the video (on the same mixtures, at the SNR nearest to 0 dB unless
+--visual_snr_db names others), spectrograms, size and speed. After an interruption the same command goes on.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ MIXTURE_OPTIONS = (
 
 
 class Stopped(Exception):
-    """A step could not be done at all; holds its exit code."""
+    """A step could not be done at all. The argument is its exit code."""
 
 
 class Steps:
-    """Runs other scripts of this package, and remembers their commands and whether they could do everything."""
+    """Runs other scripts of this package; keeps their commands and their highest exit code."""
 
     def __init__(self) -> None:
         self.commands: list[str] = []
         self.exit_code = 0
 
     def __call__(self, main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> str:
-        """What the script printed; it is shown as well. Stopped when its exit code is neither 0 nor EXIT_FAILED."""
+        """Returns what the script printed, and prints it. Stopped when its exit code is neither 0 nor EXIT_FAILED."""
         argv = [_from_here(word) for word in argv]
         self.commands.append(command_line(main.__module__, argv))
         print(f"\n{self.commands[-1]}", flush=True)
@@ -67,7 +67,7 @@ class Steps:
 
 
 def _from_here(word: str) -> str:
-    """A path below the working directory as seen from there: a report names no place of the machine that made it."""
+    """A path below the working directory becomes relative, so that a report names no folder of its author's machine."""
     if not os.path.isabs(word) and not os.path.exists(word):
         return word
     path = os.path.relpath(word)
@@ -75,7 +75,7 @@ def _from_here(word: str) -> str:
 
 
 def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
-    """Options as they were given, as words of a command line."""
+    """The options that were given, as words of a command line."""
     words: list[str] = []
     for name in names:
         value = getattr(args, name)
@@ -109,7 +109,7 @@ def add_snr_tables(document: Document, folder: Path) -> None:
 
 
 def visual_manifest(held: Manifest, snrs_db: Sequence[float] | None, path: Path) -> None:
-    """The part of a test set that the video is degraded on."""
+    """Writes the part of a test set whose video is degraded."""
     present = sorted({sample.snr_db for sample in held.samples}, key=abs)
     wanted = present[:1] if snrs_db is None else snrs_db
     samples = [sample for sample in held.samples if sample.snr_db in wanted]
@@ -120,7 +120,7 @@ def visual_manifest(held: Manifest, snrs_db: Sequence[float] | None, path: Path)
 
 
 def draw_example(steps: Steps, held: Manifest, common: Sequence[str], folder: Path) -> None:
-    """Spectrograms of the test set's first mixture at the SNR nearest to 0 dB, with its sounds beside."""
+    """Draws spectrograms of the test set's first mixture at the SNR nearest to 0 dB, and writes its sounds."""
     sample = min(held.samples, key=lambda each: (abs(each.snr_db), each.video is None))
     made = mix(sample, held.max_sec)
     for name, wave in (("noisy", made.noisy), ("clean", made.clean)):
@@ -132,7 +132,7 @@ def draw_example(steps: Steps, held: Manifest, common: Sequence[str], folder: Pa
 
 
 def measure(steps: Steps, enhancer: Enhancer, args: argparse.Namespace) -> str:
-    """Size and speed of the checkpoint's model beside the recipes it is compared with; the table as printed."""
+    """The printed table of size and speed: the checkpoint's model, and the recipes that it is compared with."""
     cfg = {key: dict(section) for key, section in enhancer.cfg.items()}
     if type(enhancer.model).__name__ == "SEMamba":
         cfg = {key: section for key, section in cfg.items() if key not in ("visual_cfg", "lite_cfg")}
@@ -194,14 +194,14 @@ def make_report(args: argparse.Namespace, command: str) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_options(parser, "results/report")
-    parser.add_argument("--visual_snr_db", type=float, nargs="+", help="SNRs of the test set that the video is degraded at")
+    parser.add_argument("--visual_snr_db", type=float, nargs="+", help="SNRs with a degraded video (default: nearest to 0)")
     parser.add_argument(
         "--conditions", nargs="+", default=list(visual_degradation.CONDITIONS), choices=list(visual_degradation.CONDITIONS),
-        metavar="NAME", help="of the video (default: all)",
+        metavar="NAME", help="conditions of the video (default: all)",
     )
     parser.add_argument("--compare_with", nargs="*", help="recipes in the table of sizes (default: SEMamba's)")
-    parser.add_argument("--n_runs", type=int, default=3, help="runs that count when speed is measured")
-    parser.add_argument("--duration_sec", type=float, default=4.0, help="of the sound that is timed")
+    parser.add_argument("--n_runs", type=int, default=3, help="timed runs, after a warm-up")
+    parser.add_argument("--duration_sec", type=float, default=4.0, help="length of the timed sound")
     return parser.parse_args(argv)
 
 

@@ -1,9 +1,9 @@
-"""Scores a folder of enhanced recordings against the folder of clean ones, whoever enhanced them.
+"""Scores a folder of enhanced recordings, made by any program, against the folder of clean ones.
 
     python -m evaluation.score_folder --clean_folder clean --enhanced_folder enhanced --output_csv results/scores.csv
 
-PESQ-WB, STOI, ESTOI, SI-SDR, CSIG, CBAK and COVL of each file as a CSV, their means with 95 % confidence intervals on the
-terminal; DNSMOS too where its models are given. Recordings are paired by name and brought to 16 kHz.
+It writes PESQ-WB, STOI, ESTOI, SI-SDR, CSIG, CBAK and COVL of each file to a CSV and prints their means with 95 % confidence
+intervals. DNSMOS is added if its models are given. Recordings are paired by name and resampled to 16 kHz.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Pair = tuple[Path, Path]
 
 
 def sounds_by_stem(folder: Path, option: str) -> dict[str, Path]:
-    """Sound files lying in `folder` itself, by name without suffix; ValueError, FileNotFoundError where there are none."""
+    """Sound files of `folder`, not of its subfolders, by name without suffix; ValueError, FileNotFoundError for none."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{option}: {folder} is not a folder")
     found: dict[str, Path] = {}
@@ -49,7 +49,7 @@ def find_pairs(clean_folder: Path, enhanced_folder: Path, suffix: str = "", allo
     """(clean, enhanced) files of one name; `suffix` is what enhanced names have after it, such as "_enhanced".
 
     ValueError when an enhanced file has no clean one or, unless `allow_missing`, a clean file has no enhanced one: the
-    mean over a part of a test set is no score of it.
+    mean over a part of a test set is not its score.
     """
     clean = sounds_by_stem(clean_folder, "--clean_folder")
     enhanced = sounds_by_stem(enhanced_folder, "--enhanced_folder")
@@ -73,12 +73,12 @@ def find_pairs(clean_folder: Path, enhanced_folder: Path, suffix: str = "", allo
 
 
 class _Reader:
-    """Reads pairs one at a time, remembering lengths and what could not be read, and rates them with DNSMOS."""
+    """Reads the pairs one by one and rates them with DNSMOS; keeps their lengths and the reasons why some cannot be read."""
 
     def __init__(self, pairs: Sequence[Pair], dnsmos: DNSMOS | None) -> None:
         self._pairs, self._dnsmos = pairs, dnsmos
         self.problems: dict[int, str] = {}
-        self.differences: list[int] = [0] * len(pairs)  # samples that the enhanced sound is longer by
+        self.differences: list[int] = [0] * len(pairs)  # by how many samples the enhanced sound is longer
         self.ratings: list[dict[str, float]] = [{} for _ in pairs]
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -98,7 +98,7 @@ def score_pairs(pairs: Sequence[Pair], workers: int = 1, dnsmos: DNSMOS | None =
     """Scores of each (clean, enhanced) pair of files and by how many samples the enhanced one is longer.
 
     A score is `utils.scores.metrics.score_clip`'s with all metrics, and "sample_id"; a file that cannot be read is NaN with its
-    reason. Ends that differ by 0.1 s or less are cut to the shorter one's length.
+    reason. Where the lengths differ by 0.1 s or less the longer sound's end is cut.
     """
     reader = _Reader(pairs, dnsmos)
     workers = min(workers, len(pairs))
@@ -113,7 +113,7 @@ def score_pairs(pairs: Sequence[Pair], workers: int = 1, dnsmos: DNSMOS | None =
 
 
 def length_note(results: Sequence[dict], differences: Sequence[int]) -> str | None:
-    """What was done about lengths that differ, in one line; None where all that could be read and paired are equal."""
+    """A line that says how many lengths differ, and that longer ends are cut; None where no length differs."""
     cut = [
         difference for result, difference in zip(results, differences, strict=True)
         if difference and len(result["errors"]) < len(ALL_METRICS)
@@ -145,8 +145,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--enhanced_folder", type=Path, required=True)
     parser.add_argument("--output_csv", type=Path, default=Path("results/scores.csv"))
     parser.add_argument("--suffix", default="", help="what the enhanced files' names end in, e.g. _enhanced")
-    parser.add_argument("--allow_missing", action="store_true", help="score what is there of an incomplete folder")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes to score in")
+    parser.add_argument("--allow_missing", action="store_true", help="score the files that are there if others are missing")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes that score")
     parser.add_argument("--dnsmos_p835", type=Path, help="sig_bak_ovr.onnx; needs onnxruntime")
     parser.add_argument("--dnsmos_p808", type=Path, help="model_v8.onnx; needs onnxruntime")
     return parser.parse_args(argv)

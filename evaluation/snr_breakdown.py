@@ -1,9 +1,9 @@
-"""Scores by SNR and kind of noise: the noisy input, the enhanced sound with the video withheld, and with it.
+"""Scores by SNR and kind of noise: the noisy input, and the enhanced sound without the video and with it.
 
     python -m evaluation.snr_breakdown --checkpoint_file ckpts/LiteAVSE_small.pth --test_json clips.json --noise_json noise.json
 
-Writes scores.csv (a line per mixture and row), summary.csv (means with 95 % intervals), table.tex and figures, and
-manifest.json, to which other models can be put with --manifest. Interrupted, the same command goes on.
+It writes scores.csv (a line per mixture and row), summary.csv (means with 95 % intervals), table.tex, figures, and
+manifest.json, on which other models can be scored with --manifest. After an interruption the same command goes on.
 """
 
 from __future__ import annotations

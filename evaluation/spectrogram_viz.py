@@ -1,8 +1,8 @@
-"""Draws what an enhancement did: noisy, enhanced and clean spectrogram, their difference, trust in the video, the gate.
+"""Draws an enhancement: the noisy, enhanced and clean spectrograms, their difference, the trust in the video, the gate.
 
     python -m evaluation.spectrogram_viz --noisy_audio noisy.wav --clean_audio clean.wav --video face.mp4 --output clip.png
 
-Without --clean_audio the difference is to the noisy sound; without --noisy_audio the sound is the video's own.
+Without --clean_audio the difference is that to the noisy sound. Without --noisy_audio the video's own sound is enhanced.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def visualize(args: argparse.Namespace) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("spectrogram_viz.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", help="recipe, where the checkpoint does not say what it is")
+    parser.add_argument("--config", help="recipe, for checkpoints without a configuration")
     parser.add_argument("--checkpoint_file", default="ckpts/LiteAVSE_small.pth")
     parser.add_argument("--noisy_audio", type=Path)
     parser.add_argument("--clean_audio", type=Path)
     parser.add_argument("--video", type=Path)
     parser.add_argument("--output", type=Path, default=Path("results/spectrogram.png"), help=", ".join(FORMATS))
-    parser.add_argument("--no_diff", action="store_true", help="without the difference")
+    parser.add_argument("--no_diff", action="store_true", help="leave the difference out")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(argv)
 

@@ -1,13 +1,14 @@
-"""Is one system better than another on the same samples? Paired tests over two CSVs of scores.
+"""Tests whether one system is better than another on the same samples: paired tests over two CSVs of scores.
 
     python -m evaluation.statistical_test --ours_csv results/snr_breakdown/scores.csv --baseline_csv results/semamba/scores.csv
 
-The CSVs need sample_id and at least one of pesq, stoi, estoi, si_sdr; every other column is optional, and blanks around a cell
-do not count. Of CSVs with several rows a sample, as evaluation.snr_breakdown writes them, --ours_row and --baseline_row choose
-one. Where the column `clip` shows that a clip stands in several mixtures its differences are averaged first: mixtures of one
-clip are not independent.
-Paired t-test, Wilcoxon signed-rank test (both with Holm's correction over the metrics), Cohen's d for paired samples, and
-the 95 % interval of the mean difference (bootstrap; Student's t below 10), by speaker where speakers have several clips.
+The CSVs need sample_id and at least one of pesq, stoi, estoi, si_sdr. Every other column is optional, and blanks around a cell
+do not count. If a CSV has several rows for a sample, as evaluation.snr_breakdown writes them, --ours_row and --baseline_row
+choose one. If the column `clip` names one clip for several mixtures, their differences are averaged first, because mixtures
+of one clip are not independent.
+It prints the paired t-test, the Wilcoxon signed-rank test (both with Holm's correction over the metrics), Cohen's d for paired
+samples, and the 95 % interval of the mean difference: by bootstrap, or Student's t below 10, over speakers if they have
+several clips.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Table:
 
 
 def read_scores(path: Path, row: str | None, option: str) -> Table:
-    """Scores of a CSV, those of `row` where it names several; ValueError, one line, when it is none we can compare."""
+    """Scores of a CSV, those of `row` where it has several rows; ValueError, one line, when the file cannot be used."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:  # Excel puts a byte order mark in front
             reader = csv.DictReader(file, skipinitialspace=True)
@@ -110,7 +111,7 @@ def _value(row: Mapping[str, str], metric: str, path: Path) -> float:
 
 @dataclass(frozen=True)
 class Units:
-    """What is compared: samples, or clips that are the means of theirs."""
+    """What is compared: samples, or clips, each of which has the mean scores of its samples."""
 
     pairs: dict[str, list[tuple[float, float]]]  # by metric
     speakers: list[str] | None
@@ -119,8 +120,8 @@ class Units:
 
 
 def units_of(ours: Table, baseline: Table) -> Units:
-    """Pairs of scores by metric, one per clip where the CSV names clips and one stands in several samples."""
-    # Sorted, so that the order of the lines in the files changes nothing, not even the bootstrap's draws.
+    """Pairs of scores by metric: one for each clip if a clip has several samples, else one for each sample."""
+    # They are sorted, so that the order of the lines in the files does not change the bootstrap's random draws.
     lines = [baseline.rows[name] | ours.rows[name] for name in sorted(ours.rows)]
     clips = [line.get("clip") or line["sample_id"] for line in lines]
     repeated = len(set(clips)) < len(clips)
@@ -141,7 +142,7 @@ def units_of(ours: Table, baseline: Table) -> Units:
 
 
 def grouping(units: Units) -> tuple[list[str] | None, str]:
-    """Groups for the interval (None: the units themselves), and a sentence that says what it is over."""
+    """Groups for the interval (None: each unit is one), and a sentence that names them."""
     count = len(next(iter(units.pairs.values())))
     over = f"interval: {interval_method(count)} over {count} {units.name}"
     if units.speakers is None:
@@ -175,7 +176,7 @@ def compare(units: Units, groups: list[str] | None, seed: int) -> list[dict]:
 
 
 def verdict(entry: Mapping) -> str:
-    """What one metric says, in a word: both corrected tests and the interval must agree."""
+    """The result of one metric in a word. Both corrected tests and the interval must agree."""
     agreed = max(entry["p_t_holm"], entry["p_wilcoxon_holm"]) < SIGNIFICANT
     if agreed and entry["low"] > 0:
         return "better"

@@ -37,10 +37,10 @@ from utils.util import initialize_seed, load_json_file
 TEACHER_PREFIX = "model.visualEncoder."
 TEACHER_SIDE, TEACHER_DIM = 112, 128
 DELAYS = (0, 3, 6)  # video frames
-EDGE = 7  # frames at the ends of a stretch where the teacher lacks what lies beyond
+EDGE = 7  # frames at both ends of a stretch that are not used: the teacher lacks the frames beyond
 STRETCH = 48  # frames
 LESSON_EDGES_HZ = (80, 250, 500, 900, 1500, 2300, 3500, 5500, 8000)
-MIXED_SHARE = 0.15  # of the stretches: two faces, one shining through the other
+MIXED_SHARE = 0.15  # share of the stretches that show two faces, one shining through the other
 
 
 class _TeacherBlock(nn.Module):
@@ -66,7 +66,7 @@ class _TeacherBlock(nn.Module):
 
 
 class Teacher(nn.Module):
-    """LR-ASD's visual encoder: crops [B, 3, V, S, S] in [0, 1] -> [B, V, 128], looking 9 frames ahead."""
+    """LR-ASD's visual encoder: crops [B, 3, V, S, S] in [0, 1] -> [B, V, 128]. It looks 9 frames ahead."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Face:
 
 
 def load_faces(cfg: Mapping, split: str) -> list[Face]:
-    """All clips of the recipe's list, its crops as data/prepare_faces.py made them."""
+    """All clips of the recipe's list; the crops are those of data/prepare_faces.py."""
     key = f"{split}_data_json"
     clips = open_clips(cfg["data_cfg"][key], f"data_cfg.{key}", cfg)
     entries = load_json_file(cfg["data_cfg"][key], f"data_cfg.{key}")
@@ -116,7 +116,7 @@ def load_faces(cfg: Mapping, split: str) -> list[Face]:
 
 
 class Draw:
-    """Stretches of other faces than those of the clips; speakers with many clips count by the root of their number."""
+    """Draws stretches of clips, each with a varied face. A speaker's weight is the square root of the number of their clips."""
 
     def __init__(self, faces: Sequence[Face], seed: int) -> None:
         self.faces, self.rng = faces, np.random.default_rng(seed)
@@ -132,7 +132,7 @@ class Draw:
                 paced(face.lesson_db - face.lesson_db.mean(0), first, pace, STRETCH))
 
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Videos for teacher and student [B, 3, V, S, S], the sound's lesson [B, V, 8], whether there is one [B]."""
+        """Videos for teacher and pupil [B, 3, V, S, S], the sound's energies [B, V, 8], and whether these count [B]."""
         clear, poor, lessons, told = [], [], [], []
         for _ in range(size):
             face, lesson = self._stretch()
@@ -149,7 +149,7 @@ class Draw:
 
 
 class Pupil(nn.Module):
-    """The encoder and what it is asked for in lessons; only the encoder is kept."""
+    """The encoder, and the layers that predict what it is taught; only the encoder is kept."""
 
     def __init__(self, cfg: Mapping) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ def measure(encoder: LiteVisualEncoderC, train: Sequence[Face], valid: Sequence[
 
 
 def teach(cfg: Mapping, teacher: Teacher, output: Path) -> dict[int, float]:
-    """Train by the recipe's training_cfg and write the encoder's averaged weights to `output`; the last measure."""
+    """Train by the recipe's training_cfg and write the encoder's averaged weights to `output`; returns the last measure."""
     training = cfg["training_cfg"]
     initialize_seed(cfg["env_setting"]["seed"])
     train, valid = load_faces(cfg, "train"), load_faces(cfg, "valid")
@@ -226,11 +226,11 @@ def teach(cfg: Mapping, teacher: Teacher, output: Path) -> dict[int, float]:
 
 
 def pack_encoder(weights: Mapping[str, torch.Tensor], cfg: Mapping, meta: Mapping) -> dict:
-    """Contents of a file for `visual_cfg.encoder_weights`; halves of floats are enough."""
+    """Contents of a file for `visual_cfg.encoder_weights`; half precision is enough."""
     return {
         "visual_encoder": {key: value.half() for key, value in weights.items()},
         "visual_encoder_type": "distilled", "meta": dict(meta),
-        "config": {name: keys for name, keys in cfg.items() if name != "data_cfg"},  # where the data lay is nobody's business
+        "config": {name: keys for name, keys in cfg.items() if name != "data_cfg"},  # data_cfg names private folders
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from evaluation.testset.score_rows import NOISY
 from models.inference.enhancer import Enhancer
 from utils.config import complete_config
 from utils.console import EXIT_FAILED, Parser, run
+from utils.distributed import Group
 from utils.scores.metrics import METRICS, TABLE, number, require_scorers, score_many
 
 ENHANCED = "enhanced"
@@ -39,15 +40,18 @@ class Validation:
 
     training: section training_cfg of a recipe. valid_conditions: each clip is enhanced once under each of these conditions
     of its video. valid_criterion: weights of the mean scores; their weighted sum, "criterion", chooses the best checkpoint.
+    group: processes that share the clips out; each of them gets the scores of all.
     """
 
-    def __init__(self, dataset: Dataset, workers: int = 1, training: Mapping | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset, workers: int = 1, training: Mapping | None = None, group: Group | None = None
+    ) -> None:
         require_scorers()
         training = training or {}
         self.conditions, self.criterion = training.get("valid_conditions") or [], training.get("valid_criterion")
         for name in self.conditions:
             check_condition(name)
-        self.dataset, self.workers = dataset, max(1, workers)
+        self.dataset, self.workers, self.group = dataset, max(1, workers), group or Group()
         self._noisy: dict[int, dict] = {}  # scores, by index
 
     def __call__(self, enhancer: Enhancer, use_video: bool = True) -> dict[str, float]:
@@ -74,12 +78,28 @@ class Validation:
         A clip has the row NOISY and one of the enhanced sound for each of `rows`: {name: True with the video, False without,
         or a condition of the video}.
         """
-        clean, noisy, enhanced, read, unreadable = [], [], {row: [] for row in rows}, [], []
-        for index in range(len(self.dataset)):
+        share = range(self.group.rank, len(self.dataset), self.group.size)
+        everybodys = self.group.gather(self.group.together(lambda: self._score_share(share, enhancer, rows)))
+        clips = dict(sorted((index, clip) for scored, _ in everybodys for index, clip in scored.items()))
+        unreadable = dict(sorted((index, why) for _, failed in everybodys for index, why in failed.items()))
+        if unreadable:
+            first = next(iter(unreadable.values()))
+            said = f"{len(unreadable)} of {len(self.dataset)} validation clips cannot be read; first: {first}"
+            self.group.together(lambda: None if clips else _refuse(said))
+            if self.group.is_main:
+                _log.warning("%s; the means are over the others", said)
+        return list(clips.values()), list(unreadable.values())
+
+    def _score_share(
+        self, share: range, enhancer: Enhancer, rows: Mapping[str, bool | str]
+    ) -> tuple[dict[int, dict[str, dict]], dict[int, str]]:
+        """`score` of some clips, by index."""
+        clean, noisy, enhanced, read, unreadable = [], [], {row: [] for row in rows}, [], {}
+        for index in share:
             try:
                 item = self.dataset[index]
             except UnreadableClip as error:
-                unreadable.append(str(error))
+                unreadable[index] = str(error)
                 continue
             read.append(index)
             gain = item.gain.numpy()
@@ -88,17 +108,13 @@ class Validation:
             for row, shown in rows.items():
                 video, mask = self._video(item, index, shown, enhancer)
                 enhanced[row].append(enhancer.enhance(noisy[-1], enhancer.sample_rate, video=video, video_mask=mask).wav)
-        if unreadable:
-            said = f"{len(unreadable)} of {len(self.dataset)} validation clips cannot be read; first: {unreadable[0]}"
-            if not read:
-                raise ValueError(said)
-            _log.warning("%s; the means are over the others", said)
         if not self._noisy:
             self._noisy = dict(zip(read, self._score(clean, noisy, enhancer.sample_rate), strict=True))
         # AVDataset does not try again to read what it could not read once, so every clip here has its noisy scores.
         scored = {NOISY: [self._noisy[index] for index in read]}
         scored |= {row: self._score(clean, wavs, enhancer.sample_rate) for row, wavs in enhanced.items()}
-        return [dict(zip(scored, clip, strict=True)) for clip in zip(*scored.values(), strict=True)], unreadable
+        clips = [dict(zip(scored, clip, strict=True)) for clip in zip(*scored.values(), strict=True)]
+        return dict(zip(read, clips, strict=True)), unreadable
 
     def _video(
         self, item: AVItem, index: int, shown: bool | str, enhancer: Enhancer
@@ -125,6 +141,10 @@ class Validation:
 
     def _score(self, references: list[np.ndarray], estimates: list[np.ndarray], sample_rate: int) -> list[dict]:
         return score_many(list(zip(references, estimates, strict=True)), self.workers, sample_rate)
+
+
+def _refuse(why: str) -> None:
+    raise ValueError(why)
 
 
 def _failed(scores: Mapping) -> bool:

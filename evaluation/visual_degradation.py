@@ -1,11 +1,11 @@
-"""Answers in its first line: is audio-visual enhancement with a bad video ever worse than with none, and by how much?
+"""Tests degraded videos. Its first line answers: is a bad video ever worse than none, and by how much?
 
     python -m evaluation.visual_degradation --checkpoint_file best.pth --test_json clips.json --noise_json noise.json
 
-The same mixtures with the video clean, black, dim, frozen, with a patch over the mouth, blurred, at low resolution, noisy,
-with 10 to 90 % of its frames dropped, early or late by up to 400 ms, of another speaker, and none. Also whether the model
-sees it: mean alpha, and the ROC-AUC of alpha against corruption. Writes report.txt, scores.csv, summary.csv, table.tex,
-visual.png. Interrupted, the same command goes on.
+The same mixtures are enhanced with the video clean, black, dim, frozen, with a patch over the mouth, blurred, at low
+resolution, noisy, with 10 to 90 % of its frames dropped, early or late by up to 400 ms, with another speaker's video, and
+with none. Mean alpha and the ROC-AUC of alpha against corruption tell whether the model notices. It writes report.txt,
+scores.csv, summary.csv, table.tex and visual.png. After an interruption the same command goes on.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ SUMMARY_COLUMNS = (
 def compare_conditions(rows: Sequence[Mapping], conditions: Sequence[str]) -> list[dict]:
     """One entry per condition and metric (SUMMARY_COLUMNS): audio-visual minus audio-only, over mixtures that all rows have.
 
-    A condition that failed on every mixture has n = 0 and takes none from the others. p is of the Wilcoxon test over clips,
-    their mixtures averaged first; p_wilcoxon_holm is corrected for all entries, those of the condition "none" apart.
+    A condition that failed on every mixture has n = 0, and the others keep all of theirs. p is that of the Wilcoxon test
+    over clips, whose mixtures are averaged first; p_wilcoxon_holm is corrected for all entries but those of "none".
     """
     samples = list(by_sample(rows).values())
     alphas = {name: alpha_of([sample[name] for sample in samples]) for name in conditions}
@@ -70,7 +70,7 @@ def compare_conditions(rows: Sequence[Mapping], conditions: Sequence[str]) -> li
 
 
 def alpha_of(rows: Sequence[Mapping]) -> tuple[np.ndarray, np.ndarray]:
-    """Alpha of every frame in which a face is said to be seen, and whether that frame is corrupt."""
+    """Alpha of every frame in which the mask says that a face is seen, and whether that frame is corrupt."""
     kept = [np.array([row["alpha"], row["corrupt"], row["seen"]], float) for row in rows if row.get("alpha")]
     frames = np.concatenate(kept, axis=1) if kept else np.zeros((3, 0))
     return frames[0, frames[2] > 0], frames[1, frames[2] > 0] > 0
@@ -123,7 +123,7 @@ def answer(summary: Sequence[Mapping]) -> str:
 
 
 def use_of_the_right_face(rows: Sequence[Mapping]) -> str:
-    """Whether what the video gains is owed to the lips: the speaker's own video against another speaker's. In one line."""
+    """Whether the gain comes from the lips, in one line: the speaker's own video against another speaker's."""
     samples = [rows for rows in by_sample(rows).values() if CLEAN in rows and OTHER_FACE in rows]
     if not samples:
         return "Not tested whether the right face matters: it needs the conditions clean and other_face."

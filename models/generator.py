@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models.agreement import AgreementVCE
@@ -34,11 +35,11 @@ from models.lite_visual_encoder import LiteVisualEncoderA, LiteVisualEncoderB
 from models.mamba_block import CausalTFMambaBlock, TFMambaBlock
 from models.timing import shown_frames
 from models.vce import VCE, VCEWithTemporalSmoothing
+from models.visual_projection import RunningNorm, VisualProjection
 from utils.config import complete_config
 
 VISUAL_ENCODERS = {"mobilenet": LiteVisualEncoderA, "custom3d": LiteVisualEncoderB, "distilled": LiteVisualEncoderC}
-VISUAL_PREFIXES = ("visual_encoder.", "visual_projection.", "vce.", "fsvg.")  # the visual branch in a state dict
-VISUAL_RANK = 8  # frequency profiles a visual feature may draw on
+VISUAL_PREFIXES = ("visual_encoder.", "visual_norm.", "visual_projection.", "vce.", "fsvg.")  # the visual branch
 
 
 class Enhanced(NamedTuple):
@@ -52,6 +53,14 @@ class Enhanced(NamedTuple):
     gate: torch.Tensor | None  # [B, 1, T, F'] which frequencies the video helps
 
 
+class Lesson(NamedTuple):
+    """What training tells the model of a batch's videos, beside the videos themselves."""
+
+    trust: torch.Tensor | None = None  # [B, T] fused with in the place of alpha; NaN: alpha
+    features: torch.Tensor | None = None  # [B, V, D] of faces that were made and not filmed (dataloaders.dubbing)
+    filmed: torch.Tensor | None = None  # bool [B] on the CPU: the clips whose features are those of the video
+
+
 class ModelState(NamedTuple):
     """What a model carries from one piece of a stream to the next, part by part; the visual encoder keeps its own state."""
 
@@ -60,6 +69,7 @@ class ModelState(NamedTuple):
     mask: Any
     phase: Any
     vce: torch.Tensor | None = None  # None in a model without a confidence estimator
+    visual_norm: torch.Tensor | None = None  # None in a model without visual_cfg.visual_norm: running
 
 
 def _spectra(mag: torch.Tensor, pha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -140,23 +150,6 @@ class SEMamba(nn.Module):
         return self.step(noisy_mag, noisy_pha, self._first_state(noisy_mag))[:3]
 
 
-class VisualProjection(nn.Module):
-    """Visual features [B, T, D] -> [B, C, T, F']. Each channel is a weighted sum of a few learned frequency profiles."""
-
-    def __init__(self, visual_dim: int, channels: int, n_freq: int, rank: int = VISUAL_RANK) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(visual_dim)
-        self.linear = nn.Linear(visual_dim, rank * channels)
-        # The profiles start as cosines. The first is flat, so that a feature can act on all frequencies alike.
-        bins = (torch.arange(n_freq) + 0.5) / n_freq
-        self.profiles = nn.Parameter(torch.cos(torch.pi * bins[:, None] * torch.arange(rank)) / rank**0.5)
-        self.rank = rank
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        weights = self.linear(self.norm(features)).unflatten(-1, (self.rank, -1))  # [B, T, K, C]
-        return torch.matmul(self.profiles, weights).permute(0, 3, 1, 2)  # [B, T, F', C] seen as [B, C, T, F']
-
-
 def _confidence(cfg: Mapping) -> VCE:
     """The confidence estimator that lite_cfg.vce_type names."""
     dim, lite, stft = cfg["visual_cfg"]["visual_dim"], cfg["lite_cfg"], cfg["stft_cfg"]
@@ -176,7 +169,8 @@ class LiteAVSEMamba(SEMamba):
         super()._build(cfg, light or cfg["lite_cfg"]["use_lite_dense"])
         visual, lite, stft = cfg["visual_cfg"], cfg["lite_cfg"], cfg["stft_cfg"]
         self.use_visual = visual["use_visual"]
-        self.vce = self.fsvg = None
+        self.visual_dim, self.feature_dropout = visual["visual_dim"], visual["feature_dropout"]
+        self.vce = self.fsvg = self.visual_norm = None
         self.timing = {
             "hop_size": stft["hop_size"], "sampling_rate": stft["sampling_rate"], "fps": visual["video_fps"],
             "lookahead_ms": visual["visual_lookahead_ms"],
@@ -187,7 +181,9 @@ class LiteAVSEMamba(SEMamba):
         self.visual_encoder = VISUAL_ENCODERS[lite["visual_encoder_type"]](cfg)
         if visual["encoder_weights"] is not None:
             load_encoder_weights(self.visual_encoder, visual["encoder_weights"])
-        self.visual_projection = VisualProjection(dim, channels, n_freq)
+        running = visual["visual_norm"] == "running"
+        self.visual_norm = RunningNorm(dim, stft["sampling_rate"] / stft["hop_size"]) if running else None
+        self.visual_projection = VisualProjection(dim, channels, n_freq, frame_norm=not running)
         if lite["use_vce"]:
             self.vce = _confidence(cfg)
         if lite["use_fsvg"]:
@@ -195,15 +191,18 @@ class LiteAVSEMamba(SEMamba):
             self.fsvg = FSVGWithPrior(channels, n_freq, stft["sampling_rate"]) if prior else FSVG(channels)
 
     def _first_state(self, noisy_mag: torch.Tensor) -> ModelState:
-        state = super()._first_state(noisy_mag)
-        return state if self.vce is None else state._replace(vce=self.vce.init_state(noisy_mag.shape[0]))
+        batch = noisy_mag.shape[0]
+        return super()._first_state(noisy_mag)._replace(
+            vce=None if self.vce is None else self.vce.init_state(batch),
+            visual_norm=None if self.visual_norm is None else self.visual_norm.init_state(batch),
+        )
 
     def encode_video(
-        self, video: torch.Tensor, video_mask: torch.Tensor | None, n_frames: int
+        self, video: torch.Tensor, video_mask: torch.Tensor | None, n_frames: int, lesson: Lesson | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """video [B, 3, V, S, S], uint8 or in [0, 1], and its face mask [B, V] -> features [B, T, D] and valid [B, T] per frame.
 
-        STFT frames after the last video frame are not valid.
+        STFT frames after the last video frame are not valid. The lesson's features are taken where it says so.
         """
         if video_mask is None:
             video_mask = torch.ones(video.shape[0], video.shape[2], dtype=torch.bool, device=video.device)
@@ -211,59 +210,88 @@ class LiteAVSEMamba(SEMamba):
             raise ValueError(
                 f"video_mask is {list(video_mask.shape)}, should be [B, V] = {[video.shape[0], video.shape[2]]}"
             )
+        if lesson is None or lesson.features is None:
+            features = self._features(video, video_mask)
+        else:
+            features = lesson.features.clone()
+            if lesson.filmed.any():
+                features[lesson.filmed] = self._features(video[lesson.filmed], video_mask[lesson.filmed]).to(features.dtype)
+        index, valid = shown_frames(video_mask, n_frames, **self.timing)  # [B, T]
+        return features.gather(1, index[..., None].expand(-1, -1, features.shape[2])), valid
+
+    def _features(self, video: torch.Tensor, video_mask: torch.Tensor) -> torch.Tensor:
+        """Features [B, V, D] of each video frame."""
         if video.dtype == torch.uint8:
             video = video.float() / 255.0
         # A masked frame must not act on its neighbours through the temporal convolutions.
         video = torch.where(video_mask[:, None, :, None, None], video, 0.0)
-        features = self.visual_encoder.encode_frames(video, seen=video_mask)[0].transpose(1, 2)  # [B, V, D]
-        index, valid = shown_frames(video_mask, n_frames, **self.timing)  # [B, T]
-        return features.gather(1, index[..., None].expand(-1, -1, features.shape[2])), valid
+        return self.visual_encoder.encode_frames(video, seen=video_mask)[0].transpose(1, 2)
 
     def _fuse(
-        self, audio: torch.Tensor, features: torch.Tensor, valid: torch.Tensor, vce_state: Any
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, Any]:
-        """audio [B, C, T, F'] + alpha * gate * visual; also alpha [B, T, 1], its logits, the gate, and the VCE's next state."""
+        self, audio: torch.Tensor, features: torch.Tensor, valid: torch.Tensor, state: ModelState, lesson: Lesson | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None, ModelState]:
+        """audio [B, C, T, F'] + alpha * gate * visual; also alpha [B, T, 1], its logits, the gate, and the next state."""
+        alpha, logits = valid[..., None].to(audio.dtype), None
+        with full_precision(audio):
+            features = widened(features)
+            if self.vce is not None:
+                alpha, logits, judged = self.vce.judge(features, audio, state.vce, valid)
+                state = state._replace(vce=judged)
+            if self.visual_norm is not None:
+                features, seen = self.visual_norm.step(features, valid, state.visual_norm)
+                state = state._replace(visual_norm=seen)
+        if self.training and self.feature_dropout:
+            # Missing for a whole clip: what a feature tells must not rest on a few others, which know the person.
+            kept = F.dropout(features.new_ones(features.shape[0], 1, features.shape[2]), self.feature_dropout)
+            features = features * kept
         visual = self.visual_projection(features)  # [B, C, T, F']
-        if self.vce is None:
-            alpha, logits = valid[..., None].to(audio.dtype), None
-        else:
-            with full_precision(audio):
-                alpha, logits, vce_state = self.vce.judge(widened(features), audio, vce_state, valid)
         gate = self.fsvg(audio, visual) if self.fsvg is not None else None
-        weight = alpha[:, None] if gate is None else alpha[:, None] * gate  # [B, 1, T, 1 or F']
-        fused = torch.where(alpha[:, None] > 0, audio + weight * visual, audio)
-        return fused, alpha, logits, gate, vce_state
+        used = alpha
+        if lesson is not None and lesson.trust is not None:
+            given = torch.where(valid, lesson.trust, 0.0)[..., None]  # [B, T, 1]
+            used = torch.where(given.isnan(), alpha, given)
+        weight = used[:, None] if gate is None else used[:, None] * gate  # [B, 1, T, 1 or F']
+        return torch.where(used[:, None] > 0, audio + weight * visual, audio), alpha, logits, gate, state
+
+    def _look_away(self, audio: torch.Tensor, state: ModelState) -> ModelState:
+        """The next state where there is no video: time goes on, and what was seen earlier must be forgotten."""
+        batch, _, frames, _ = audio.shape
+        none = torch.zeros(batch, frames, dtype=torch.bool, device=audio.device)
+        blank = torch.zeros(batch, frames, self.visual_dim, device=audio.device)
+        with full_precision(audio):
+            if self.vce is not None:
+                state = state._replace(vce=self.vce.judge(blank, audio, state.vce, none)[2])
+            if self.visual_norm is not None:
+                state = state._replace(visual_norm=self.visual_norm.step(blank, none, state.visual_norm)[1])
+        return state
 
     def step_with_gates(
         self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, features: torch.Tensor | None,
-        valid: torch.Tensor | None, state: ModelState,
+        valid: torch.Tensor | None, state: ModelState, lesson: Lesson | None = None,
     ) -> tuple[Enhanced, ModelState]:
         """Further frames [B, F, t], visual features [B, t, D], valid [B, t] (None: no video) -> (outputs, next state)."""
         x, encoder_state = self._encode(noisy_mag, noisy_pha, state.encoder)
+        state = state._replace(encoder=encoder_state)
         alpha = logits = gate = None
-        vce_state = state.vce
         if self.use_visual and features is not None:
-            x, alpha, logits, gate, vce_state = self._fuse(x, features, valid, vce_state)
-        elif self.vce is not None:
-            # Time goes on without video: the confidence estimator must forget earlier frames.
-            b, t = noisy_mag.shape[0], noisy_mag.shape[2]
-            blank = x.new_zeros(b, t, self.visual_projection.linear.in_features)
-            *_, vce_state = self.vce.judge(blank, x, vce_state, torch.zeros(b, t, dtype=torch.bool, device=x.device))
-        mag, pha, state = self._decode(x, noisy_mag, noisy_pha, state._replace(encoder=encoder_state, vce=vce_state))
+            x, alpha, logits, gate, state = self._fuse(x, features, valid, state, lesson)
+        elif self.use_visual:
+            state = self._look_away(x, state)
+        mag, pha, state = self._decode(x, noisy_mag, noisy_pha, state)
         return Enhanced(*_spectra(mag, pha), alpha, logits, gate), state
 
     def forward_with_gates(
-        self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor,
-        video: torch.Tensor | None = None, video_mask: torch.Tensor | None = None,
+        self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor, video: torch.Tensor | None = None,
+        video_mask: torch.Tensor | None = None, lesson: Lesson | None = None,
     ) -> Enhanced:
-        """`forward`, with alpha and the gate for losses and plots."""
+        """`forward`, with alpha and the gate for losses and plots, and with what training tells the model."""
         features = valid = None
         # A GPU is not asked whether its mask holds a face: that would wait for all that it has still to do.
         if self.use_visual and video is not None and video.shape[2] and (
             video_mask is None or video_mask.device.type != "cpu" or video_mask.any()
         ):  # fmt: skip
-            features, valid = self.encode_video(video, video_mask, noisy_mag.shape[2])
-        return self.step_with_gates(noisy_mag, noisy_pha, features, valid, self._first_state(noisy_mag))[0]
+            features, valid = self.encode_video(video, video_mask, noisy_mag.shape[2], lesson)
+        return self.step_with_gates(noisy_mag, noisy_pha, features, valid, self._first_state(noisy_mag), lesson)[0]
 
     def forward(
         self, noisy_mag: torch.Tensor, noisy_pha: torch.Tensor,

@@ -94,6 +94,13 @@ class TFMambaBlock(TimeLayer, nn.Module):
         self.tlinear = nn.ConvTranspose1d(channels * (2 if self.time_bidirectional else 1), channels, 1)
         self.flinear = nn.ConvTranspose1d(channels * 2, channels, 1)
 
+    @torch.no_grad()
+    def become_identity(self) -> None:
+        """Let both residuals begin at zero: the block gives back what it is given until training changes that."""
+        for layer in (self.tlinear, self.flinear):
+            layer.weight.zero_()
+            layer.bias.zero_()
+
     def init_state(self, x: torch.Tensor) -> MambaState:
         return self.time_mamba.init_state(x)
 

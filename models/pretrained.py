@@ -85,8 +85,9 @@ def start_from(model: SEMamba, cfg: Mapping, path: str | os.PathLike, parts: str
 
     parts "all": every weight, and none may be missing. "audio": all but those of the visual branch, which keep their first
     values, so an audio-only checkpoint suffices. "fitting": each weight that has the name and the shape of one of the model's,
-    so that SEMamba's weights can start LiteAVSEMamba; the sentence names what does not fit. ValueError for a checkpoint of
-    another STFT, norm or size, or if nothing fits.
+    so that SEMamba's weights can start LiteAVSEMamba; the sentence names what does not fit. Mamba blocks that the checkpoint
+    has not begin as the identity, so a deeper model starts where a shallower one ended. ValueError for a checkpoint of another
+    STFT, norm or size, or if nothing fits.
     """
     checkpoint, cfg = load_checkpoint(path), complete_config(cfg)
     weights = checkpoint.get("generator")
@@ -115,6 +116,10 @@ def _start_from_fitting(model: nn.Module, cfg: Mapping, path: str | os.PathLike,
     if not taken:
         raise ValueError(f"training_cfg.init_checkpoint {path}: none of its {len(weights)} weights fits {type(model).__name__}")
     model.load_state_dict(taken, strict=False)
+    deeper = [k for k in range(len(model.TSMamba)) if not any(key.startswith(f"TSMamba.{k}.") for key in taken)]
+    if len(deeper) < len(model.TSMamba):
+        for k in deeper:
+            model.TSMamba[k].become_identity()
     lacking = {
         "not in the checkpoint": [key for key in own if key not in weights],
         "of another shape": [key for key in own if key in weights and key not in taken],

@@ -37,7 +37,10 @@ def compress_spectrum(
         mag = torch.sqrt(spectrum.real.square() + spectrum.imag.square() + eps)
         pha = torch.atan2(spectrum.imag + eps, spectrum.real + eps)
     else:
+        # Of a negative real part the angle is -pi with an imaginary part of -0, and pi with one of +0. FFTs differ in which of
+        # the two they give, a CPU's and a GPU's for one; so it is pi.
         mag, pha = spectrum.abs(), spectrum.angle()
+        pha = torch.where(spectrum.imag == 0, pha.abs(), pha)
     mag = mag.pow(compress_factor)
     return mag, pha, torch.stack((mag * torch.cos(pha), mag * torch.sin(pha)), dim=-1)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.paths import ROOT
+from helpers.paths import LONGEST_SEC, ROOT
 from helpers.tiny import save_tiny_checkpoint
 from models.pretrained import ARCHITECTURES
 from utils.config import load_config
@@ -204,14 +204,14 @@ print(*(name for name in ("torch._dynamo", "scipy.signal") if name in sys.module
 def test_enhancing_needs_none_of_what_training_and_scoring_need(tmp_path: Path) -> None:
     checkpoint = save_tiny_checkpoint(tmp_path / "tiny.pth")
     command = [sys.executable, "-c", WITHOUT_THE_REST, str(checkpoint), ",".join(NOT_FOR_ENHANCING)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LONGEST_SEC)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["2000"]  # and neither of the two packages whose import takes a second
 
 
 def test_a_script_runs_as_a_file_from_anywhere(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "evaluation" / "demo.py"), "--help"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=LONGEST_SEC)
     assert done.returncode == 0, done.stderr
     assert "--checkpoint_file" in done.stdout
 

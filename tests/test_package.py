@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import setuptools
 
-from helpers.paths import ROOT
+from helpers.paths import LONGEST_SEC, ROOT
 from liteavse.__main__ import COMMANDS, evaluations, main, shipped
 
 OURS = {"models", "utils", "inference_av"}
@@ -81,12 +81,12 @@ def test_a_wheel_holds_one_package_that_works_elsewhere(tmp_path: Path) -> None:
     left_out = shutil.ignore_patterns(".venv", ".git", "build", "*.egg-info", "__pycache__", "results", "exp")
     shutil.copytree(ROOT, source, ignore=left_out)  # so that the build leaves nothing in the repository
     pip = [sys.executable, "-m", "pip", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", wheels, source], check=True, timeout=300)
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", wheels, source], check=True, timeout=LONGEST_SEC)
     (wheel,) = wheels.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"liteavse"}
     assert {"liteavse/ckpts/LiteAVSE_small.pth", "liteavse/recipes/LiteAVSE/LiteAVSE.yaml"} <= set(names)
-    subprocess.run([*pip, "install", "--no-deps", "--target", place, wheel], check=True, timeout=300)
+    subprocess.run([*pip, "install", "--no-deps", "--target", place, wheel], check=True, timeout=LONGEST_SEC)
     environment = os.environ | {"PYTHONPATH": str(place), "OMP_NUM_THREADS": "1", "LITEAVSE_OFFLINE": "1"}
     away = {"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 300}
     said = subprocess.run([sys.executable, "-c", PROGRAM], check=True, **away).stdout

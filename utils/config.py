@@ -89,6 +89,7 @@ class DataCfg(_Section):
     valid_noise_json: str | None = None
     test_noise_json: str | None = None
     train_rir_json: str | None = None
+    train_dubbing_bank: str | None = None  # gives a face to voices of a scene that were not filmed (dataloaders.dubbing)
     train_talkers_json: str | None = None  # further competing voices of training_cfg.scene: clips with or without video
 
 
@@ -119,6 +120,7 @@ class SceneCfg(_Section):
     same_speaker_share: Probability = 0.15  # of competing talkers: another clip of the target's own voice
     pair_share: Probability = 0.0  # the same mixture given once with each of two faces, side by side in the batch
     silent_share: Probability = 0.0  # the target's mouth is closed while the others talk
+    sync_jitter_ms: NonNegativeFloat = 0.0  # the video is early or late by so much at most, and still to be trusted
     speed_share: Probability = 0.3  # of voices: sound and video together
     speed_range: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.1)
     equalizer_share: Probability = 0.3  # of voices
@@ -163,6 +165,7 @@ class TrainingCfg(_Section):
     scene: SceneCfg | None = None  # None: one voice and one noise
     crop_jitter: bool = True  # face crops moved, scaled, turned, mirrored and lit at random in training
     video_dropout: Probability = 0.0
+    trust_forcing: Probability = 0.0  # of clips: the fusion takes the label of the video in the place of alpha
     valid_clips: PositiveInt | None = None  # None: all of them
     valid_snrs_db: Annotated[list[float], Field(min_length=1)] = [0.0]
     valid_max_sec: PositiveFloat = 10.0
@@ -220,6 +223,8 @@ class VisualCfg(_Section):
     use_visual: bool = True
     visual_channels: Literal[3] = 3  # crops are RGB; 1 is taken as 3, and said
     freeze_visual_encoder: bool = True
+    visual_norm: Literal["frame", "running"] = "frame"  # of the features: each frame by itself, or over the last 2 s
+    feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of the visual features, in training: missing for a whole clip
     video_fps: Annotated[float, Field(gt=0, le=1000)] = 25.0
     face_size: Annotated[int, Field(ge=1, le=1024)] = 96
     face_crop: Literal["auto", "yunet", "haar", "center", "none"] = "auto"

@@ -1,4 +1,4 @@
-"""What every command-line script shares: one-line errors, exit codes, flags."""
+"""Shared by all command-line scripts: one-line errors, exit codes, flags."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from utils.util import reuse_freed_memory
 
 LONGEST_MESSAGE = 2000  # characters, a screen
 EXIT_FAILED = 1  # some of the work could not be done
-EXIT_USAGE = 2  # nothing was begun: what was asked for cannot be
-EXIT_INTERRUPTED = 130  # as shells report Ctrl-C
+EXIT_USAGE = 2  # nothing was begun, because of a mistake in the options or files
+EXIT_INTERRUPTED = 130  # shells use it for Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,7 +46,7 @@ def first_line(error: BaseException) -> str:
 
 
 def run(program: str, body: Callable[[], int]) -> int:
-    """Exit code of `body()`; a mistake of the user's (ValueError, OSError) becomes one line on stderr and EXIT_USAGE."""
+    """The exit code of `body()`. A user's mistake (ValueError, OSError) becomes one line on stderr and EXIT_USAGE."""
     reuse_freed_memory()
     for stream in (sys.stdout, sys.stderr):  # a name may hold bytes that are no text
         if hasattr(stream, "reconfigure"):

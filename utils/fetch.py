@@ -18,7 +18,7 @@ class PublishedFile:
 
     what: str
     url: str
-    sha256: str  # hex, or how it begins
+    sha256: str  # hexadecimal, or its first digits
     instead: str
     timeout_sec: float = 20.0
 

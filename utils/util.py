@@ -1,4 +1,4 @@
-"""Small helpers shared by every script: files, seeds, loss health."""
+"""Small helpers for all scripts: files, seeds, devices, losses that are not finite."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; ours are ordinary ones
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
         os.fsync(handle)
         os.replace(temporary, path)
     except Exception as error:
@@ -120,16 +120,16 @@ def load_json_file(path: str | os.PathLike, key: str | None = None) -> list:
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:
-    """Write `value` as indented JSON, whole or not at all."""
+    """Write `value` as indented JSON, as a whole or not at all."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_csv(path: str | os.PathLike, rows: Iterable[Mapping], columns: Sequence[str]) -> None:
-    """Write the named columns of `rows` as CSV, whole or not at all.
+    """Write the named columns of `rows` as CSV, as a whole or not at all.
 
-    A float has six decimals, or as many as it needs in the column snr_db. None, NaN and what a row lacks are empty. Of
-    {metric: reason} each reason is written once.
+    A float has six decimals, or as many as it needs in the column snr_db. None, NaN and missing values are empty cells. A
+    mapping {metric: reason} is written as its reasons, each of them once.
     """
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -177,8 +177,8 @@ def pick_device(name: str = "auto") -> torch.device:
 def reuse_freed_memory() -> bool:
     """Keep freed tensors' memory in the process instead of giving it back to Linux after every layer; True when set.
 
-    glibc maps each tensor over 32 MB anew, and the kernel then clears it page by page: measured in CPU training, up to a
-    quarter of a million page faults a step. The price is that the process stays as large as it was at its largest.
+    Otherwise glibc asks Linux for each tensor over 32 MB, and Linux clears it page by page: up to a quarter of a million page
+    faults were counted in a step of CPU training. The price is that the process never becomes smaller again.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -27,13 +27,13 @@ SAMPLES = (("cafe_slt", 0, 29, 3.0), ("pink_rms", 1, 31, 5.0), ("talker_awb", 2,
 
 
 def generator(seed: int, *names: str | int) -> np.random.Generator:
-    """A random generator of its own for each thing made, so that nothing depends on the order of making."""
+    """A random generator for one person, clip or noise, so that the order in which they are made does not matter."""
     return np.random.default_rng([seed, *(zlib.crc32(str(name).encode()) for name in names)])
 
 
 @dataclass(frozen=True)
 class Person:
-    """A voice and the face that goes with it."""
+    """A voice and its face."""
 
     voice: FormantVoice | FliteVoice
     face: Face

@@ -16,7 +16,7 @@ HAIRS = ((28, 22, 20), (62, 40, 26), (110, 72, 40), (186, 146, 86), (150, 70, 34
 EYES = ((70, 46, 28), (86, 110, 140), (84, 112, 72), (110, 84, 50))
 MOUTH_Y = 0.52  # head units: origin between ears, 1 = half the head's height, y down
 LONGEST_OPENING = 0.36
-LEFT, TOP, RIGHT, BOTTOM = -1.35, -1.45, 1.35, 1.45  # what of the head plane is painted
+LEFT, TOP, RIGHT, BOTTOM = -1.35, -1.45, 1.35, 1.45  # the part of the head plane that is painted
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _View:
         return self.centre + self.scale * turned
 
     def head_plane(self, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where each canvas pixel [H, W, 2] lies on the painted head, the jaw lowered by `drop`."""
+        """The place of each canvas pixel [H, W, 2] on the painted head, whose jaw is lowered by `drop`."""
         offset = (grid - self.centre.astype(np.float32)) / np.float32(self.scale)
         cos, sin = np.float32(np.cos(self.roll)), np.float32(np.sin(self.roll))
         x = cos * offset[..., 0] + sin * offset[..., 1]

@@ -84,7 +84,7 @@ class FliteVoice:
     def _fit(
         self, rng: np.random.Generator, room_sec: float, must: bool
     ) -> tuple[np.ndarray | None, list[tuple[str, float, float]], str]:
-        """A sentence no longer than room_sec; where one `must` be said, faster or with fewer words if need be."""
+        """A sentence no longer than room_sec. If one `must` be said, it is spoken faster or with fewer words where needed."""
         words = [str(rng.choice(slot)) for slot in GRAMMAR]
         while words:
             text = " ".join(words)

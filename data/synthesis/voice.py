@@ -1,4 +1,4 @@
-"""Formant voices: seeded, speech-like sound with the mouth movements that go with it, numpy and scipy only."""
+"""Formant voices: seeded, speech-like sound with its mouth movements, made with numpy and scipy only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scipy.signal import butter, resample_poly, sosfilt
 SAMPLE_RATE = 16000
 CONTROL_HZ = 200  # rate of formant, pitch and mouth tracks
 BLOCK_SAMPLES = SAMPLE_RATE // CONTROL_HZ
-SOURCE_OVERSAMPLING = 4  # the glottal pulse has corners: made at 64 kHz, its aliases stay below the noise of the voice
+SOURCE_OVERSAMPLING = 4  # the glottal pulse has corners; at 64 kHz its aliases stay below the noise of the voice
 LONGEST_FIRST_SOUND_SEC = 0.35
 
 # F1, F2, F3 in Hz (averages of Peterson & Barney 1952, men), mouth opening 0..1, lip width (1 = at rest)
@@ -133,7 +133,7 @@ class FormantVoice:
 
 @dataclass
 class _Score:
-    """What one utterance asks of the synthesiser: tracks of n_points at CONTROL_HZ, noises, and knots to interpolate."""
+    """The plan of an utterance: tracks of n_points at CONTROL_HZ, noises, and knots that are interpolated."""
 
     n_points: int
     names: list[str] = field(default_factory=list)

@@ -13,7 +13,7 @@ CLIP = Path(__file__).resolve().parents[2] / "samples" / "talker_awb.mp4"
 
 
 def bench_faces(repeats: int, clip: Path = CLIP) -> list[Row]:
-    """Frames per second from the file to the crops, for every detector that can be had; those that cannot say why."""
+    """Frames per second from the file to the crops for every detector; a row says why a detector cannot be used."""
     ways, missing = {}, []
     for method in ("yunet", "haar", "center"):
         try:

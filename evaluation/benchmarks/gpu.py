@@ -1,4 +1,4 @@
-"""The parts of `python -m evaluation.gpu_check`: each returns what it found as rows that go into JSON as they are."""
+"""The parts of `python -m evaluation.gpu_check`. Each returns its results as rows for JSON."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def versions(device: torch.device) -> list[Row]:
 
 
 def _interpreter_errors() -> dict[str, dict[str, float]]:
-    """Triton decides when it is imported whether it interprets, so this takes a process of its own."""
+    """Errors of Triton's interpreter. It runs in a process of its own, because Triton chooses it when it is imported."""
     env = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run([sys.executable, "-c", _INTERPRET], cwd=ROOT, env=env, capture_output=True, text=True)
     if done.returncode:

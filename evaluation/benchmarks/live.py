@@ -63,7 +63,7 @@ def _stream(stream: StreamingEnhancer, rng: np.random.Generator, face: bool) -> 
 
 
 def _grown_by(seconds_between: float, function: Callable[[], object]) -> int:
-    """Bytes that this process's resident memory grows by at its largest while `function` runs (sampled)."""
+    """The most bytes by which this process's resident memory grows while `function` runs (sampled)."""
     page, statm = os.sysconf("SC_PAGE_SIZE"), Path("/proc/self/statm")
 
     def resident() -> int:
@@ -87,7 +87,7 @@ def _grown_by(seconds_between: float, function: Callable[[], object]) -> int:
 
 
 def _memory_of(kind: str, name: str) -> Row:
-    """One row of the memory table, measured in a process of its own: what one run frees must not serve the next."""
+    """One row of the memory table, measured in a process of its own, since the next run would use memory that one frees."""
     torch.manual_seed(0)
     if kind == "scan":
         label, shape = next(iter(SCAN_SHAPES.items()))
@@ -109,7 +109,7 @@ def _memory_of(kind: str, name: str) -> Row:
 
 
 def bench_memory(device: torch.device) -> list[Row]:
-    """Peak memory above what model and inputs take."""
+    """Peak memory beyond that of the model and its inputs."""
     if device.type != "cpu" or not Path("/proc/self/statm").exists():
         return []
     jobs = [("scan", name) for name in backends(device)]

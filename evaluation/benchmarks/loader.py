@@ -76,10 +76,10 @@ def read_epoch(data: AVDataset, batch_size: int) -> Callable[[], None]:
 
 
 def bench_loader(list_path: str | None, repeats: int) -> list[Row]:
-    """Mixtures per second and process of a list's first clips (default: clips drawn here), each way of storing them."""
+    """Mixtures per second and process, for each way to store a list's first clips (default: clips that are made here)."""
     cfg = recipes()[RECIPE][1]
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a loader's worker has it
+    torch.set_num_threads(1)  # like a loader's worker
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

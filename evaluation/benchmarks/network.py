@@ -85,7 +85,7 @@ def bench_scan(device: torch.device, repeats: int) -> list[Row]:
 
 
 def backends(device: torch.device) -> list[str]:
-    """Those that run on the device; the reference last, so that the fast ones are not timed on a hot machine only."""
+    """The backends of the device. The reference comes last, since it heats the machine, which would slow the others."""
     names = [name for name in available_backends() if name != "reference"]
     return [name for name in names if (name == "numba") == (device.type == "cpu")] + ["reference"]
 
@@ -143,7 +143,7 @@ def recipes() -> dict[str, tuple[str, dict]]:
     for path in sorted((ROOT / "recipes").rglob("*.yaml")):
         architecture = "SEMamba" if path.stem.startswith("SEMamba") else "LiteAVSEMamba"
         if path.stem.endswith("_smoke") or path.stem in ("SEMamba_advanced_PCS", "SEMamba_advanced_pretrainedD"):
-            continue  # same model as another recipe, or none anyone would use
+            continue  # the same model as another recipe's, or one for tests only
         found[path.stem] = (architecture, load_config(path, ["visual_cfg.backbone_weights=none"]))
     return found
 

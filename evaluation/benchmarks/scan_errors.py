@@ -15,7 +15,7 @@ CONV_CASES = {  # sequences, length, channels, width, reverse, without the optio
     "all": (2, 40, 33, 4, False, False), "shorter than the state": (1, 2, 5, 7, True, False), "bare": (2, 9, 5, 3, True, True),
     "empty": (2, 0, 5, 4, False, False), "width 1": (1, 9, 5, 1, False, False), "wide": (1, 35, 8, 20, True, False),
 }  # fmt: skip
-_SEQUENCES = {"u", "delta", "B", "C", "z", "x"}  # what autocast hands over in half precision
+_SEQUENCES = {"u", "delta", "B", "C", "z", "x"}  # inputs that are in half precision under autocast
 _OPTIONAL = {"D", "z", "delta_bias", "initial_state", "bias"}
 
 
@@ -37,7 +37,7 @@ def _inputs(kind: str, sizes: tuple[int, int, int, int]) -> dict[str, Tensor]:
 
 
 def _relative(actual: Tensor | None, expected: Tensor | None) -> float:
-    """Largest difference, as a part of the largest value."""
+    """The largest difference divided by the largest value."""
     if actual is None or not actual.numel():
         return 0.0
     expected = torch.zeros_like(actual, dtype=torch.float64) if expected is None else expected  # None: it had no effect

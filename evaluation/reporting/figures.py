@@ -25,8 +25,8 @@ def require_matplotlib() -> None:
 
 
 @contextlib.contextmanager
-def drawing(path: Path, width_inch: float, height_inch: float, dpi: int = DPI) -> Iterator:
-    """A figure of the size that it has in print, to draw into. It is then written to `path`, as a whole or not at all."""
+def drawing(path: Path, width_inch: float, height_inch: float, dpi: int | None = None) -> Iterator:
+    """A figure of the size that it has in print, to draw into. It is then written to `path` with `dpi` (None: DPI)."""
     require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -37,7 +37,7 @@ def drawing(path: Path, width_inch: float, height_inch: float, dpi: int = DPI) -
         FigureCanvasAgg(figure)
         yield figure
         with atomic_write(path) as temporary:
-            figure.savefig(temporary, dpi=dpi)
+            figure.savefig(temporary, dpi=dpi or DPI)
 
 
 def snr_figure(summary: Sequence[Mapping], path: Path, kinds: Sequence[str]) -> None:

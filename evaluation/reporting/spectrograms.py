@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from evaluation.reporting.figures import DPI, drawing
+from evaluation.reporting.figures import drawing
 from models.inference.results import EnhanceResult
 from models.stfts import mag_phase_stft
 
@@ -25,7 +25,7 @@ def spectrogram_db(wav: np.ndarray, stft: Mapping) -> np.ndarray:
 
 def spectrogram_figure(
     path: Path, title: str, sounds: Mapping[str, np.ndarray], result: EnhanceResult, stft: Mapping, difference: bool = True,
-    gate_over_time: bool = False, dpi: int = DPI,
+    gate_over_time: bool = False, dpi: int | None = None,
 ) -> None:
     """Spectrograms of `sounds` {name: float32 [L]} on one dB scale, then a difference, alpha and the gate, one below the other.
 

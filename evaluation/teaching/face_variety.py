@@ -1,12 +1,12 @@
-"""Other faces out of few: the same movement of the mouth in another shape, place, light and pace."""
+"""Makes many faces of few: the same movement of the mouth in another shape, place, light and pace."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
-PACES = (0.8, 1.25)  # of the recording's own speed
-GRID = 4  # points a side of the grid that bends a face
+PACES = (0.8, 1.25)  # relative to the speed of the recording
+GRID = 4  # points on each side of the grid that bends a face
 
 
 def _bent(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def _lit(faces: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def paced(values: np.ndarray, first: float, pace: float, count: int) -> np.ndarray:
-    """values [V, ...] at first, first + pace, ... in frames, between neighbours by their shares -> float32 [count, ...]."""
+    """values [V, ...] at frames first, first + pace, ..., linearly interpolated -> float32 [count, ...]."""
     at = np.clip(first + pace * np.arange(count), 0, len(values) - 1)
     low = np.floor(at).astype(int)
     share = (at - low).astype(np.float32).reshape(-1, *[1] * (values.ndim - 1))

@@ -1,4 +1,4 @@
-"""What visual features tell of the sound: how well a linear readout predicts the clean speech's energy in four bands."""
+"""How much visual features tell of the sound: a linear readout predicts the clean speech's energy in four bands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 BANDS_HZ = (80.0, 500.0, 1500.0, 3500.0, 8000.0)  # edges
 FLOOR_DB = -50.0  # below the loudest moment of the clip
-RIDGE = 1e-2  # of the features' variance
+RIDGE = 1e-2  # ridge penalty, relative to the features' variance
 
 
 def band_energies_db(
@@ -30,9 +30,10 @@ def band_energies_db(
 def readout_correlation(
     train: Sequence[tuple[np.ndarray, np.ndarray]], valid: Sequence[tuple[np.ndarray, np.ndarray]], later: int = 0
 ) -> float:
-    """Mean over bands of the correlation of predicted and true energies on `valid`, the readout being fitted on `train`.
+    """Mean over bands of the correlation of predicted and true energies on `valid`; the readout is fitted on `train`.
 
-    Clips are (features [V, D], energies [V, bands]), each less its own mean; the features are those `later` frames on.
+    Clips are (features [V, D], energies [V, bands]); the mean of each clip is subtracted. Energies are predicted from the
+    features `later` frames after them.
     """
 
     def parts(clips: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -35,7 +35,7 @@ from utils.util import load_json_file
 SNRS_DB = (-15.0, -10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
 LIMITS_DB = (-40.0, 60.0)
 LISTS = ("test_json", "noise_json", "masker_json", "rir_json")
-DRAWS = 20  # of a masker, until one is audible while the clip's speaker speaks
+DRAWS = 20  # attempts to find a masker that is audible while the clip's speaker speaks
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to make a test set of; see `parse_arguments`."""
+    """What a test set is made of; see `add_mixture_options`."""
 
     clips: list[Clip]
     noises: list[str]
@@ -115,7 +115,7 @@ def _draw_voices(clips: Sequence[Clip], count: int, rng: np.random.Generator) ->
 def _draw_maskers(
     clip: Clip, speech: np.ndarray, kind: str, plan: Plan, rng: np.random.Generator, broken: dict[str, str]
 ) -> tuple[Masker, ...]:
-    """Maskers of one clip and kind, audible while its speaker speaks; ValueError when none is found."""
+    """Maskers for one clip and kind that are audible while its speaker speaks; ValueError when none is found."""
     others = _others(clip, plan.talkers) if kind != NOISE else []
     n_others = len({each.audio for each in others})
     if kind != NOISE and n_others < TALKERS[kind]:
@@ -135,7 +135,7 @@ def _draw_maskers(
             except (ValueError, OSError) as error:
                 broken[path] = one_line(error)
                 break
-            # From anywhere, so long as the recording lasts; a short one starts over.
+            # A long recording begins where it still lasts for the whole clip; a short one is repeated.
             latest = length - len(speech) if length > len(speech) else length
             maskers.append(Masker(path, int(place * latest)))
         if len(maskers) < len(chosen):
@@ -146,7 +146,7 @@ def _draw_maskers(
 
 
 def make_samples(plan: Plan) -> tuple[list[Sample], dict[str, str]]:
-    """The samples, and what could not be used with the reason; everything follows from the plan."""
+    """The samples, and what could not be used with the reason. The same plan gives the same samples."""
     samples, broken = [], {}
     for number, clip in enumerate(tqdm(plan.clips, unit="clip", disable=None)):
         try:
@@ -155,7 +155,7 @@ def make_samples(plan: Plan) -> tuple[list[Sample], dict[str, str]]:
             broken[clip.audio] = one_line(error)
             continue
         for kind in plan.kinds:
-            # A generator each, so that a clip's draws do not depend on the other clips or on which kinds are asked for.
+            # Each has a generator of its own, so that its draws do not depend on the other clips and kinds.
             rng = np.random.default_rng([plan.seed, number, KINDS.index(kind)])
             try:
                 maskers = _draw_maskers(clip, speech, kind, plan, rng, broken)
@@ -179,7 +179,7 @@ def make_samples(plan: Plan) -> tuple[list[Sample], dict[str, str]]:
 
 
 def make_testset(args: argparse.Namespace, output: Path) -> int:
-    """Write the manifest; the number of clips and maskers that could not be used, each named on stderr."""
+    """Write the manifest; returns how many clips and maskers could not be used, each of which is named on stderr."""
     clips = read_clips(args.test_json, "--test_json")
     if args.clips is not None and args.clips < len(clips):
         clips = [clips[i * len(clips) // args.clips] for i in range(args.clips)]
@@ -215,22 +215,22 @@ def make_testset(args: argparse.Namespace, output: Path) -> int:
 
 
 def add_mixture_options(parser: argparse.ArgumentParser, snrs_db: Sequence[float] = SNRS_DB) -> None:
-    """What says how mixtures are made, for every script that can make its own."""
+    """Adds the options for mixtures, for every script that makes mixtures."""
     parser.add_argument("--test_json", help="list of clean clips")
     parser.add_argument("--noise_json", help="list of noises")
     parser.add_argument("--masker_json", help="list of clips whose voices disturb (default: those of --test_json)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--snr_db", type=float, nargs="+", default=list(snrs_db))
-    parser.add_argument("--clips", type=int, help="use so many of the clips, evenly chosen")
+    parser.add_argument("--clips", type=int, help="number of clips to use, evenly chosen from the list")
     parser.add_argument("--rir_json", help="list of impulse responses, for speech in rooms")
-    parser.add_argument("--room_share", type=float, default=0.5, help="of the clips, with --rir_json")
+    parser.add_argument("--room_share", type=float, default=0.5, help="share of the clips that are in a room, with --rir_json")
     parser.add_argument("--visual", nargs="+", default=[CLEAN], help="degradations of the video, drawn for each clip")
-    parser.add_argument("--max_sec", type=float, default=10.0, help="longest stretch of a clip")
+    parser.add_argument("--max_sec", type=float, default=10.0, help="only this much of a longer clip is used")
     parser.add_argument("--seed", type=int, default=1234)
 
 
 def check_mixture_options(args: argparse.Namespace) -> None:
-    """ValueError for what no mixture can be made with."""
+    """ValueError for options with which no mixture can be made."""
     for option, value in (("--test_json", args.test_json), ("--noise_json", args.noise_json or NOISE not in args.kinds)):
         if not value:
             raise ValueError(f"{option} is needed: a list made by the scripts in data/")
@@ -247,7 +247,7 @@ def check_mixture_options(args: argparse.Namespace) -> None:
 
 
 def options_of(args: argparse.Namespace) -> str:
-    """The options that shape a manifest and what their lists hold, to tell whether another run asked for the same."""
+    """The options that decide what a manifest holds, with hashes of their lists; equal for runs that ask for the same."""
     names = (*LISTS, "kinds", "snr_db", "clips", "room_share", "visual", "max_sec", "seed")
     given = {name: getattr(args, name) for name in names}
     used = [name for name in LISTS if given[name] and (name != "noise_json" or NOISE in args.kinds)]

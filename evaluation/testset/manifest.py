@@ -1,4 +1,4 @@
-"""A fixed test set: a manifest that says how each mixture is made, and the mixture made from it, the same every time."""
+"""A fixed test set: a manifest says how each mixture is made, and a mixture made from it is always the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = (NOISE, *TALKERS)
 
 @dataclass(frozen=True)
 class Masker:
-    """A recording that disturbs, from `offset_samples` (at 16 kHz) on; it starts over at its end."""
+    """A recording that disturbs. It begins at `offset_samples` (at 16 kHz) and is repeated after its end."""
 
     path: str
     offset_samples: int
@@ -34,7 +34,7 @@ class Masker:
 
 @dataclass(frozen=True)
 class Sample:
-    """One mixture: who speaks, what disturbs and how loud, and what becomes of the video."""
+    """One mixture: who speaks, what disturbs and how loudly, and what happens to the video."""
 
     sample_id: str
     clip: str  # name of the clip; mixtures of one clip are no independent samples
@@ -54,7 +54,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest as read: its samples, the longest stretch of a clip that is used, its fingerprint."""
+    """A manifest as read: its samples, the seconds of a clip that are used at most, and its hash."""
 
     samples: tuple[Sample, ...]
     max_sec: float
@@ -67,17 +67,17 @@ class Manifest:
 class Mixture:
     """A sample as sound, float32 [L] at 16 kHz each."""
 
-    clean: np.ndarray  # what an enhancer should give: with the early part of the room where there is one
+    clean: np.ndarray  # what an enhancer should return; in a room it includes the early reflections
     noisy: np.ndarray
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a single bit of the mixture does."""
+        """A hash, which changes when a single bit of the mixture does."""
         return hashlib.sha256(self.noisy.astype("<f4").tobytes()).hexdigest()[:12]
 
 
 def json_sha256(value: object) -> str:
-    """Changes when what `value` is in JSON does; the order of keys does not matter."""
+    """A hash of `value` as JSON; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
@@ -86,7 +86,7 @@ def _relative(path: str | None, folder: Path) -> str | None:
 
 
 def write_manifest(path: Path, samples: list[Sample], max_sec: float, note: str, left_out: dict[str, str]) -> None:
-    """Write the samples, with paths relative to the manifest: it may be moved together with the data."""
+    """Write the samples. Paths are relative to the manifest, so that it can be moved together with the data."""
     folder = path.parent
     entries = []
     for sample in samples:
@@ -139,7 +139,7 @@ def load_speech(path: str, max_sec: float) -> np.ndarray:
 
 
 def sum_maskers(maskers: tuple[Masker, ...], length: int) -> np.ndarray:
-    """All maskers together, float64 [length]; several talkers are brought to equal power first."""
+    """The sum of all maskers, float64 [length]; several talkers are first scaled to equal power."""
     total = np.zeros(length)
     for masker in maskers:
         wave = load_audio(masker.path, SAMPLE_RATE_HZ).astype(np.float64)

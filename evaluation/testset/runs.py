@@ -1,4 +1,4 @@
-"""What the scripts that score a checkpoint on a test set share: options, the test set, the processes."""
+"""Shared by the scripts that score a checkpoint on a test set: the options, the test set, and the run itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils.util import git_revision, write_json
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """All rows of a run, and what made them."""
+    """All rows of a run, with the test set and the model that they are of."""
 
     rows: list[dict]
     testset: Manifest
@@ -30,22 +30,22 @@ class ScoredRun:
 
 
 def add_run_options(parser: argparse.ArgumentParser, output_dir: str, snrs_db: Sequence[float] = SNRS_DB) -> None:
-    parser.add_argument("--config", help="recipe: its test lists, and the model where the checkpoint does not say")
+    parser.add_argument("--config", help="recipe: its test lists, and the model if the checkpoint has no configuration")
     parser.add_argument("--checkpoint_file", default="ckpts/LiteAVSE_small.pth")
     parser.add_argument("--manifest", help="test set of evaluation.make_testset, instead of the options for mixtures")
     parser.add_argument("--output_dir", type=Path, default=Path(output_dir))
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes to enhance and score in")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes that enhance and score")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add_mixture_options(parser, snrs_db)
 
 
 def command_line(module: str, argv: Sequence[str] | None) -> str:
-    """The command, as a shell takes it, to be written beside what it made."""
+    """The command as it is typed in a shell, to be written beside its results."""
     return shlex.join(["python", "-m", module, *(sys.argv[1:] if argv is None else argv)])
 
 
 def score_run(args: argparse.Namespace, rows_of, command: str) -> ScoredRun:
-    """Score the rows that `rows_of(enhancer, testset)` names; continues what the output folder holds of the same run."""
+    """Score the rows that `rows_of(enhancer, testset)` names. Rows that the output folder already has are kept."""
     config = load_config(args.config) if args.config else None
     if config:
         args.test_json = args.test_json or config["data_cfg"]["test_data_json"]

@@ -12,7 +12,7 @@
 # As in one_node.sh, each of the array's jobs saves before its time is over, queues again and goes on.
 recipes=("${RECIPES:-recipes/LiteAVSE/ablations}"/*.yaml)
 recipe=${recipes[$SLURM_ARRAY_TASK_ID]}
-srun "${PYTHON:-python}" train_lite.py --config "$recipe" --exp_name "$(basename "$recipe" .yaml)" --override "$@"
+srun "${PYTHON:-python}" train_lite.py --config "$recipe" --exp_folder "${EXP_FOLDER:-exp}" --exp_name "$(basename "$recipe" .yaml)" --override "$@"
 code=$?
 if [ "$code" -eq 130 ]; then scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
 exit "$code"

@@ -11,6 +11,7 @@
 #SBATCH --open-mode=append
 # 300 s before the time limit SLURM sends USR1: the run saves a checkpoint and ends with code 130, and the job queues again.
 # A preempted job gets SIGTERM and does the same. It goes on from its newest checkpoint, also with fewer tasks than before.
+# srun starts the tasks itself, so that the signal reaches each of them; under torchrun see docs/train.md.
 # training_cfg.batch_size must be a multiple of the tasks.
 srun --kill-on-bad-exit=0 "${PYTHON:-python}" "${SCRIPT:-train_lite.py}" --config "$1" --exp_name "$2" --override "${@:3}"
 code=$?

@@ -9,9 +9,9 @@ import pytest
 from evaluation.reporting import figures
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def coarse_figures() -> Iterator[None]:
-    """Figures of 60 dots an inch, which are drawn in a fraction of the time."""
+    """Figures have 60 dots an inch, which are drawn in a fraction of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "DPI", 60)
         yield

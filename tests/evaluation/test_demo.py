@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from evaluation import demo
+from evaluation.reporting import figures
 from helpers.paths import ROOT
 from helpers.tiny import all_files, face_crops, only_line, tiny_model, voice
 from models.inference.enhancer import Enhancer
@@ -103,7 +104,8 @@ def test_the_figure_shows_what_went_in(tmp_path: Path) -> None:
     result = Enhancer(model, cfg).enhance(wav, 16000, face_crops(25), return_details=True)
     demo.draw(tmp_path / "a.png", sample, result, cfg)
     image = image_of(tmp_path / "a.png")
-    assert image.shape[0] > 800 and image.shape[1] > 600 and len(np.unique(image.reshape(-1, 3), axis=0)) > 100
+    assert image.shape[:2] == pytest.approx((8.7 * figures.DPI, 7.2 * figures.DPI), abs=1)
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 100
     louder = demo.Sample(Path("clip.mp4"), wav, np.zeros_like(wav))
     demo.draw(tmp_path / "b.png", louder, result, cfg)
     assert np.abs(image_of(tmp_path / "b.png") - image).mean() > 0.01  # the clean spectrogram went black

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import report
-from evaluation.reporting import figures
+from evaluation import complexity_analysis, report
 from evaluation.reporting.document import Document
 from helpers.corpus import make_corpus
+from helpers.processes import InThisProcess
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def arguments(causal_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_a_report_holds_what_was_found(
     arguments: list[str], tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "DPI", 60)
+    monkeypatch.setattr(complexity_analysis, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.chdir(tmp_path.parent)
     command = [*arguments, "--snr_db", "-5", "3", "--conditions", "clean", "black", "--output_dir", str(tmp_path)]
     assert report.main(command) == 0

@@ -26,8 +26,6 @@ from models.inference.enhancer import Enhancer
 from utils.scores.metrics import METRICS, score_clip
 from utils.worker_pool import WorkerPool, run_jobs
 
-pytestmark = pytest.mark.usefixtures("coarse_figures")
-
 FILES = {"scores.csv", "summary.csv", "table.tex", "snr.png", "manifest.json", "run.json", "rows.jsonl"}
 
 

@@ -16,8 +16,6 @@ from helpers.corpus import make_corpus
 from helpers.tiny import face_crops, only_line
 from utils.scores.metrics import METRICS
 
-pytestmark = pytest.mark.usefixtures("coarse_figures")
-
 FPS = 25.0
 
 

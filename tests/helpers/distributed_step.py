@@ -42,6 +42,12 @@ def first_gradients(script: str, recipe: str, folder: Path, group: Group, *overr
     }  # fmt: skip
 
 
+def validated(script: str, recipe: str, folder: Path, group: Group) -> dict[str, float]:
+    """What a validation of four clips, one of which cannot be read, gives before any step."""
+    cfg = load_config(recipe, ["training_cfg.valid_clips=null", f"data_cfg.valid_data_json={Path(recipe).parent}/some.json"])
+    return SCRIPTS[script].build_trainer(cfg, folder, torch.device("cpu"), group).validate()
+
+
 def main(folder: str, recipes: dict[str, str]) -> None:
     with process_group("gloo", torch.device("cpu")) as group:
         for script, recipe in recipes.items():
@@ -49,6 +55,9 @@ def main(folder: str, recipes: dict[str, str]) -> None:
                 gradients = first_gradients(script, recipe, Path(folder) / "none", group, *overrides)
                 if group.is_main:
                     torch.save(gradients, Path(folder) / f"{script}_{name}.pth")
+            if script == "train_lite":
+                scores = validated(script, recipe, Path(folder) / "none", group)
+                torch.save(scores, Path(folder) / f"scores_{group.rank}.pth")
             args = training_parser(script, "", recipe).parse_args(["--exp_folder", folder, "--exp_name", script])
             code = train_in(args, load_config(recipe), SCRIPTS[script].build_trainer, torch.device("cpu"), group)
             assert code == 0

@@ -1,4 +1,4 @@
-"""A scheduler of one machine: `srun` starts the tasks of a step with SLURM's variables,
+"""A scheduler of one machine, which may pass for FAKE_NODES of them: `srun` starts the tasks of a step with SLURM's variables,
 `scontrol` writes to FAKE_SLURM/asked.
 
 The tasks' process ids are in FAKE_SLURM/pids, where the test finds whom to send USR1, as SLURM does before a time limit.
@@ -15,10 +15,11 @@ from pathlib import Path
 def srun(arguments: list[str]) -> int:
     while arguments[0].startswith("--"):
         arguments = arguments[1:]
-    count = int(os.environ["FAKE_NTASKS"])
+    count, nodes = int(os.environ["FAKE_NTASKS"]), int(os.environ.get("FAKE_NODES", 1))
     tasks = []
     for rank in range(count):
-        place = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NTASKS": str(count), "SLURM_STEP_ID": "0",
+        local = str(rank % (count // nodes))
+        place = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": local, "SLURM_NTASKS": str(count), "SLURM_STEP_ID": "0",
                  "SLURM_STEP_NODELIST": "localhost"}  # fmt: skip
         tasks.append(subprocess.Popen(arguments, env=os.environ | place))
     (Path(os.environ["FAKE_SLURM"]) / "pids").write_text(" ".join(str(task.pid) for task in tasks))

@@ -1,4 +1,4 @@
-"""Scripts started as a user starts them on two processes."""
+"""Scripts started as a user starts them on two processes, and work that needs no process of its own."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
-from helpers.paths import ROOT
+import torch
+
+from helpers.paths import LONGEST_SEC, ROOT
 from utils.distributed import free_port
 
 
-def torchrun(*arguments: str, timeout_sec: int = 100) -> subprocess.CompletedProcess:
+class InThisProcess(ThreadPoolExecutor):
+    """In the place of a ProcessPoolExecutor: its processes would import torch again, for seconds."""
+
+    def __init__(self, max_workers: int, mp_context: object = None) -> None:
+        super().__init__(max_workers)
+        self._threads_before = torch.get_num_threads()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        torch.set_num_threads(self._threads_before)
+
+
+def torchrun(*arguments: str, timeout_sec: int = LONGEST_SEC) -> subprocess.CompletedProcess:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     command = [*launcher, *arguments]
     process = subprocess.Popen(

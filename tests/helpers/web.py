@@ -11,14 +11,14 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from helpers.paths import ROOT
+from helpers.paths import LONGEST_SEC, ROOT
 from utils.distributed import free_port
 
 
 def status_of(url: str) -> int:
     """HTTP status of a GET; 0 where nobody answers."""
     try:
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=LONGEST_SEC) as answer:
             return answer.status
     except urllib.error.HTTPError as error:
         return error.code
@@ -39,7 +39,8 @@ class Server:
                 command + list(options), cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
             )
         self.url = f"http://127.0.0.1:{self.port}/"
-        for _ in range(600):
+        deadline = time.monotonic() + LONGEST_SEC
+        while time.monotonic() < deadline:
             if status_of(self.url) == 200:
                 return
             if self._process.poll() is not None:
@@ -56,7 +57,7 @@ class Server:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
         try:
-            return self._process.wait(300)
+            return self._process.wait(LONGEST_SEC)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            return self._process.wait(300)
+            return self._process.wait(LONGEST_SEC)

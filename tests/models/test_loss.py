@@ -171,8 +171,8 @@ def test_the_plans_loss_is_the_weighted_sum_by_hand() -> None:
 
 # What the weight of si_sdr was in each recipe while the term was in bels: the same training, to what float32 tells apart.
 WEIGHTS_IN_BELS = {
-    "LiteAVSE": 0.3, "LiteAVSE_offline": 0.3, "LiteAVSE_smoke": 0.3, "LiteAVSE_small": 1.0, "LiteAVSE_small_audio": 0.5,
-    "LiteAVSE_small_face": 0.5, "ablations/LiteAVSE_audio_only": 0.3, "ablations/LiteAVSE_custom3d": 0.3,
+    "LiteAVSE": 0.3, "LiteAVSE_offline": 0.3, "LiteAVSE_smoke": 0.3, "LiteAVSE_grid": 1.0, "LiteAVSE_small_audio": 0.5,
+    "LiteAVSE_small": 0.5, "ablations/LiteAVSE_audio_only": 0.3, "ablations/LiteAVSE_custom3d": 0.3,
     "ablations/LiteAVSE_distilled": 0.3, "ablations/LiteAVSE_no_fsvg": 0.3, "ablations/LiteAVSE_no_vce": 0.3,
 }  # fmt: skip
 

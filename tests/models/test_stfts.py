@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.paths import GOLDEN
-from models.stfts import mag_phase_istft, mag_phase_stft
+from models.stfts import compress_spectrum, mag_phase_istft, mag_phase_stft
 
 SIZES = (400, 100, 400, 0.3)
 
@@ -69,3 +69,13 @@ def test_addeps_keeps_the_gradient_of_silence_finite() -> None:
     mag, _, com = mag_phase_stft(x, *SIZES, addeps=True)
     (mag.sum() + com.sum()).backward()
     assert torch.isfinite(x.grad).all()
+
+
+def test_the_sign_of_a_zero_does_not_turn_the_phase() -> None:
+    """FFTs differ in the sign of the zeros that they give for the first and the last bin."""
+    real, zero = torch.tensor([-2.0, -2.0, 2.0, 2.0, 0.0, 0.0]), torch.tensor([0.0, -0.0, 0.0, -0.0, 0.0, -0.0])
+    mag, pha, com = compress_spectrum(torch.complex(real, zero), 0.3)
+    assert pha.tolist() == [float(np.float32(np.pi))] * 2 + [0.0] * 4 and not pha.signbit().any()
+    assert torch.equal(com[0], com[1]) and torch.equal(mag[2:4], mag[:2])
+    other = torch.randn(1000, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(compress_spectrum(other, 0.3)[1], other.angle())

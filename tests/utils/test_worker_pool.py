@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paths import LONGEST_SEC
 from utils.worker_pool import AHEAD_PER_WORKER, ATTEMPTS, WorkerPool, run_jobs
 
 PARENT = os.getpid()
@@ -58,7 +59,7 @@ def begun(notes: Path) -> list[list[str]]:
 
 
 def wait_for(condition) -> None:
-    end = time.monotonic() + 300
+    end = time.monotonic() + LONGEST_SEC
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)

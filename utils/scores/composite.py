@@ -1,8 +1,8 @@
 """Composite measures of enhanced speech: CSIG, CBAK and COVL, and the three distances under them.
 
 Hu & Loizou, "Evaluation of Objective Quality Measures for Speech Enhancement", IEEE TASLP 16(1), 2008. The numbers are
-those of the authors' own program (Loizou, *Speech Enhancement: Theory and Practice*, composite.m), including what it does
-unlike the paper's text, for these are the numbers that papers compare.
+those of the authors' own program (Loizou, *Speech Enhancement: Theory and Practice*, composite.m), also where it differs from
+the text of the paper, because other papers report the numbers of the program.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 FRAME_SEC = 0.03
 OVERLAP = 4  # a frame begins every quarter of a frame
-KEPT = 0.95  # share of frames, the best ones, that LLR and WSS are averaged over
+KEPT = 0.95  # LLR and WSS are means over this share of the frames, the best ones
 SEG_SNR_RANGE_DB = (-10.0, 35.0)
 _EPS = np.finfo(np.float64).eps
 
@@ -113,7 +113,7 @@ def _band_energies_db(x: np.ndarray, sample_rate: int) -> np.ndarray:
 def _nearest_peaks(energy: np.ndarray) -> np.ndarray:
     """Energy of the spectral peak nearest to each of the first 24 bands: energy [T, 25] -> [T, 24].
 
-    Upwards the authors' program stops one band short of the peak, and so does this.
+    Above a band, the authors' program stops one band before the peak, and so does this one.
     """
     slope = np.diff(energy)  # [T, 24]
     n_slopes = slope.shape[1]

@@ -1,7 +1,7 @@
 """DNSMOS: listeners' ratings predicted without a reference, by Microsoft's ONNX models (not shipped; onnxruntime needed).
 
-P.835 (sig_bak_ovr.onnx): Reddy et al., ICASSP 2022. P.808 (model_v8.onnx): Reddy et al., ICASSP 2021. What surrounds the
-models (windows, polynomials, mel features) follows dnsmos_local.py of the DNS Challenge; librosa is not needed.
+P.835 (sig_bak_ovr.onnx): Reddy et al., ICASSP 2022. P.808 (model_v8.onnx): Reddy et al., ICASSP 2021. Windows, polynomials
+and mel features are those of dnsmos_local.py of the DNS Challenge; librosa is not needed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def mel_features(wav: np.ndarray) -> np.ndarray:
 
 
 class DNSMOS:
-    """Scores recordings with whichever of the two models is given; ValueError, FileNotFoundError where that cannot be."""
+    """Scores recordings with one model or both; ValueError, FileNotFoundError for a model that cannot be used."""
 
     def __init__(self, p835: str | os.PathLike | None = None, p808: str | os.PathLike | None = None) -> None:
         self._p835, self._p808 = (None if path is None else _session(path) for path in (p835, p808))

@@ -20,7 +20,7 @@ from utils.worker_pool import WHY_LOST, WorkerPool, run_jobs
 
 
 class Metric(NamedTuple):
-    """How a metric is shown wherever it is shown."""
+    """How a metric is shown in every table and figure."""
 
     label: str
     digits: int
@@ -45,9 +45,9 @@ ALL_METRICS = METRICS + COMPOSITE
 _PACKAGE = {"pesq": "pesq", "stoi": "pystoi", "estoi": "pystoi", **dict.fromkeys(COMPOSITE, "pesq")}
 PESQ_RATE_HZ = 16000
 PESQ_MAX_SEC = 60.0  # the ITU code has room for 50 utterances, and writes past its arrays beyond that
-SI_SDR_LIMIT_DB = 100.0  # of a score: a perfect clip must not make a mean infinite
-MAX_ALIGN_SEC = 0.1  # a longer difference is not an edge effect but another recording
-SILENCE_POWER = 10.0 ** (-100 / 10)  # re full scale
+SI_SDR_LIMIT_DB = 100.0  # scores are limited to it, because a perfect clip would make a mean infinite
+MAX_ALIGN_SEC = 0.1  # sounds whose lengths differ by more are taken for different recordings
+SILENCE_POWER = 10.0 ** (-100 / 10)  # relative to full scale
 
 Pair = tuple[np.ndarray, np.ndarray]  # (reference, estimate)
 
@@ -104,7 +104,7 @@ def _pesq(reference: np.ndarray, estimate: np.ndarray, sample_rate: int) -> floa
 def _stoi(reference: np.ndarray, estimate: np.ndarray, sample_rate: int, extended: bool = False) -> float:
     from pystoi import stoi
 
-    # pystoi adds noise of 1e-16 from NumPy's global generator: keep it the same every time, and leave no trace of it.
+    # pystoi adds noise of 1e-16 from NumPy's global generator. It is seeded for this, and set back afterwards.
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(0)  # noqa: NPY002
     try:
@@ -182,7 +182,7 @@ def score_clip(
     reference: np.ndarray, estimate: np.ndarray, sample_rate: int = 16000,
     metrics: Sequence[str] = METRICS, align: bool = False,
 ) -> dict:
-    """Score one clip: {metric: value, ..., "errors": {metric: reason}}; a metric with a reason is NaN.
+    """Score one clip: {metric: value, ..., "errors": {metric: reason}}; a metric that has a reason there is NaN.
 
     reference, estimate [L] at `sample_rate`; SI-SDR is in dB and held to +-100, PESQ a MOS-LQO. ValueError for unequal
     lengths (see `aligned`), another rate than 16 kHz with PESQ, and missing packages.

@@ -1,4 +1,4 @@
-"""Statistics of scores: intervals that know which clips belong together, paired tests, Holm's correction, ROC-AUC."""
+"""Statistics of scores: intervals over groups of clips, paired tests, Holm's correction, ROC-AUC."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FEW_GROUPS = 10  # below that a bootstrap's intervals are too narrow: of five groups they hold the mean in 85 % of cases, not 95
+FEW_GROUPS = 10  # with fewer a bootstrap's intervals are too narrow: with five, 85 % of them hold the mean, not 95 %
 _DRAWS_AT_A_TIME = 2_000_000  # random numbers of a bootstrap in memory
 
 
@@ -62,13 +62,13 @@ def mean_by(keys: Sequence[Hashable], values: Sequence[Sequence[float]]) -> dict
 
 
 def interval_method(n_groups: int) -> str:
-    """What `mean_interval` does with so many values or groups, in words."""
+    """The method of `mean_interval` for this many values or groups, in words."""
     return "bootstrap" if n_groups >= FEW_GROUPS else "Student's t"
 
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """What two systems' scores of the same samples say; differences are ours minus baseline."""
+    """The comparison of two systems' scores of the same samples. Differences are ours minus baseline."""
 
     n: int  # pairs
     mean: float  # of the differences
@@ -105,7 +105,7 @@ def compare_paired(
     from scipy import stats
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a spread of zero: t is infinite, and that is what it says
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy warns that t is infinite where the spread is zero
         test = stats.ttest_1samp(difference, 0.0)
     wilcoxon = stats.wilcoxon(difference).pvalue
     d = mean / spread if spread > 0 else math.copysign(math.inf, mean)

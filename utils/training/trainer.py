@@ -73,7 +73,8 @@ class Trainer:
     compute_losses(batch) -> (total, {name: term}). validate() -> {name: value}, with "pesq" deciding the best.
     The items of `dataset` must depend on (seed, epoch, index) alone; `dataset.set_epoch` is called before each epoch.
     Where it has `runs`, items that are read together, they are drawn together (see run_order).
-    adversary: see Adversary. group: processes that share each batch; the first one validates, logs and saves.
+    adversary: see Adversary. group: processes that share each batch; each calls `validate`, which gives all of them the same
+    values. The first process logs and saves.
     about: said of the run when it starts.
     """
 
@@ -252,8 +253,7 @@ class Trainer:
         """Validate, then save once more, now with the best score. Who asked for a stop is not made to wait for it."""
         if not self.validation_due or self._stopping():
             return
-        if self.group.is_main:  # the others wait for it where saving brings them together
-            self._validate(log)
+        self._validate(log)
         self.validation_due, self._validated_step = False, self.step
         self.save()
 
@@ -264,7 +264,8 @@ class Trainer:
             key = "criterion" if "criterion" in scores else "pesq"
             if not math.isnan(scores.get(key, math.nan)) and scores[key] > self.best.get(key, -math.inf):
                 self.best = {"pesq": scores["pesq"], key: scores[key], "step": self.step}
-                save_checkpoint(self.exp_path / "best.pth", self.pack({"step": self.step, "scores": scores}))
+                if self.group.is_main:
+                    save_checkpoint(self.exp_path / "best.pth", self.pack({"step": self.step, "scores": scores}))
         self.generator.train()
         shown = ", ".join(f"{k} {v:.3f}" for k, v in scores.items() if isinstance(v, float))
         self.group.say(f"step {self.step} validation: {shown}; best PESQ {self.best['pesq']:.3f} at step {self.best['step']}")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.paths import LONGEST_SEC
 from helpers.tiny import face_crops, voice
 
 pytest.importorskip("gradio", reason="the web page's packages are missing: pip install -r requirements-app.txt")
@@ -178,11 +179,10 @@ def begin(socket) -> None:
 
 
 def emptied(room: LiveRoom) -> bool:
-    for _ in range(100):
-        if room.visitors == 0:
-            return True
+    deadline = time.monotonic() + LONGEST_SEC
+    while room.visitors and time.monotonic() < deadline:
         time.sleep(0.05)
-    return False
+    return room.visitors == 0
 
 
 def test_sound_comes_back_and_a_closed_tab_frees_its_place(client: TestClient, room: LiveRoom) -> None:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from evaluation.web.uploads import UploadLimit
+from helpers.paths import LONGEST_SEC
 from helpers.web import ROOT, Server, status_of
 
 
@@ -26,7 +27,7 @@ def upload(server: Server, name: str, content: bytes) -> str:
     request = urllib.request.Request(
         f"{server.url}gradio_api/upload", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=LONGEST_SEC) as answer:
         return json.loads(answer.read())[0]
 
 
@@ -45,11 +46,11 @@ def test_nothing_but_what_it_made_can_be_fetched(server: Server, causal_checkpoi
 
 
 def test_what_it_serves_names_no_path_and_no_other_host(server: Server) -> None:
-    with urllib.request.urlopen(f"{server.url}config", timeout=10) as answer:
+    with urllib.request.urlopen(f"{server.url}config", timeout=LONGEST_SEC) as answer:
         config = answer.read().decode()
     for path in (str(ROOT), str(Path.home()) + "/", str(server.folder / "log")):
         assert path not in config, path
-    with urllib.request.urlopen(server.url, timeout=10) as answer:
+    with urllib.request.urlopen(server.url, timeout=LONGEST_SEC) as answer:
         page = answer.read().decode()
     assert "fonts.googleapis.com" not in page and '"is_space": true' not in page
 
@@ -73,7 +74,7 @@ def test_what_is_uploaded_is_bounded_in_all(tmp_path: Path) -> None:
 
 
 def test_the_server_bounds_uploads(server: Server) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=LONGEST_SEC)
     connection.request("POST", "/gradio_api/upload", headers={"Content-Length": str(210 * 10**6)})
     answer = connection.getresponse()
     assert answer.status == 413 and "larger" in json.loads(answer.read())["detail"]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from helpers.paths import LONGEST_SEC
 from helpers.scans import assert_close, conv_inputs, scan_by_hand, scan_inputs, single
 from models.ops import scan_cpu as scan_ops
 from models.ops.kernels import threads as kernel_threads
@@ -156,7 +157,7 @@ def test_thread_setting_is_left_alone(two_threads):
     assert torch.get_num_threads() == 1
 
 
-def _wait_for(child, seconds=60):
+def _wait_for(child, seconds=LONGEST_SEC):
     import time
 
     end = time.monotonic() + seconds
@@ -197,7 +198,7 @@ class _Scanning(torch.utils.data.Dataset):
 def test_data_loader_workers_may_call_the_kernel(two_threads):
     tensors = single(scan_inputs(20, 33, 130, 16))
     expected = selective_scan(**tensors)[0]
-    loader = torch.utils.data.DataLoader(_Scanning(tensors), batch_size=None, num_workers=2, timeout=60)
+    loader = torch.utils.data.DataLoader(_Scanning(tensors), batch_size=None, num_workers=2, timeout=LONGEST_SEC)
     for index, y in enumerate(loader):
         assert torch.equal(y, expected + index)
 

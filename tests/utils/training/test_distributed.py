@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import train
-from helpers.distributed_step import ACCUMULATED, SCRIPTS, first_gradients
+from helpers.distributed_step import ACCUMULATED, SCRIPTS, first_gradients, validated
 from helpers.processes import torchrun
 from helpers.tiny import face_crops, only_line, voice, wav_file
 from utils.checkpoint import latest_pair, load_checkpoint
@@ -40,6 +40,7 @@ def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         wav_file(folder / "clean" / f"{i}.wav", clean)
         wav_file(folder / "noisy" / f"{i}.wav", clean + 0.02 * np.random.default_rng(i).standard_normal(19200))
     write_json(folder / "clips.json", [{"video": f"clip{i}.mp4"} for i in range(4)])
+    write_json(folder / "some.json", [{"video": name} for name in ("clip0.mp4", "gone.mp4", "clip2.mp4", "clip3.mp4")])
     for kind in ("clean", "noisy"):
         write_json(folder / f"{kind}.json", [f"{kind}/{i}.wav" for i in range(4)])
     lists = {f"{split}_data_json": str(folder / "clips.json") for split in ("train", "valid")}
@@ -94,6 +95,13 @@ def test_accumulated_gradients_are_those_of_a_batch_as_large(script, recipes, tw
     assert error_of(half, whole) > 0.1
     if script == "train_lite":
         assert error_of(load_checkpoint(two_processes[0] / f"{script}_accumulated.pth"), whole) < 1e-3
+
+
+def test_a_validation_that_is_shared_out_gives_the_same_scores(recipes, two_processes, tmp_path) -> None:
+    alone = validated("train_lite", str(recipes["train_lite"]), tmp_path, Group())
+    assert (alone["n"], alone["n_unreadable"]) == (3, 1) and np.isfinite([alone["pesq"], alone["loss"]]).all()
+    for rank in (0, 1):
+        assert torch.load(two_processes[0] / f"scores_{rank}.pth", weights_only=True) == alone
 
 
 @pytest.mark.parametrize("script", list(SCRIPTS))

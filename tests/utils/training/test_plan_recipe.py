@@ -12,6 +12,8 @@ import train_lite
 from helpers.plan_recipe import PLAN_RECIPE
 from helpers.tiny import save_tiny_checkpoint
 from helpers.training import log_lines, write_recipe
+from models.generator import LiteAVSEMamba
+from models.pretrained import load_generator, start_from
 from utils.checkpoint import latest_pair, load_checkpoint
 from utils.config import complete_config, load_config
 from utils.util import load_json_file, write_json
@@ -104,3 +106,17 @@ def test_semambas_weights_may_start_it(plan: Path, capsys: pytest.CaptureFixture
     strictly = load_config(plan, [*QUICK, *settings, "training_cfg.init_parts=all"])
     with pytest.raises(ValueError, match="norm|causal"):
         train_lite.build_trainer(strictly, plan.parent / "new", torch.device("cpu"))
+
+
+def test_a_deeper_model_starts_where_a_shallower_one_ended(plan: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save_tiny_checkpoint(plan.parent / "g_00000003.pth")
+    shallow, cfg = load_generator(path)
+    deep = LiteAVSEMamba(cfg | {"model_cfg": cfg["model_cfg"] | {"num_tfmamba": 3}}).eval()
+    said = start_from(deep, cfg, path, "fitting")
+    assert "TSMamba" in said
+    mag, pha = torch.rand(1, 201, 12), torch.rand(1, 201, 12)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(deep(mag, pha), shallow(mag, pha), strict=True))
+    deep.train()
+    deep(mag, pha)[0].sum().backward()
+    assert deep.TSMamba[2].flinear.weight.grad.any()  # it is not a block that can never learn

@@ -14,13 +14,15 @@ import pytest
 import torch
 
 from helpers import fake_slurm
-from helpers.paths import ROOT
+from helpers.paths import LONGEST_SEC, ROOT
 from helpers.training import last_pair, write_recipe
 from utils.checkpoint import latest_pair
 from utils.console import EXIT_INTERRUPTED
 from utils.distributed import first_node, rank_device, started_together
 
 STEPS = 24
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1,SIGUSR2",
+            "--shutdown-timeout", "300", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]  # fmt: skip
 
 
 def job(folder: Path, script: str, tasks: int, *arguments: str, **more: str) -> subprocess.Popen:
@@ -46,7 +48,7 @@ def options() -> list[str]:
 
 def finish(process: subprocess.Popen, code: int) -> str:
     try:
-        said, _ = process.communicate(timeout=150)
+        said, _ = process.communicate(timeout=LONGEST_SEC)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -54,12 +56,21 @@ def finish(process: subprocess.Popen, code: int) -> str:
     return said
 
 
-def interrupt(folder: Path, run: Path, process: subprocess.Popen, number: int) -> str:
-    """Send the tasks a signal once they have trained three steps; what the job said."""
-    deadline = time.monotonic() + 120
+def wait_for_steps(run: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + LONGEST_SEC
     while not ((run / "log.jsonl").is_file() and (run / "log.jsonl").read_text().count("\n") >= 3):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def has_signals_option() -> bool:
+    shown = subprocess.run([*TORCHRUN[:3], "--help"], capture_output=True, text=True, check=True).stdout
+    return "--signals-to-handle" in shown
+
+
+def interrupt(folder: Path, run: Path, process: subprocess.Popen, number: int) -> str:
+    """Send the tasks a signal once they have trained three steps; what the job said."""
+    wait_for_steps(run, process)
     for pid in (folder / "pids").read_text().split():
         os.kill(int(pid), number)
     return finish(process, EXIT_INTERRUPTED)
@@ -86,6 +97,63 @@ def test_a_job_queues_again_and_goes_on(tmp_path: Path) -> None:
     size = torch.cat([value.flatten().float() for value in whole.values()]).norm()
     error = torch.cat([(whole[key] - fewer[key]).flatten().float() for key in whole]).norm()
     assert 0 < error < 1e-3 * size  # sums in another order
+
+
+@pytest.mark.slow
+def test_a_job_of_several_nodes_queues_again(tmp_path: Path) -> None:
+    """Two tasks, each the first of its node."""
+    recipe = write_recipe(tmp_path)
+    fake_slurm.install(tmp_path)
+
+    def start() -> subprocess.Popen:
+        return job(tmp_path, "several_nodes.sh", 2, str(recipe), str(tmp_path / "run"), *options(), FAKE_NODES="2")
+
+    said = interrupt(tmp_path, tmp_path / "run", start(), signal.SIGUSR1)
+    assert said.count("SIGUSR1: finishing this step") == 1 and "one of 2 processes" in said
+    assert (tmp_path / "asked").read_text() == f"requeue {os.getpid()}\n"
+    assert "goes on from step" in finish(start(), 0) and latest_pair(tmp_path / "run")[2] == STEPS
+
+
+@pytest.mark.slow
+def test_each_job_of_an_array_trains_a_recipe_of_its_own(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    fake_slurm.install(tmp_path)
+    (tmp_path / "ablations").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(recipe, tmp_path / "ablations" / f"{name}.yaml")
+    place = {"RECIPES": str(tmp_path / "ablations"), "EXP_FOLDER": str(tmp_path / "exp"), "SLURM_ARRAY_JOB_ID": "77"}
+
+    def start() -> subprocess.Popen:
+        return job(tmp_path, "ablations.sh", 1, *options(), SLURM_ARRAY_TASK_ID="1", **place)
+
+    interrupt(tmp_path, tmp_path / "exp" / "b", start(), signal.SIGUSR1)
+    assert (tmp_path / "asked").read_text() == "requeue 77_1\n"
+    assert "goes on from step" in finish(start(), 0) and latest_pair(tmp_path / "exp" / "b")[2] == STEPS
+    assert not (tmp_path / "exp" / "a").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_passes_the_signal_on_where_it_is_told_to(tmp_path: Path) -> None:
+    """As docs/train.md says. Without the option torchrun itself ends at USR1, and nobody saves."""
+    if not has_signals_option():
+        pytest.skip("this torchrun has no --signals-to-handle")
+    recipe = write_recipe(tmp_path)
+    command = [*TORCHRUN, "--nproc_per_node", "2", "train_lite.py", "--config", str(recipe), "--exp_folder", str(tmp_path),
+               "--exp_name", "run", "--override", "training_cfg.max_steps=100000", *options()[1:]]  # fmt: skip
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    wait_for_steps(tmp_path / "run", process)
+    os.kill(process.pid, signal.SIGUSR1)
+    try:
+        said, _ = process.communicate(timeout=150)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert said.count("SIGUSR1: finishing this step and saving a checkpoint") == 1, said[-3000:]
+    step = latest_pair(tmp_path / "run")[2]
+    assert f"interrupted at step {step}" in said and step >= 3
 
 
 def test_srun_says_who_one_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 import yaml
 
 from evaluation.validation import Validation
-from helpers.paths import ROOT
+from helpers.paths import LONGEST_SEC, ROOT
 from helpers.tiny import only_line
 from helpers.training import last_pair, log_lines, train, trainer_of, write_recipe
 from models.pretrained import load_generator
@@ -31,25 +32,40 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(tmp_path_factory.mktemp("corpus"))
 
 
-def test_resume_equals_uninterrupted_bit_for_bit(recipe, tmp_path):
-    assert train(recipe, tmp_path, "whole") == 0
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory) -> Path:
+    """A run of five steps that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("steps")
+    assert train(recipe, folder, "run") == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def validated(recipe, tmp_path_factory) -> Path:
+    """A run of four steps with two validations that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("validations")
+    assert train(recipe, folder, "run", *VALIDATE) == 0
+    return folder / "run"
+
+
+def test_resume_equals_uninterrupted_bit_for_bit(recipe, tmp_path, whole):
     for last in (1, 3, 5):  # stops between checkpoints and in the middle of epochs of two batches
         assert train(recipe, tmp_path, "parts", f"training_cfg.max_steps={last}") == 0
-    (weights, rest), (parts, parts_rest) = last_pair(tmp_path / "whole"), last_pair(tmp_path / "parts")
+    (weights, rest), (parts, parts_rest) = last_pair(whole), last_pair(tmp_path / "parts")
     assert all(torch.equal(weights[name], parts[name]) for name in weights)
     for name in ("steps", "epoch", "position", "best"):
         assert rest[name] == parts_rest[name]
     for a, b in zip(rest["optim_g"]["state"].values(), parts_rest["optim_g"]["state"].values(), strict=True):
         assert all(torch.equal(a[key], b[key]) for key in a)
     assert all(torch.equal(a, b) for a, b in zip(rest["average"], parts_rest["average"], strict=True))
-    assert log_lines(tmp_path / "whole") == log_lines(tmp_path / "parts")
-    assert len(log_lines(tmp_path / "whole")) == 5
+    assert log_lines(whole) == log_lines(tmp_path / "parts")
+    assert len(log_lines(whole)) == 5
 
 
-def test_killed_and_started_again_gives_the_same_numbers(recipe, tmp_path):
+def test_killed_and_started_again_gives_the_same_numbers(recipe, tmp_path, whole):
     """Checkpoints stand at even steps; a run that died at step 5 goes back to 4 and writes the same step 5."""
-    assert train(recipe, tmp_path, "run") == 0
     folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
     weights, before = last_pair(folder)[0], log_lines(folder)
     for name in ("g_00000005.pth", "do_00000005.pth"):
         (folder / name).unlink()
@@ -60,10 +76,10 @@ def test_killed_and_started_again_gives_the_same_numbers(recipe, tmp_path):
     assert log_lines(folder) == before
 
 
-def test_a_half_written_pair_is_not_resumed_from(recipe, tmp_path):
-    assert train(recipe, tmp_path, "run", "training_cfg.max_steps=4") == 0
-    (tmp_path / "run" / "do_00000004.pth").unlink()
-    assert latest_pair(tmp_path / "run")[2] == 2
+def test_a_half_written_pair_is_not_resumed_from(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "do_00000005.pth").unlink()
+    assert latest_pair(tmp_path / "run")[2] == 4
 
 
 def test_one_batch_overfits(recipe, tmp_path):
@@ -134,13 +150,13 @@ def test_interrupted_run_saves_and_says_so(recipe, tmp_path):
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     log = tmp_path / "run" / "log.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LONGEST_SEC
     while not (log.is_file() and log.read_text().count("\n") >= 3):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=LONGEST_SEC)
     assert process.returncode == 130, err
     assert "interrupted at step" in out and "Traceback" not in err
     step = latest_pair(tmp_path / "run")[2]
@@ -222,9 +238,8 @@ def test_a_validation_clip_that_cannot_be_read_counts_for_nobody(recipe, tmp_pat
 VALIDATE = ("env_setting.validation_interval=2", "training_cfg.max_steps=4")
 
 
-def test_a_validation_that_fails_costs_no_step(recipe, tmp_path, monkeypatch):
+def test_a_validation_that_fails_costs_no_step(recipe, tmp_path, validated, monkeypatch):
     """The steps before it are saved; once it can be done it is, with the same scores and lines as if nothing had been."""
-    assert train(recipe, tmp_path, "whole", *VALIDATE) == 0
     folder = tmp_path / "run"
     for _ in range(2):
         with monkeypatch.context() as patched:
@@ -233,9 +248,9 @@ def test_a_validation_that_fails_costs_no_step(recipe, tmp_path, monkeypatch):
         assert latest_pair(folder)[2] == 2 and not log_lines(folder, "validation")
     assert train(recipe, tmp_path, "run", *VALIDATE) == 0
     for kind in ("train", "validation"):
-        assert log_lines(tmp_path / "whole", kind) == log_lines(folder, kind)
+        assert log_lines(validated, kind) == log_lines(folder, kind)
     assert len(log_lines(folder, "validation")) == 2
-    (weights, rest), (own, own_rest) = last_pair(tmp_path / "whole"), last_pair(folder)
+    (weights, rest), (own, own_rest) = last_pair(validated), last_pair(folder)
     assert all(torch.equal(weights[name], own[name]) for name in weights) and rest["best"] == own_rest["best"]
 
 
@@ -244,9 +259,8 @@ def broken_validation(*arguments: object) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("last", [2, 4])
-def test_a_stop_does_not_wait_for_a_validation(recipe, tmp_path, last):
+def test_a_stop_does_not_wait_for_a_validation(recipe, tmp_path, validated, last):
     """It is made up for when the run goes on, be that after its last step."""
-    assert train(recipe, tmp_path, "whole", *VALIDATE) == 0
     trainer = trainer_of(recipe, tmp_path / "run", *VALIDATE)
     losses, validate = trainer.compute_losses, trainer.validate
 
@@ -262,12 +276,11 @@ def test_a_stop_does_not_wait_for_a_validation(recipe, tmp_path, last):
     trainer.compute_losses, trainer.validate = stop_in_the_last, never_in_the_last
     assert trainer.run() == "interrupted"
     assert train(recipe, tmp_path, "run", *VALIDATE) == 0
-    assert log_lines(tmp_path / "whole", "validation") == log_lines(tmp_path / "run", "validation")
-    assert last_pair(tmp_path / "whole")[1]["best"] == last_pair(tmp_path / "run")[1]["best"]
+    assert log_lines(validated, "validation") == log_lines(tmp_path / "run", "validation")
+    assert last_pair(validated)[1]["best"] == last_pair(tmp_path / "run")[1]["best"]
 
 
-def test_a_run_killed_right_after_a_validation_has_its_line_once_and_its_score(recipe, tmp_path, monkeypatch):
-    assert train(recipe, tmp_path, "whole", *VALIDATE) == 0
+def test_a_run_killed_right_after_a_validation_has_its_line_once_and_its_score(recipe, tmp_path, validated, monkeypatch):
     trainer = trainer_of(recipe, tmp_path / "run", *VALIDATE)
     save, seen = trainer.save, []
 
@@ -282,8 +295,8 @@ def test_a_run_killed_right_after_a_validation_has_its_line_once_and_its_score(r
         trainer.run()
     assert seen == [2, 2] and len(log_lines(tmp_path / "run", "validation")) == 1
     assert train(recipe, tmp_path, "run", *VALIDATE) == 0
-    assert log_lines(tmp_path / "whole", "validation") == log_lines(tmp_path / "run", "validation")
-    assert last_pair(tmp_path / "whole")[1]["best"] == last_pair(tmp_path / "run")[1]["best"]
+    assert log_lines(validated, "validation") == log_lines(tmp_path / "run", "validation")
+    assert last_pair(validated)[1]["best"] == last_pair(tmp_path / "run")[1]["best"]
 
 
 def test_what_made_the_run_is_kept_with_it(recipe, tmp_path):
