@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from models.stfts import mag_phase_stft
+from utils.console import one_line
 from utils.util import load_json_file
 
 FIXED_EPOCH = 2**31 - 1  # stands for the epoch in draws that never change
@@ -99,8 +101,8 @@ class ClipDataset(Dataset):
                 return self._item(self._entries[place], index, rng)
             except ListError:
                 raise
-            except (ValueError, OSError) as error:
-                self._record(path, str(error))
+            except (ValueError, OSError, MemoryError) as error:
+                self._record(path, one_line(error))
         raise UnreadableClip(f"{path}: {self.failures[path]}")
 
     def _record(self, path: str, reason: str) -> None:
@@ -131,5 +133,5 @@ def read_paths(list_path: str | os.PathLike, key: str) -> list[str]:
     items = load_json_file(list_path, key)
     for number, item in enumerate(items):
         if not isinstance(item, str):
-            raise ValueError(f"{key}: entry {number} of {list_path} should be a path, not {item!r}")
+            raise ValueError(f"{key}: entry {number} of {list_path} should be a path, not {reprlib.repr(item)}")
     return [resolve(item, Path(list_path).parent) for item in items]

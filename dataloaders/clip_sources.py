@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from dataloaders.clip_dataset import resolve
 from utils.faces.video_crops import load_video_frames
-from utils.media.decode import MediaError
+from utils.media.decode import EndsBefore, MediaError
 from utils.media.shards import NOTE, PICTURE, SOUND, decode_crops, decode_samples, find_shards, names_shards, read_clips
 from utils.media.sound import load_audio, media_duration_sec
 from utils.training.epoch_order import GROUP_RUNS
@@ -22,6 +23,7 @@ from utils.util import load_json_file
 WHOLE_SEC = 30.0  # clips up to this long are read whole: headers of MPEG files are only nearly right
 ROOM_SEC = 1.0  # sound before the window that a room still answers to
 WINDOW_DRAWS = 8  # windows tried for one in which somebody speaks
+MOST_COUNTED = 1 << 40  # frames or samples; a note that says more is damaged
 RUN_BYTES = 16 << 20  # of a shard that are read in one go, and stay in memory while their clips are drawn
 
 
@@ -102,7 +104,17 @@ class ShardClip:
         return self._held[suffix]
 
     def _note(self) -> dict:
-        return json.loads(self._member(NOTE))
+        """The clip's note: n_frames, n_samples and, checked, mask."""
+        try:
+            note = json.loads(self._member(NOTE))
+            counts = [note["n_frames"], note["n_samples"]]
+            if not all(type(count) is int and 0 <= count < MOST_COUNTED for count in counts):
+                raise ValueError("n_frames or n_samples is no count")
+            return note | {"mask": masked_pairs(note.get("mask"))}
+        except MediaError:
+            raise
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise MediaError(f"{self.name}: its note is damaged: {reprlib.repr(error)}") from None
 
     def duration_sec(self) -> float | None:
         return self._note()["n_samples"] / self._cfg["stft_cfg"]["sampling_rate"]
@@ -117,7 +129,20 @@ class ShardClip:
         frames, there = decode_crops(
             self._member(PICTURE), first, count, note["n_frames"], visual["video_fps"], visual["face_size"]
         )
-        return frames, _unmasked(there, note.get("mask", ()), first)
+        return frames, _unmasked(there, note["mask"], first)
+
+
+def masked_pairs(mask: object) -> list[tuple[int, int]]:
+    """Check runs [first, end) of frames without a face, as lists and shards hold them; ValueError says what is wrong."""
+    if mask is None:
+        return []
+    good = isinstance(mask, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(end) is int for end in pair) and 0 <= pair[0] <= pair[1]
+        for pair in mask
+    )
+    if not good:
+        raise ValueError(f"mask should be [first, end) pairs of frame numbers, as [[0, 5], [20, 25]], not {reprlib.repr(mask)}")
+    return [(first, end) for first, end in mask]
 
 
 def _unmasked(mask: np.ndarray, runs: Sequence[tuple[int, int]], first: int) -> np.ndarray:
@@ -202,9 +227,16 @@ def open_clips(source: str | os.PathLike, key: str, cfg: Mapping) -> Sequence[Cl
         paths = {name: item.get(name) for name in ("video", "audio")} if isinstance(item, dict) else {}
         paths = {name: path for name, path in paths.items() if path is not None}
         if not paths or not all(isinstance(path, str) for path in paths.values()):
-            raise ValueError(f'{key}: entry {number} of {source} should be {{"video": path, "audio": path}}, not {item!r}')
+            raise ValueError(
+                f'{key}: entry {number} of {source} should be {{"video": path, "audio": path}}, not {reprlib.repr(item)}'
+            )
         found = {name: resolve(path, Path(source).parent) for name, path in paths.items()}
-        mask = [(int(first), int(end)) for first, end in item.get("mask") or ()]
+        try:
+            mask = masked_pairs(item.get("mask"))
+            if not isinstance(item.get("speaker", ""), (str, type(None))):
+                raise ValueError(f"speaker should be a name, not {reprlib.repr(item['speaker'])}")
+        except ValueError as error:
+            raise ValueError(f"{key}: entry {number} of {source}: {error}") from None
         clips.append(FileClip(found.get("video"), found.get("audio"), mask, cfg, item.get("speaker")))
     return clips
 
@@ -229,7 +261,13 @@ def draw_window(
         if whole is not None:
             stretch = whole[start - context : start + length]
         else:
-            stretch = clip.sound((start - context) / sample_rate, (context + length) / sample_rate)
+            try:
+                stretch = clip.sound((start - context) / sample_rate, (context + length) / sample_rate)
+            except EndsBefore:
+                stretch = np.zeros(0, np.float32)
+            if len(stretch) <= context and start:  # its header says that it is longer than it is
+                last, stretch = first_frame // 2, np.zeros(0, np.float32)
+                continue
         loudest = float(np.max(np.abs(stretch if whole is None else whole), initial=0.0))
         if np.max(np.abs(stretch[context:]), initial=0.0) > 0.01 * loudest:
             break

@@ -21,6 +21,7 @@ from dataloaders.scene import SceneMaker, speaker_of
 from dataloaders.scene_video import SceneVideo
 from models.level import level_gain
 from utils.config import complete_config
+from utils.console import one_line
 from utils.media.sound import load_audio, media_duration_sec
 
 __all__ = ["AVDataset", "AVItem", "ListError", "VisualDegradation", "mix_audio"]
@@ -209,8 +210,8 @@ class AVDataset(ClipDataset):
                 continue
             try:
                 noise = self._noise_window(path, len(active), place)
-            except (ValueError, OSError) as error:
-                self.noise_failures[path] = str(error)
+            except (ValueError, OSError, MemoryError) as error:
+                self.noise_failures[path] = one_line(error)
                 _log.warning("noise %s left out: %s", path, error)
                 continue
             if np.mean(np.square(noise[active] if active.any() else noise)) > AUDIBLE_POWER:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import av
 import numpy as np
 
-from utils.media.decode import MOST_GAP_SEC, PREROLL_SEC, Decoder, MediaError, find_sound, named_errors, open_media
+from utils.media.decode import MOST_GAP_SEC, PREROLL_SEC, Decoder, EndsBefore, MediaError, find_sound, named_errors, open_media
 from utils.media.formats import CLOCKED_FORMATS, UNSTATED_LENGTHS
 from utils.media.rate_converter import RateConverter
 
@@ -105,7 +105,7 @@ class ContainerSound:
                     break
             yield from self._end_run()
             if not self.rate:
-                raise MediaError(f"{self._path} has no sound at {start_sec:g} s or later")
+                raise EndsBefore(f"{self._path} has no sound at {start_sec:g} s or later")
             if damaged:
                 self._notes.append(f"{damaged} damaged places in the sound were left out")
             if start_sec == 0.0 and stop_sec is None:

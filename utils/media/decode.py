@@ -31,6 +31,10 @@ class MediaError(ValueError):
     """A media file that cannot be used; the message is one line that names it."""
 
 
+class EndsBefore(MediaError):
+    """A recording that ends before the wanted window begins, whatever its header says."""
+
+
 @dataclass(frozen=True)
 class MediaInfo:
     """What a file's header says, and what trying it found; see `probe_media`."""

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 import av
 import numpy as np
 
-from utils.media.decode import ONE_THREAD, PREROLL_SEC, Decoder, MediaError, open_media, sound_start_sec, video_stream
+from utils.media.decode import (
+    ONE_THREAD,
+    PREROLL_SEC,
+    Decoder,
+    MediaError,
+    named_errors,
+    open_media,
+    sound_start_sec,
+    video_stream,
+)
 
 HOLD_SEC = 0.2  # a picture older than this says nothing about the mouth now
 JITTER_SEC = 0.002  # clocks of 1 ms (Matroska) and phones place a 40 ms frame a little late
@@ -55,7 +64,7 @@ class _Pictures:
 
 def picture_size(path: str | os.PathLike) -> tuple[int, int]:
     """(width, height) of the upright picture in square pixels, as it is shown; MediaError when there is none."""
-    with open_media(path) as container:
+    with open_media(path) as container, named_errors(path):
         stream = video_stream(container)
         frame = None if stream is None else next(iter(Decoder(container, stream)), None)
         if frame is None:
@@ -122,8 +131,16 @@ def grid_frames(
 
     Time zero is where the file's sound begins (else its first picture). A picture that is late by late_sec, so that lips
     move after their sound, is shown so much earlier. A frame up to JITTER_SEC late still counts; a frame is shown for
-    HOLD_SEC at most, so gaps, a late beginning and an early end are None. Yields uint8 [H, W, 3].
+    HOLD_SEC at most, so gaps, a late beginning and an early end are None. Yields uint8 [H, W, 3]. MediaError for a video that
+    cannot be read.
     """
+    with named_errors(path):
+        yield from _grid_frames(path, start_sec, duration_sec, fps, late_sec)
+
+
+def _grid_frames(
+    path: str | os.PathLike, start_sec: float, duration_sec: float | None, fps: float, late_sec: float
+) -> Iterator[np.ndarray | None]:
     wanted = None if duration_sec is None else math.ceil(duration_sec * fps - 1e-6)
     pictures: list[_Pictures] = []
     shown: tuple[float, av.video.frame.VideoFrame] | None = None

@@ -12,6 +12,7 @@ import glob
 import io
 import json
 import os
+import reprlib
 import tarfile
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ import av
 import numpy as np
 import soundfile
 
+from utils.media.channels import mix_down
 from utils.media.clip_writer import write_clip
 from utils.media.decode import ONE_THREAD, MediaError
 from utils.media.frame_grid import HOLD_SEC
@@ -120,13 +122,17 @@ def read_index(path: Path, key: str) -> Shard:
         held = json.loads(index_path(path).read_text(encoding="utf-8"))
         clips = [(str(name), int(first), int(size)) for name, first, size in held["clips"]]
         shard = Shard(path, int(held["face_size"]), float(held["fps"]), int(held["sample_rate"]), clips)
+        if not (0 < shard.face_size <= 4096 and 0 < shard.fps <= 1000 and 0 < shard.sample_rate <= 1_000_000):
+            raise ValueError("face_size, fps or sample_rate is out of range")
+        if any(first < 0 or size <= 0 for _, first, size in clips):
+            raise ValueError("a clip lies nowhere")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{key}: {path} has no index {index_path(path).name} beside it; data/prepare_faces.py --format shards writes both"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{key}: {index_path(path)} is no index of a shard: {error!r}") from None
-    if clips and path.stat().st_size < clips[-1][1] + clips[-1][2]:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"{key}: {index_path(path)} is no index of a shard: {reprlib.repr(error)}") from None
+    if clips and path.stat().st_size < max(first + size for _, first, size in clips):
         raise ValueError(f"{key}: {path} is shorter than its index says; copy it again, or write it again")
     return shard
 
@@ -143,7 +149,7 @@ def read_clips(path: Path, first: int, size: int) -> dict[str, dict[str, bytes]]
         content = file.read(size)
     try:
         samples = list(group_by_keys(tar_file_expander([{"url": str(path), "stream": io.BytesIO(content)}])))
-    except (tarfile.TarError, ValueError, OSError) as error:
+    except (tarfile.TarError, ValueError, OSError, LookupError, TypeError, RuntimeError, MemoryError) as error:
         raise MediaError(f"{path} is damaged near byte {first}: {error}") from None
     return {sample["__key__"]: sample for sample in samples}
 
@@ -151,8 +157,8 @@ def read_clips(path: Path, first: int, size: int) -> dict[str, dict[str, bytes]]
 def decode_samples(flac: bytes, first: int = 0, stop: int | None = None) -> np.ndarray:
     """Samples first..stop of a clip's sound -> float32 [n]. MediaError when it does not decode."""
     try:
-        return soundfile.read(io.BytesIO(flac), start=first, stop=stop, dtype="float32")[0]
-    except (soundfile.SoundFileError, RuntimeError) as error:
+        return mix_down(soundfile.read(io.BytesIO(flac), start=first, stop=stop, dtype="float32", always_2d=True)[0])
+    except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         raise MediaError(f"its sound does not decode: {error}") from None
 
 
@@ -185,7 +191,7 @@ def decode_crops(mp4: bytes, first: int, count: int, n_frames: int, fps: float, 
                     found |= places
                 if at >= end:
                     break
-    except (av.FFmpegError, OSError, ValueError, IndexError) as error:
+    except (av.FFmpegError, OSError, ValueError, LookupError, TypeError, RuntimeError, MemoryError) as error:
         raise MediaError(f"its crops do not decode: {error}") from None
     frames[~found] = 0
     return frames, there & found

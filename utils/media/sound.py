@@ -13,7 +13,7 @@ import soxr
 
 from utils.media.channels import louder_channel, mix_down
 from utils.media.container_sound import format_name
-from utils.media.decode import Decoder, MediaError, check_file, find_sound, named_errors, open_media
+from utils.media.decode import Decoder, EndsBefore, check_file, find_sound, named_errors, open_media
 from utils.media.formats import HEADER_LENGTHS
 from utils.media.rate_converter import RateConverter
 from utils.media.sound_reader import SoundSource, open_plain
@@ -95,7 +95,7 @@ def load_audio(
     if duration_sec is not None:
         out = out[: round(duration_sec * sample_rate)]
     if len(out) == 0:
-        raise MediaError(f"{path} ends before {start_sec:g} s, where the wanted window begins")
+        raise EndsBefore(f"{path} ends before {start_sec:g} s, where the wanted window begins")
     return out
 
 
