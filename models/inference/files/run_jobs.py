@@ -16,6 +16,7 @@ from models.inference.files.enhance_file import enhance_file
 from models.inference.files.jobs import Job, is_there
 from models.inference.files.progress import Progress
 from models.inference.results import Outcome
+from models.inference.upper_band import BANDS, FULL
 from models.inference.waveform import noisy_share
 from utils.console import EXIT_FAILED, one_line
 from utils.distributed import Group
@@ -43,15 +44,18 @@ Row = Mapping[str, str]
 
 
 def add_file_options(parser: argparse.ArgumentParser) -> None:
-    """What every script that enhances files can do with its outputs."""
+    """Add what every script that enhances files can do with its outputs."""
+    parser.add_argument("--band", choices=BANDS, default=FULL, help="full: sound above 16 kHz comes back at its own sampling "
+                        "rate, and its band above 8 kHz follows the model's gain; 16k: at 16 kHz, without it (default: full)")
     parser.add_argument("--keep_sample_rate", action="store_true",
-                        help="give back the input's sampling rate; nothing above the model's band is added")
-    parser.add_argument("--attenuation_limit_db", type=_limit_db, metavar="DB",
-                        help="turn noise down by this at most: some of the input is mixed back (0: the input)")
-    parser.add_argument("--skip_existing", action="store_true", help="leave out recordings whose output is there already")
+                        help="the output has the input's sampling rate; with --band 16k it is empty above 8 kHz")
+    parser.add_argument("--attenuation_limit_db", type=limit_db, metavar="DB",
+                        help="turn noise down by this much at most: some of the input is mixed back (0 gives the input)")
+    parser.add_argument("--skip_existing", action="store_true", help="leave out recordings whose output already exists")
 
 
-def _limit_db(text: str) -> float:
+def limit_db(text: str) -> float:
+    """Read the value of --attenuation_limit_db."""
     try:
         noisy_share(float(text))
     except ValueError as error:
@@ -59,14 +63,14 @@ def _limit_db(text: str) -> float:
     return float(text)
 
 
-def introduce(enhancer: Enhancer, keep_sample_rate: bool, group: Group) -> None:
-    """Say what enhances, how many of it there are, and what --keep_sample_rate does not do; once."""
+def introduce(enhancer: Enhancer, keep_sample_rate: bool, band: str, group: Group) -> None:
+    """Print the model, the number of processes, and what --keep_sample_rate with --band 16k does not do; once."""
     if not group.is_main:
         return
     print(enhancer.describe() + (f", one of {group.size} processes" if group.size > 1 else ""), flush=True)
-    if keep_sample_rate:
+    if keep_sample_rate and band != FULL:
         half_khz = enhancer.sample_rate / 2000
-        print(f"outputs have their inputs' sampling rates; nothing above {half_khz:g} kHz is added", flush=True)
+        print(f"outputs have their inputs' sampling rates, and are empty above {half_khz:g} kHz", flush=True)
 
 
 def row_of(job: Job, status: str, outcome: Outcome | None = None, reason: str = "") -> Row:
