@@ -210,7 +210,7 @@ def test_what_is_drawn_is_the_beginning_of_what_was_written(tmp_path, monkeypatc
     write_clip(tmp_path / "a.mkv", face_crops(40), voice(1.6, 44100), 44100)
     enhancer, seen = Enhancer(*tiny_model(model_cfg={"causal": causal})), []
     job = Job(tmp_path / "a.mkv", tmp_path / "a.mkv", tmp_path / "o.wav")
-    outcome = enhance_file(enhancer, job, keep_sample_rate=True, look=lambda *args: seen.append(args))
+    outcome = enhance_file(enhancer, job, keep_sample_rate=True, band="16k", look=lambda *args: seen.append(args))
     (_, noisy, result), = seen
     assert len(noisy) == len(result.wav) == 16000 and result.duration_sec == 1.0
     np.testing.assert_allclose(noisy, load_audio(tmp_path / "a.mkv")[:16000], atol=1e-5)
