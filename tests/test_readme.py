@@ -29,7 +29,7 @@ from utils.media.clip_writer import write_clip
 # In the order in which a reader would follow them: what one page makes, the next may use.
 PAGES = [ROOT / "docs" / f"{name}.md" for name in (
     "enhance", "streaming", "web_page", "data", "train", "evaluate", "audio_only", "recipes", "architecture", "kernels",
-    "limits_and_licences",
+    "troubleshooting", "limits_and_licences",
 )] + [ROOT / "README.md"]  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"

@@ -29,19 +29,19 @@ from utils.media.short_resampler import ShortResampler
 from utils.media.sound import own_rate_pieces, resample, resampled_pieces, to_pcm16
 from utils.util import atomic_write
 
-LOOKED_AT_SEC = 60  # of a recording, at most, that a `look` is given
+LOOKED_AT_SEC = 60  # a `look` is given at most this much of a recording
 
-# (job, noisy float32 [n] at the model's rate, what was made of it at that rate): the beginning of a recording, to be drawn
+# (job, noisy float32 [n] at the model's rate, the result at that rate): the beginning of a recording, to be drawn
 Look = Callable[[Job, np.ndarray, EnhanceResult], None]
 
 
 def full_scale_gain(peak: float) -> float:
-    """What a sound of this peak is multiplied with before it is written: 1, or less where it is louder than full scale."""
+    """Return the factor that a sound with this peak is written with: 1, or less where it is louder than full scale."""
     return 1.0 / peak if peak > 1.0 else 1.0
 
 
 def write_wav(path: Path, wav: np.ndarray | SpooledSound, sample_rate: int) -> float:
-    """Write float [L] as 16-bit .wav or .flac, whole or not at all, turned down where louder than full scale: gain in dB."""
+    """Write float [L] as a complete 16-bit .wav or .flac. Sound above full scale is turned down; the gain in dB is returned."""
     if isinstance(wav, SpooledSound):
         pieces, peak = wav.pieces(), wav.peak
     else:
@@ -56,8 +56,8 @@ def write_wav(path: Path, wav: np.ndarray | SpooledSound, sample_rate: int) -> f
 
 
 def write_output(job: Job, wav: SpooledSound, sample_rate: int) -> list[str]:
-    """Write a job's sound, under its picture where the output shows one, whole or not at all; gives notes."""
-    if not job.with_picture:
+    """Write a job's sound, or its video with that sound, whole or not at all; returns notes."""
+    if not job.writes_video:
         write_wav(job.output, wav, sample_rate)
         notes = []
     else:
@@ -134,10 +134,10 @@ class _Run:
     """One recording on its way through a model."""
 
     def __init__(
-        self, enhancer: Enhancer, sound: SpooledSound, pictures: CropStream | None, look: bool,
+        self, enhancer: Enhancer, sound: SpooledSound, crop_stream: CropStream | None, look: bool,
         progress: Callable[[float], object] | None = None,
     ) -> None:
-        self._enhancer, self._sound, self._pictures, self._look = enhancer, sound, pictures, look
+        self._enhancer, self._sound, self._crop_stream, self._look = enhancer, sound, crop_stream, look
         self._progress = progress or (lambda seconds: None)
         self._gates: list[np.ndarray] = []
         self.outcome: Outcome | None = None  # once all pieces are taken
@@ -154,27 +154,27 @@ class _Run:
         stft = enhancer.cfg["stft_cfg"]
         alpha, wanted = AlphaTrack(stft, sound.n_samples), LOOKED_AT_SEC * rate / stft["hop_size"]
         n_given = 0
-        for made in enhancer.stream(sound.pieces(), self._pictures, self._look):
+        for made in enhancer.stream(sound.pieces(), self._crop_stream, self._look):
             alpha.append(made.alpha)
             n_given += len(made.wav)
             self._progress(n_given / rate)
             if sum(map(len, self._gates)) < wanted:
                 self._gates += made.gate
             yield made.wav, made.upper
-        self.outcome = enhancer.outcome(sound.n_samples / rate, self._pictures, alpha.values)
+        self.outcome = enhancer.outcome(sound.n_samples / rate, self._crop_stream, alpha.values)
 
     def _at_once(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the same of a model that is not causal, in one piece."""
         length_sec = self._sound.n_samples / self._enhancer.sample_rate
         samples = np.concatenate(list(self._sound.pieces()))
         self.outcome, made = self._enhancer.enhance_samples(
-            samples, length_sec, self._pictures, self._look, lambda share: self._progress(share * length_sec)
+            samples, length_sec, self._crop_stream, self._look, lambda share: self._progress(share * length_sec)
         )
         self._gates = [] if made.gate is None or self.outcome.alpha is None else [made.gate]
         return made.wav, made.upper
 
     def beginning(self, given: SpooledSound, rate: int) -> tuple[np.ndarray, EnhanceResult]:
-        """(noisy, enhanced as it is given back) of the first minute, at the model's rate."""
+        """Return (noisy, enhanced) of the first minute at the model's rate; the enhanced sound is the one that is written."""
         model_rate, hop = self._enhancer.sample_rate, self._enhancer.cfg["stft_cfg"]["hop_size"]
         noisy = self._sound.between(0, LOOKED_AT_SEC * model_rate).copy()  # what comes from a file cannot be written to
         wav = resample(given.between(0, LOOKED_AT_SEC * rate), rate, model_rate)[: len(noisy)]
@@ -201,11 +201,11 @@ def enhance_file(
     for files that cannot be read or written.
     """
     started, rate = time.perf_counter(), enhancer.sample_rate
-    if job.with_picture:
+    if job.writes_video:
         check_remux(job.video, job.output)
     notes: list[str] = []
     with recording(job.audio, rate, keep_sample_rate, band, notes) as heard, SpooledSound() as given:
-        crops, unseen = open_pictures(enhancer, job, heard.sound)
+        crops, unseen = open_job_crops(enhancer, job, heard.sound)
         notes += unseen
         run = _Run(enhancer, heard.sound, crops, look is not None, progress)
         made = run.pieces()
@@ -223,8 +223,8 @@ def enhance_file(
     return replace(outcome, seconds=seconds, notes=tuple(notes))
 
 
-def open_pictures(enhancer: Enhancer, job: Job, sound: SpooledSound) -> tuple[CropStream | None, list[str]]:
-    """The job's pictures as far as the sound goes, and a note where they cannot be used."""
+def open_job_crops(enhancer: Enhancer, job: Job, sound: SpooledSound) -> tuple[CropStream | None, list[str]]:
+    """Return the job's crops as far as the sound goes, and a note where they cannot be used."""
     rate = enhancer.sample_rate
     try:
         return enhancer.open_crops(job.video, None, sound.n_samples / rate, SoundTrack(sound.between, rate))

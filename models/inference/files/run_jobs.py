@@ -1,4 +1,4 @@
-"""Many recordings in a row: a line for each, a table of them all, shared out among processes where there are several."""
+"""Many recordings one after the other: a line for each and a table of all, shared among several processes."""
 
 from __future__ import annotations
 
@@ -74,19 +74,19 @@ def introduce(enhancer: Enhancer, keep_sample_rate: bool, band: str, group: Grou
 
 
 def row_of(job: Job, status: str, outcome: Outcome | None = None, reason: str = "") -> Row:
-    """A line of the table."""
+    """Return the table's row for a recording."""
     row = {"file": str(job.audio), "video": str(job.video or ""), "output": str(job.output), "status": status, "reason": reason}
     return row | {name: "" if outcome is None else tell(outcome) for name, tell in OUTCOME_COLUMNS.items()}
 
 
 class Table:
-    """Rows in a CSV file that is good at any moment: each is added in one write, as soon as it is known."""
+    """A CSV file of rows. Each row is added in one write as soon as it is known, so the file can be read at any moment."""
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.rows = path, []
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Begin anew with these rows, whole or not at all."""
+        """Replace the file by one with these rows; a failure leaves the old file."""
         self.rows = list(rows)
         if self.path is not None:
             with atomic_write(self.path) as temporary, open(temporary, "w", newline="", **AS_NAMES) as file:
@@ -106,7 +106,7 @@ class Table:
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
-    """{output: row} of what earlier runs, interrupted ones too, have left in `folder`, but for lines that are not whole."""
+    """Return {output: row} of what earlier runs have left in `folder`; incomplete lines are ignored."""
     rows: dict[str, Row] = {}
     for path in [folder / TABLE, *sorted(folder.glob(_part_name("*")))]:
         if path.is_file():
@@ -122,7 +122,7 @@ def _part_name(rank: int | str) -> str:
 
 
 def report_line(job: Job, result: Outcome) -> str:
-    """What was done to one recording, in one line."""
+    """Return one line that says what was done to a recording."""
     parts = [f"{result.duration_sec:.2f} s", f"RTF {result.rtf:.2f}"]
     if result.alpha is not None:
         parts += [f"mean alpha {result.mean_alpha:.2f}", f"masked {100 * result.masked_share:.0f} %"]
@@ -176,7 +176,7 @@ def run_jobs(
 
 
 def _kept_rows(jobs: Sequence[Job], folder: Path) -> dict[str, Row]:
-    """Rows of an earlier run that are still true: what it enhanced and is there."""
+    """Return the rows of an earlier run whose outputs still exist."""
     rows = read_rows(folder)
     there = (str(job.output) for job in jobs if is_there(job.output))
     return {name: rows[name] for name in there if name in rows and rows[name]["status"] != FAILED}
@@ -203,7 +203,7 @@ def _begin_table(jobs: Sequence[Job], folder: Path | None, kept: Mapping[str, Ro
 
 
 def _finish(jobs: Sequence[Job], table: Table, folder: Path | None, kept: Mapping[str, Row], group: Group) -> int:
-    """Bring the rows of all processes together and say how many failed; return the exit code."""
+    """Collect the rows of all processes, say how many failed, and return the exit code."""
     rows = dict(kept) | {row["output"]: row for part in group.gather(table.rows) for row in part}
     n_failed = sum(rows[str(job.output)]["status"] == FAILED for job in jobs)
     if group.is_main:

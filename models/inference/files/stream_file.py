@@ -1,4 +1,4 @@
-"""Files through the live path: chunk by chunk, as a microphone and a camera would bring them."""
+"""Files enhanced chunk by chunk, as a microphone and a camera would bring them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from models.inference.crop_stream import CropStream
 from models.inference.enhancer import Enhancer
 from models.inference.files.disk_sound import SpooledSound
-from models.inference.files.enhance_file import give_back, open_pictures, recording, write_output
+from models.inference.files.enhance_file import give_back, open_job_crops, recording, write_output
 from models.inference.files.jobs import Job
 from models.inference.files.saved_crops import saved_crops
 from models.inference.results import Outcome
@@ -19,16 +19,16 @@ from models.inference.upper_band import FULL
 from utils.media.replace_sound import check_remux
 
 
-def chunks_with_pictures(
-    sound: Iterator[np.ndarray], pictures: CropStream | None, sample_rate: int, fps: float
+def chunks_with_crops(
+    sound: Iterator[np.ndarray], crop_stream: CropStream | None, sample_rate: int, fps: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """(samples, crops, timestamps in seconds, mask) for each chunk: the pictures that had been shown by its end."""
+    """(samples, crops, timestamps in seconds, mask) for each chunk, with the crops shown by its end."""
     waiting: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     heard = 0
     for samples in sound:
         heard += len(samples)
         tick = int(heard / sample_rate * fps + 1e-9)  # the newest grid time that has begun
-        for first, crops, mask in pictures.until(tick) if pictures else ():
+        for first, crops, mask in crop_stream.until(tick) if crop_stream else ():
             new = crops, np.arange(first, first + len(crops)) / fps, mask
             waiting = new if waiting is None else tuple(np.concatenate(pair) for pair in zip(waiting, new, strict=True))
         if waiting is None:
@@ -52,21 +52,21 @@ def stream_file(
     """
     started, model_rate = time.perf_counter(), enhancer.sample_rate
     alphas: list[float] = []
-    if job.with_picture:
+    if job.writes_video:
         check_remux(job.video, job.output)
     notes: list[str] = []
     with recording(job.audio, model_rate, keep_sample_rate, band, notes) as heard, SpooledSound() as given:
         rate = heard.rate if heard.full else model_rate  # of the stream
         stream = StreamingEnhancer(enhancer, sample_rate=rate)
         readout = stream.readout()
-        crops_of_job, unseen = open_pictures(enhancer, job, heard.sound)
+        crop_stream, unseen = open_job_crops(enhancer, job, heard.sound)
         notes += unseen
 
         def enhanced() -> Iterator[np.ndarray]:
             nonlocal readout
             source = heard.own if heard.full else heard.sound
             chunks = source.pieces(max(1, round(chunk_ms * rate / 1000)))
-            for samples, crops, times, mask in chunks_with_pictures(chunks, crops_of_job, rate, enhancer.video_fps):
+            for samples, crops, times, mask in chunks_with_crops(chunks, crop_stream, rate, enhancer.video_fps):
                 if len(crops):
                     stream.feed_video(crops, times, mask)
                 yield stream.feed(samples)
@@ -76,7 +76,7 @@ def stream_file(
                     progress(readout.heard_sec)
             yield stream.flush()
 
-        with saved_crops(crops_of_job, job.crops, heard.sound, model_rate, enhancer.video_fps, enhancer.face_size):
+        with saved_crops(crop_stream, job.crops, heard.sound, model_rate, enhancer.video_fps, enhancer.face_size):
             given.extend(give_back(enhanced(), rate, heard, attenuation_limit_db))
         notes += write_output(job, given, heard.rate)
         duration_sec = heard.sound.n_samples / model_rate
@@ -85,5 +85,5 @@ def stream_file(
         f"({readout.latency_samples} samples), RTF {readout.rtf:.3f}, worst chunk {readout.worst_call_ms:.1f} ms, "
         f"{readout.threads} thread"
     )
-    outcome = enhancer.outcome(duration_sec, crops_of_job, np.asarray(alphas, np.float32))
+    outcome = enhancer.outcome(duration_sec, crop_stream, np.asarray(alphas, np.float32))
     return Outcome(**vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)})
