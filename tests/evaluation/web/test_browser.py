@@ -27,9 +27,9 @@ playwright = pytest.importorskip("playwright.sync_api", reason="they need Playwr
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="browser tests need Chromium: apt-get install chromium"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(1200),
 ]
-WAIT_MS = 100_000
+WAIT_MS = 250_000
 SAMPLE = ROOT / "samples" / "cafe_slt.mp4"
 
 
