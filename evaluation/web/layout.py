@@ -87,7 +87,7 @@ def _ask(page: Page) -> tuple[list, list, gr.Button, gr.Button]:
         stop = gr.Button("Stop", elem_id="stop", min_width=80, interactive=False)
     modes = [(said, mode) for mode, said in VIDEO_MODES.items()]
     video_mode = gr.Dropdown(modes, value=AS_IT_IS, label="The model sees the face", elem_id="video_mode",
-                             info="Cover the mouth, and the trust in the face falls.")  # fmt: skip
+                             info="Trust falls with black and frozen frames, less with a covered mouth.")  # fmt: skip
     with gr.Accordion("More: whose face, leave some noise, add noise, scores", open=False):
         face = gr.Dropdown(list(FACES), value=TALKS, label="Of several faces, follow", elem_id="face")
         limit_db = gr.Slider(0, NO_LIMIT_DB, value=NO_LIMIT_DB, step=1, elem_id="limit",
