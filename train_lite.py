@@ -12,6 +12,7 @@ import torch
 
 from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset, AVItem
+from dataloaders.local_shards import with_local_shards
 from evaluation.validation import Validation
 from models.generator import Lesson, LiteAVSEMamba
 from models.inference.enhancer import Enhancer
@@ -141,9 +142,10 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     def validate() -> dict[str, float]:
         return validation(enhancer) | validation_losses(model, valid_set, cfg, device, group)
 
+    train_set = make_train_set(with_local_shards(cfg, group))
     torch.manual_seed(cfg["env_setting"]["seed"] + group.rank)  # the weights are alike, what is drawn in training is not
     return Trainer(
-        cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=make_train_set(cfg),
+        cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=train_set,
         compute_losses=lambda item: compute_losses(model, item, cfg, device, precision),
         validate=validate, may_miss=third_party_keys(model), group=group,
         about=f"{'causal' if model.causal else 'not causal'}; {describe_backend(device)}",

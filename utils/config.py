@@ -90,6 +90,7 @@ class DataCfg(_Section):
     test_noise_json: str | None = None
     train_rir_json: str | None = None
     train_dubbing_bank: str | None = None  # gives a face to voices of a scene that were not filmed (dataloaders.dubbing)
+    copy_shards_to: str | None = None  # a node's own disk, such as $SLURM_TMPDIR, that training shards are copied to first
     train_talkers_json: str | None = None  # further competing voices of training_cfg.scene: clips with or without video
 
 
