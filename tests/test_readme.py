@@ -6,6 +6,8 @@ import argparse
 import importlib
 import re
 import shlex
+import socket
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -213,12 +215,15 @@ LEAVES_BEHIND = {
 
 def build_page_only(monkeypatch: pytest.MonkeyPatch, served: list) -> None:
     """Keep app.py from waiting for visitors (tests/evaluation/web lets it), and from changing this process."""
+    from evaluation.web import layout
     from evaluation.web import page as web_page
 
     def serve_page(page, *_: object) -> None:
-        served.append(web_page.build_page(page))
+        served.append(layout.build_page(page))
 
     monkeypatch.setattr(web_page, "serve_page", serve_page)
+    monkeypatch.setattr("app.listening_socket", lambda host, port: socket.socket())  # the port may be in use here
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir())
     monkeypatch.setattr("torch.set_num_threads", lambda count: None)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_DISABLE_TELEMETRY"):

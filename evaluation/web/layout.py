@@ -123,6 +123,7 @@ def theme() -> gr.themes.Base:
     soft = gr.themes.Soft(primary_hue="teal", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return soft.set(
         body_text_color_subdued="*neutral_600", block_label_text_color="*primary_800", block_title_text_color="*primary_800",
+        block_label_background_fill_dark="*primary_700", block_title_background_fill_dark="*primary_700",
         button_primary_background_fill="*primary_700", button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover="*primary_800", button_primary_background_fill_hover_dark="*primary_800",
     )  # fmt: skip

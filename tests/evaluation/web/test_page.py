@@ -222,5 +222,7 @@ def test_text_can_be_read() -> None:
     assert contrast(colour("body_text_color_subdued"), "#ffffff") > 4.5
     for name in ("block_label_text_color", "block_title_text_color"):
         assert contrast(colour(name), soft.primary_100) > 4.5, name
+    for name in ("block_label_background_fill_dark", "block_title_background_fill_dark"):
+        assert contrast(colour(name), "#ffffff") > 4.5, name
     for name in ("button_primary_background_fill", "button_primary_background_fill_hover"):
         assert contrast(colour(name), "#ffffff") > 4.5 and contrast(colour(f"{name}_dark"), "#ffffff") > 4.5, name
