@@ -1,24 +1,26 @@
-"""The web page: enhance recordings and hear what it did, or stream microphone and camera live.
+"""The web page: enhance recordings and compare before and after, or stream microphone and camera live.
 
     python app.py --checkpoint_file ckpts/LiteAVSE_small.pth --port 7860
 
-It is served to this machine alone; --host 0.0.0.0 lets others in.
+The page is served to this machine alone; --host 0.0.0.0 lets others in.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib.util
 import os
 import shutil
 import signal
-import tempfile
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from evaluation.web.folders import visitors_folder
 from models.inference.enhancer import Enhancer
 from utils import console
 from utils.config import load_config
@@ -35,10 +37,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     # A Hugging Face Space says in these variables where it wants the page.
     parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="default: 127.0.0.1")
     parser.add_argument("--port", type=int, default=os.environ.get("GRADIO_SERVER_PORT", "7860"), help="default: 7860")
-    parser.add_argument("--longest_sec", type=float, default=120.0, help="of a recording (default: 120)")
-    parser.add_argument("--largest_mb", type=int, default=200, help="of a file (default: 200)")
-    parser.add_argument("--live_visitors", type=int, default=2, help="streaming at the same time (default: 2)")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads of each enhancement (default: 1)")
+    parser.add_argument("--allowed_hosts", nargs="+", metavar="NAME", default=os.environ.get("SPACE_HOST", "").split(),
+                        help="further names under which the page is visited, e.g. a proxy's")
+    parser.add_argument("--longest_sec", type=float, default=120.0, help="the longest recording that is taken (default: 120)")
+    parser.add_argument("--largest_mb", type=int, default=200, help="the largest file that is taken (default: 200)")
+    parser.add_argument("--live_visitors", type=int, default=2, help="how many may stream at the same time (default: 2)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads for each recording (default: 1)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
     for name in ("longest_sec", "largest_mb", "live_visitors", "threads"):
@@ -49,33 +53,59 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A socket bound to the address; ValueError where that cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise ValueError(f"--host {host} is no address of this machine: {error.strerror}") from None
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"--port {port} is in use already: choose another one, or end what listens there") from None
+        raise ValueError(f"--host {host}, --port {port} cannot be listened on: {error.strerror}") from None
+    return listener
+
+
 def serve(args: argparse.Namespace) -> int:
     for package in ("gradio", "websockets"):
         if importlib.util.find_spec(package) is None:
             raise ValueError(f"the page needs the {package} package: pip install -r requirements-app.txt")
-    # One thread each: a recording and a live stream at the same time do not fight for the cores.
-    torch.set_num_threads(args.threads)
-    enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, load_config(args.config) if args.config else None)
-    print(enhancer.describe(), flush=True)
-    detector = settle_method("auto")  # now, for its model may have to be fetched
-    print(f"faces: {detector.fallback or detector.method}", flush=True)
-    enhancer.warm_up()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # however it is ended, what visitors left is removed
-    with tempfile.TemporaryDirectory(prefix="liteavse_app_") as folder:
-        # All that visitors give and get lies in here, and goes when the server does. Gradio reads this as it is imported.
-        cache, samples = Path(folder, "cache"), Path(folder, "samples")
-        os.environ |= {"GRADIO_TEMP_DIR": str(cache), "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-        from evaluation.web.page import Page, serve_page
-        from evaluation.web.recording import Limits
+    with listening_socket(args.host, args.port) as listener:
+        # One thread each: a recording and a live stream at the same time do not fight for the cores.
+        torch.set_num_threads(args.threads)
+        cfg = load_config(args.config) if args.config else None
+        enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, cfg)
+        print(enhancer.describe(), flush=True)
+        detector = settle_method("auto")  # now, for its model may have to be fetched
+        print(f"faces: {detector.fallback or detector.method}", flush=True)
+        enhancer.warm_up()
+        # However the page is ended, what visitors left is removed; nohup's wish to outlive a terminal is kept.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+        with contextlib.suppress(KeyboardInterrupt):
+            folder = visitors_folder()
+            # Gradio reads these as it is imported.
+            os.environ |= {"GRADIO_TEMP_DIR": str(folder / "cache"), "GRADIO_ANALYTICS_ENABLED": "False",
+                           "HF_HUB_DISABLE_TELEMETRY": "1"}  # fmt: skip
+            from evaluation.web.gate import Names
+            from evaluation.web.page import Page, serve_page
+            from evaluation.web.recording import Limits
 
-        if (ROOT / "samples").is_dir():
-            shutil.copytree(ROOT / "samples", samples)  # gradio shows no file that lies just anywhere
-        page = Page(enhancer, Limits(args.longest_sec, args.largest_mb), samples, args.live_visitors, Path(folder))
-        try:
-            with contextlib.suppress(KeyboardInterrupt):  # how a server ends; gradio only takes it in the last of its steps
-                serve_page(page, args.host, args.port)
-        finally:
-            page.pool.close()
+            if (ROOT / "samples").is_dir():
+                shutil.copytree(ROOT / "samples", folder / "samples")  # Gradio shows no file that lies just anywhere
+            page = Page(enhancer, Limits(args.longest_sec, args.largest_mb), folder / "samples", folder,
+                        args.live_visitors, args.threads)  # fmt: skip
+            names = Names(args.host, tuple(name.lower() for name in args.allowed_hosts))
+            # On a Hugging Face Space the page is shown in a frame of theirs.
+            frames = "'self' https://huggingface.co" if "SPACE_HOST" in os.environ else "'self'"
+            print(f"the page is at http://{args.host}:{args.port}", flush=True)
+            serve_page(page, listener, names, frames)
     return 0
 
 

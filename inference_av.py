@@ -111,7 +111,7 @@ def enhance_all(args: argparse.Namespace, group: Group, device: torch.device) ->
         config = load_config(args.config) if args.config else None
         enhancer = Enhancer.from_checkpoint(args.checkpoint_file, device, config, args.faces)
         given = {"keep_sample_rate": args.keep_sample_rate, "attenuation_limit_db": args.attenuation_limit_db,
-                 "progress": progress.reach}
+                 "band": args.band, "progress": progress.reach}
         if not args.stream:
             return enhancer, partial(enhance_file, **given, look=drawing_of(enhancer) if args.plot else None)
         if not enhancer.model.causal:
@@ -119,7 +119,7 @@ def enhance_all(args: argparse.Namespace, group: Group, device: torch.device) ->
         return enhancer, partial(stream_file, **given, chunk_ms=args.chunk_ms)
 
     enhancer, work = group.together(prepare)
-    introduce(enhancer, args.keep_sample_rate, group)
+    introduce(enhancer, args.keep_sample_rate, args.band, group)
     in_folder = args.input_folder is not None or len(args.inputs) > 1 or any(path.is_dir() for path in args.inputs)
     table_folder = (args.output or DEFAULT_OUTPUT) if in_folder else None
     return run_jobs(enhancer, jobs, work, table_folder, args.skip_existing, group, progress)

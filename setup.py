@@ -86,7 +86,7 @@ setup(
     install_requires=requirements("requirements-enhance.txt"),
     extras_require={
         "train": requirements("requirements.txt"), "app": requirements("requirements-app.txt"),
-        "gpu": requirements("requirements-cuda.txt"),
+        "gpu": requirements("requirements-cuda.txt"), "live": requirements("requirements-live.txt"),
         "gpu-dev": ["triton>=3.0,<4"],  # tests the GPU kernels without a GPU; a CUDA build of torch brings it
     },
 )

@@ -12,6 +12,7 @@ import torch
 
 from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset, AVItem
+from dataloaders.local_shards import with_local_shards
 from evaluation.validation import Validation
 from models.generator import Lesson, LiteAVSEMamba
 from models.inference.enhancer import Enhancer
@@ -101,6 +102,17 @@ def validation_losses(
     return {name: sum(clip.get(name, 0.0) for clip in clips.values()) / len(clips) for name in names}
 
 
+def train_only(model: LiteAVSEMamba, parts: Sequence[str] | None) -> None:
+    """Keep all parts of the model as they are but these (None: train all); ValueError for one that it does not have."""
+    names = [name for name, _ in model.named_children()]
+    for part in parts or ():
+        if part not in names:
+            raise ValueError(f"training_cfg.train_only: the model has no part {part!r}; it has {', '.join(names)}")
+    for name, child in model.named_children():
+        if parts is not None and name not in parts:
+            child.requires_grad_(False)
+
+
 def check_recipe(cfg: dict) -> None:
     """ValueError for keys that train_lite.py would train past, such as those of SEMamba's adversarial recipe."""
     training = cfg["training_cfg"]
@@ -122,6 +134,7 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     start = cfg["training_cfg"]["init_checkpoint"]
     if start is not None and latest_pair(exp_path) is None:
         group.say(start_from(model, cfg, start, cfg["training_cfg"]["init_parts"]))
+    train_only(model, cfg["training_cfg"]["train_only"])
     valid_set = make_valid_set(cfg)
     validation = Validation(valid_set, cfg["env_setting"]["num_workers"], cfg["training_cfg"], group)
     enhancer, precision = Enhancer(model, cfg, device), choose_precision(cfg["training_cfg"]["precision"], device)
@@ -129,9 +142,10 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     def validate() -> dict[str, float]:
         return validation(enhancer) | validation_losses(model, valid_set, cfg, device, group)
 
+    train_set = make_train_set(with_local_shards(cfg, group))
     torch.manual_seed(cfg["env_setting"]["seed"] + group.rank)  # the weights are alike, what is drawn in training is not
     return Trainer(
-        cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=make_train_set(cfg),
+        cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=train_set,
         compute_losses=lambda item: compute_losses(model, item, cfg, device, precision),
         validate=validate, may_miss=third_party_keys(model), group=group,
         about=f"{'causal' if model.causal else 'not causal'}; {describe_backend(device)}",

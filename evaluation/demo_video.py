@@ -123,14 +123,16 @@ def fake_devices(clip: Path, folder: Path) -> list[str]:
 
 
 def play(film: Film, which: str, seconds: float, start_sec: float = 0.0) -> None:
-    """Play one of the page's two sounds for `seconds`."""
-    address = film.page.evaluate(f"document.querySelector('#{which} audio').src")
-    with urllib.request.urlopen(address, timeout=30) as answer, tempfile.NamedTemporaryFile(suffix=".wav") as file:
+    """Play the page's two videos from start_sec on for a while, and hear the one of that name."""
+    address = film.page.evaluate(f"document.getElementById('{which}').src")
+    suffix = Path(address).suffix
+    with urllib.request.urlopen(address, timeout=30) as answer, tempfile.NamedTemporaryFile(suffix=suffix) as file:
         file.write(answer.read())
         file.flush()
-        samples, _ = soundfile.read(file.name, dtype="float32")
-    start = "sound.currentTime = at; sound.play();"
-    film.page.evaluate(f"(at) => {{ const sound = document.querySelector('#{which} audio'); {start} }}", start_sec)
+        samples = load_audio(file.name, RATE_HZ)
+    film.page.check(f"input[name=heard][value={which}]")
+    film.page.fill("#clock", f"{start_sec:g}")
+    film.page.click("#play")
     film.hear(samples[int(start_sec * RATE_HZ) :])
     film.rest(seconds)
 
@@ -144,7 +146,7 @@ def act(page, figure: Path | None) -> Film:
     page.wait_for_selector("#scores table", timeout=WAIT_MS)
     film.rest(0.5)
     play(film, "before", 3.0)
-    film.page.evaluate("document.querySelector('#before audio').pause()")
+    film.page.click("#play")  # which now says Pause
     play(film, "after", 5.0)
     film.hear(np.zeros(0, np.float32))
     if figure is not None:
@@ -156,11 +158,12 @@ def act(page, figure: Path | None) -> Film:
     page.mouse.wheel(0, 700)
     film.rest(2.0)
     page.evaluate("window.scrollTo({top: 0, behavior: 'smooth'})")
-    film.click("#picture input")
+    film.click("#video_mode input")
     film.click("[role=option]:has-text('mouth covered')")
     film.click("#run")
-    page.wait_for_selector("#scores", state="hidden", timeout=WAIT_MS)
+    page.wait_for_selector("#scores table", state="detached", timeout=WAIT_MS)
     page.wait_for_selector("#scores table", timeout=WAIT_MS)
+    film.click("#figure summary")
     film.rest(1.0)
     page.mouse.wheel(0, 500)
     film.rest(2.5)
@@ -168,9 +171,9 @@ def act(page, figure: Path | None) -> Film:
     film.click("role=tab[name='Live']")
     film.click("#live-start")
     film.rest(6.0)
-    page.select_option("#live-picture", "off")
+    page.select_option("#live-mode", "off")
     film.rest(2.5)
-    page.select_option("#live-picture", "as it is")
+    page.select_option("#live-mode", "as it is")
     film.rest(2.5)
     film.click("#live-stop")
     film.rest(0.5)

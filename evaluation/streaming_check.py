@@ -15,7 +15,7 @@ import numpy as np
 
 from models.inference.crop_stream import CropStream
 from models.inference.enhancer import Enhancer
-from models.inference.files.stream_file import chunks_with_pictures
+from models.inference.files.stream_file import chunks_with_crops
 from models.inference.stream_batch import StreamBatch
 from models.inference.streaming import StreamingEnhancer
 from models.level import level_gain
@@ -72,7 +72,7 @@ def streamed(enhancer: Enhancer, wav: np.ndarray, sizes: Sequence[int], crops: n
     chunks = (piece for piece in np.split(wav, edges[edges < len(wav)]))
     video = None if crops is None else CropStream([(crops, np.ones(len(crops), bool))], len(crops))
     outputs = []
-    for samples, frames, times, mask in chunks_with_pictures(chunks, video, enhancer.sample_rate, enhancer.video_fps):
+    for samples, frames, times, mask in chunks_with_crops(chunks, video, enhancer.sample_rate, enhancer.video_fps):
         if len(frames):
             stream.feed_video(frames, times, mask)
         outputs.append(stream.feed(samples))

@@ -1,6 +1,7 @@
 """The command `liteavse`: the repository's scripts under one name.
 
     liteavse enhance street.mp4      what inference_av.py does
+    liteavse stream --input_device pulse --output_device pulse     from a microphone to any output, live
     liteavse stream street.mp4       the same, chunk by chunk, as live
     liteavse train --config recipes/LiteAVSE/LiteAVSE_small.yaml --exp_name small
     liteavse evaluate report --help                any command of evaluation/; without a name: which there are
@@ -26,7 +27,7 @@ COMMANDS = ("enhance", "stream", "train", "evaluate", "app")
 # What a command needs beyond enhancing, by the extra that installs it.
 EXTRA_OF = {
     "tensorboard": "train", "webdataset": "train", "matplotlib": "train", "pystoi": "train", "pesq": "train",
-    "gradio": "app", "websockets": "app", "PIL": "app",
+    "gradio": "app", "websockets": "app", "PIL": "app", "sounddevice": "live",
 }  # fmt: skip
 
 
@@ -54,6 +55,11 @@ def enhance(arguments: Sequence[str]) -> int:
 
 
 def stream(arguments: Sequence[str]) -> int:
+    from liteavse import live
+
+    if any(argument.split("=")[0] in live.OPTIONS for argument in arguments):
+        named = any(argument.split("=")[0] == "--checkpoint_file" for argument in arguments)
+        return live.main(arguments if named else ["--checkpoint_file", shipped(str(live.CHECKPOINT)), *arguments])
     from inference_av import main
 
     return main(["--stream", *arguments], "liteavse stream")

@@ -84,10 +84,11 @@ def test_video_alone_brings_its_own_sound(run_av, tmp_path, talking_clip, capsys
 def test_rates_depths_and_channels(run_av, tmp_path, rate: int, channels: int, subtype: str, suffix: str) -> None:
     samples = np.repeat(voice(0.5, rate)[:, None], channels, axis=1)
     source = wav_file(tmp_path / f"in{suffix}", samples, rate, subtype)
-    assert run_av("--input_audio", source, "--output", tmp_path / "o.wav") == 0
-    written, out_rate = soundfile.read(tmp_path / "o.wav")
-    exact = soundfile.info(source).frames * 16000 / rate
-    assert out_rate == 16000 and abs(len(written) - exact) <= 0.5 and np.abs(written).max() > 0.001
+    for band, wanted in (("full", max(16000, rate)), ("16k", 16000)):
+        assert run_av("--input_audio", source, "--output", tmp_path / "o.wav", "--band", band) == 0
+        written, out_rate = soundfile.read(tmp_path / "o.wav")
+        exact = soundfile.info(source).frames * wanted / rate
+        assert out_rate == wanted and abs(len(written) - exact) <= 0.5 and np.abs(written).max() > 0.001
 
 
 def test_loud_output_is_turned_down_not_clipped(tmp_path) -> None:
@@ -317,7 +318,7 @@ def test_stopped_by_hand(run_av, tmp_path, capsys, monkeypatch) -> None:
     def stop(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(enhance_files, "sound_pieces", stop)
+    monkeypatch.setattr(enhance_files, "own_rate_pieces", stop)
     assert run_av("--input_audio", source) == 130
     only_line(capsys.readouterr().err)
 

@@ -15,7 +15,7 @@ import soundfile
 import yaml
 
 from data import download
-from evaluation import complexity_analysis, streaming_check
+from evaluation import complexity_analysis, readme_results, streaming_check
 from evaluation.reporting import figures
 from helpers.paths import ROOT
 from helpers.processes import InThisProcess
@@ -29,7 +29,7 @@ from utils.media.clip_writer import write_clip
 # In the order in which a reader would follow them: what one page makes, the next may use.
 PAGES = [ROOT / "docs" / f"{name}.md" for name in (
     "enhance", "streaming", "web_page", "data", "train", "evaluate", "audio_only", "recipes", "architecture", "kernels",
-    "limits_and_licences",
+    "troubleshooting", "limits_and_licences",
 )] + [ROOT / "README.md"]  # fmt: skip
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
@@ -336,6 +336,15 @@ def results_table() -> list[list[str]]:
     table = README.split("<!-- results -->")[1].split("<!-- /results -->")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")]
     return [row[1:] for row in rows[2:]]
+
+
+def test_the_results_are_those_of_the_report() -> None:
+    assert readme_results.made() == README
+    # The test can fail: another number in the CSV is another table.
+    rows = readme_results._read(readme_results.RESULTS / "snr" / "summary.csv")
+    visual = readme_results._read(readme_results.RESULTS / "visual" / "summary.csv")
+    worse = [row | ({"mean": "0.5"} if row["snr_db"] == "0" else {}) for row in rows]
+    assert readme_results.results_table(worse, visual) != readme_results.results_table(rows, visual)
 
 
 def test_the_checkpoint_behind_the_results_is_there() -> None:

@@ -90,6 +90,7 @@ class DataCfg(_Section):
     test_noise_json: str | None = None
     train_rir_json: str | None = None
     train_dubbing_bank: str | None = None  # gives a face to voices of a scene that were not filmed (dataloaders.dubbing)
+    copy_shards_to: str | None = None  # a node's own disk, such as $SLURM_TMPDIR, that training shards are copied to first
     train_talkers_json: str | None = None  # further competing voices of training_cfg.scene: clips with or without video
 
 
@@ -143,6 +144,7 @@ class SceneCfg(_Section):
 class TrainingCfg(_Section):
     init_checkpoint: str | None = None  # weights that a new run starts from
     init_parts: Literal["all", "audio", "fitting"] = "all"  # audio: not the visual branch; fitting: what fits, the rest named
+    train_only: list[str] | None = None  # parts of the model, such as vce; the others stay as they are. None: all are trained
     training_epochs: PositiveInt = 100
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 2

@@ -1,7 +1,4 @@
-"""Worker processes that go on when one of them is killed: the item that it worked on is lost, and nothing else.
-
-This module imports neither torch nor numpy, so that a process which needs neither starts fast.
-"""
+"""Worker processes that go on when one of them is killed: the item that it worked on is lost, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple
 
 ATTEMPTS = 2  # for each item: a system that is short of memory may kill a process which is not the cause
 AHEAD_PER_WORKER = 4  # items that have been read and are not finished; the rest of a long list is not in memory
@@ -40,25 +38,19 @@ def _serve(pipe: Connection, job: Job) -> None:
             pipe.send((None, error, traceback.format_exc()))
 
 
-class _Worker:
-    """One process and the pipe to it. It is spawned: a fork of a process that has torch's threads in it hangs."""
+class _Worker(NamedTuple):
+    process: BaseProcess
+    pipe: Connection
 
-    def __init__(self, job: Job) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, other_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(other_end, job), daemon=True)
-        self._process.start()
-        self.terminate = self._process.terminate
-        other_end.close()  # only the process holds it now, so the pipe ends when the process does
 
-    def call(self, item: object) -> tuple[Any, Exception | None, str]:
-        """The worker's answer; EOFError or OSError when it has died."""
-        self._pipe.send(item)
-        return self._pipe.recv()
-
-    def join(self) -> None:
-        self._pipe.close()
-        self._process.join()
+def _start(job: Job) -> _Worker:
+    """A spawned process: a fork of a process that has torch's threads in it hangs."""
+    context = multiprocessing.get_context("spawn")
+    pipe, other_end = context.Pipe()
+    process = context.Process(target=_serve, args=(other_end, job), daemon=True)
+    process.start()
+    other_end.close()  # only the process holds it now, so the pipe ends when the process does
+    return _Worker(process, pipe)
 
 
 class WorkerPool(contextlib.AbstractContextManager):
@@ -95,14 +87,14 @@ class WorkerPool(contextlib.AbstractContextManager):
                 future.cancel()
 
     def close(self) -> None:
-        """End the processes, also in the middle of an item."""
+        """End the processes, even in the middle of an item."""
         with self._lock:
             self._closed = True
             for worker in self._alive:
-                worker.terminate()
+                worker.process.terminate()
         self._threads.shutdown(cancel_futures=True)
         for worker in self._alive:
-            worker.join()
+            worker.process.join()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -112,7 +104,7 @@ class WorkerPool(contextlib.AbstractContextManager):
         with self._lock:
             if self._closed:
                 raise RuntimeError("the pool of processes is closed")
-            worker = self._idle.pop() if self._idle else _Worker(self._job)
+            worker = self._idle.pop() if self._idle else _start(self._job)
             self._alive.add(worker)
             return worker
 
@@ -120,11 +112,12 @@ class WorkerPool(contextlib.AbstractContextManager):
         for _ in range(ATTEMPTS):
             worker = self._take()
             try:
-                result, error, where = worker.call(item)
+                worker.pipe.send(item)
+                result, error, where = worker.pipe.recv()
             except (EOFError, OSError):  # it has died
                 with self._lock:
                     self._alive.discard(worker)
-                worker.join()
+                worker.process.join()
                 continue
             self._idle.append(worker)
             if error is not None:
@@ -135,8 +128,5 @@ class WorkerPool(contextlib.AbstractContextManager):
 
 def run_jobs(job: Job, items: Iterable[object], workers: int, lost: Callable[[Any], Any]) -> Iterator[Any]:
     """job(item) of each item, in order: in a WorkerPool that ends with the last one, or in this process for one worker."""
-    if workers < 2:
-        yield from map(job, items)
-        return
-    with WorkerPool(job, workers, lost) as pool:
-        yield from pool.map(items)
+    with WorkerPool(job, workers, lost) if workers > 1 else contextlib.nullcontext() as pool:
+        yield from pool.map(items) if pool else map(job, items)

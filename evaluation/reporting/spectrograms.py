@@ -29,9 +29,8 @@ def spectrogram_figure(
 ) -> None:
     """Spectrograms of `sounds` {name: float32 [L]} on one dB scale, then a difference, alpha and the gate, one below the other.
 
-    The suffix of `path` chooses the format. The difference is the second sound minus the last (of two sounds: minus the
-    first); levels below the end of the scale count as silence in both. The gate is drawn by frequency with its spread over
-    time, or, with `gate_over_time`, by frequency and time.
+    The difference is the second sound minus the last (of two sounds: minus the first); levels below the scale count as
+    silence. The gate is drawn by frequency with its spread over time, or, with `gate_over_time`, by frequency and time.
     """
     spectra = {name: spectrogram_db(wav, stft) for name, wav in sounds.items()}
     highest = max(float(spectrum.max()) for spectrum in spectra.values())

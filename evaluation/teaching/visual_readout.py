@@ -32,8 +32,7 @@ def readout_correlation(
 ) -> float:
     """Mean over bands of the correlation of predicted and true energies on `valid`; the readout is fitted on `train`.
 
-    Clips are (features [V, D], energies [V, bands]); the mean of each clip is subtracted. Energies are predicted from the
-    features `later` frames after them.
+    Clips: (features [V, D], energies [V, bands]), less their means; the features are those `later` frames after the energies.
     """
 
     def parts(clips: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

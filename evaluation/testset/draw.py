@@ -1,6 +1,5 @@
 """Draws the mixtures of a test set: clips, maskers, places in them, SNRs and rooms, all from one seed."""
 
-
 from __future__ import annotations
 
 import argparse

@@ -1,11 +1,14 @@
-// The live tab in the browser: microphone and camera to the server, enhanced sound back, gapless; runs as a component's js_on_load.
+// The live tab in the browser sends microphone and camera to the server and plays what comes back without gaps.
+// Runs as a component's js_on_load.
 const $ = (name) => element.querySelector("#live-" + name);
 const BLOCK_SEC = 0.04;       // of sound in a message
-const PICTURE_MS = 38;        // between two pictures: 25 a second
-const PICTURE_SIDE = 320;     // pixels of the longer side
-const START_SEC = 0.12;       // of sound waiting before playing begins, against jitter
-const MOST_SEC = 0.4;         // more than this is left out, so that the delay cannot grow
-const HEADER_BYTES = 16, SOUND = 0, PICTURE = 1;
+const FRAME_MS = 38;          // between two frames, which makes 25 a second
+const FRAME_SIDE = 320;       // pixels of the longer side
+const START_SEC = 0.12;       // of sound that waits before playing begins, so that late messages make no gap
+const MOST_SEC = 0.4;         // of sound that may wait; more is left out, so that the delay cannot grow
+const LATE_SEC = 1.0;         // of sound on its way: the server does not keep up
+const RELIEF_SEC = 3;         // for so long it must keep up before this is said
+const HEADER_BYTES = 16, SOUND = 0, FRAME = 1;
 
 const WORKLETS = `
 class Capture extends AudioWorkletProcessor {
@@ -108,7 +111,7 @@ function packet(kind, atSec, content) {
   return bytes;
 }
 
-function pictureMode() { return $("picture").value; }
+function videoMode() { return $("mode").value; }
 
 async function ask() {
   if (!navigator.mediaDevices) throw new Error("Browsers give the microphone to pages on https or on localhost only.");
@@ -127,13 +130,12 @@ async function ask() {
 }
 
 function address() {
-  const root = window.gradio_config?.root || location.origin + location.pathname;
-  return root.replace(/^http/, "ws").replace(/\/$/, "") + "/live";
+  return new URL("live", location.href).href.replace(/^http/, "ws");
 }
 
 async function start() {
   if (run) return;
-  const mine = run = { captured: 0, offset: Infinity, until: 0, held: 0, gaps: 0, dropped: 0, lastPicture: 0 };
+  const mine = run = { captured: 0, offset: Infinity, until: 0, held: 0, gaps: 0, dropped: 0, lastFrame: 0 };
   for (const line of Object.values(history)) line.length = 0;
   $("start").disabled = true;
   try {
@@ -150,7 +152,9 @@ async function start() {
     hear(mine);
     if (mine.media.getVideoTracks().length) watch(mine);
     $("stop").disabled = false;
-    say(mine.media.getVideoTracks().length ? "Live." : "Live, by sound alone: no camera was found.");
+    mine.live = mine.media.getVideoTracks().length ? "Live." : "Live, by sound alone: no camera was found.";
+    say(mine.live);
+    mine.watchdog = setInterval(() => judge(mine), 500);
     element.dataset.state = "live";
   } catch (error) {
     stop(error.message, true);
@@ -163,7 +167,7 @@ function connect(mine) {
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
       socket.send(JSON.stringify({ rate: mine.audio.sampleRate }));
-      socket.send(JSON.stringify({ picture: pictureMode() }));
+      socket.send(JSON.stringify({ video_mode: videoMode() }));
     };
     socket.onclose = () => { reject(new Error("The server closed the stream.")); if (run === mine) stop("The server closed the stream.", true); };
     socket.onmessage = ({ data }) => {
@@ -182,7 +186,7 @@ function hear(mine) {
     { numberOfOutputs: 0, processorOptions: { block: Math.round(BLOCK_SEC * rate) } });
   capture.port.onmessage = ({ data: { block, first } }) => {
     mine.captured = (first + block.length) / rate;
-    // When the sound's clock began, on the page's: the shortest way that a block ever took here, drifting slowly.
+    // When the sound's clock began, on the page's clock. The shortest way that a block ever took here counts, and drifts slowly.
     mine.offset = Math.min(mine.offset + 1e-5, performance.now() / 1000 - mine.captured);
     keep("before", level(block));
     if (mine.socket.readyState === 1) mine.socket.send(packet(SOUND, first / rate, block.buffer));
@@ -222,17 +226,17 @@ function watch(mine) {
     if (run !== mine) return;
     camera.requestVideoFrameCallback(next);
     const taken = about.captureTime ?? now;
-    if (taken - mine.lastPicture < PICTURE_MS || mine.socket.bufferedAmount > 200000 || pictureMode() === "off") return;
+    if (taken - mine.lastFrame < FRAME_MS || mine.socket.bufferedAmount > 200000 || videoMode() === "off") return;
     if (!isFinite(mine.offset) || !camera.videoWidth) return;
-    mine.lastPicture = taken;
-    const scale = Math.min(1, PICTURE_SIDE / Math.max(camera.videoWidth, camera.videoHeight));
+    mine.lastFrame = taken;
+    const scale = Math.min(1, FRAME_SIDE / Math.max(camera.videoWidth, camera.videoHeight));
     small.width = Math.round(camera.videoWidth * scale);
     small.height = Math.round(camera.videoHeight * scale);
     small.getContext("2d").drawImage(camera, 0, 0, small.width, small.height);
     const atSec = Math.max(0, taken / 1000 - mine.offset);
     small.toBlob(async (blob) => {
       if (!blob || run !== mine || mine.socket.readyState !== 1) return;
-      mine.socket.send(packet(PICTURE, atSec, await blob.arrayBuffer()));
+      mine.socket.send(packet(FRAME, atSec, await blob.arrayBuffer()));
     }, "image/jpeg", 0.85);
   };
   camera.requestVideoFrameCallback(next);
@@ -245,21 +249,35 @@ function receive(mine, data) {
     if (content.byteLength) keep("after", level(new Int16Array(content)));
     mine.player?.port.postMessage(content, [content]);
   } else {
-    createImageBitmap(new Blob([content], { type: "image/jpeg" })).then((picture) => {
+    createImageBitmap(new Blob([content], { type: "image/jpeg" })).then((crop) => {
       const canvas = $("crop");
-      canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+      canvas.getContext("2d").drawImage(crop, 0, 0, canvas.width, canvas.height);
     });
+  }
+}
+
+function judge(mine) {  // also where the server says nothing any more
+  if (run !== mine) return;
+  const late = mine.captured - mine.until, now = performance.now() / 1000;
+  if (mine.rtf > 1 || late > LATE_SEC) {
+    mine.lateAt = now;
+    const load = mine.rtf > 1 ? " It needs " + mine.rtf.toFixed(1) + " s for a second of sound." : "";
+    say("The server cannot keep up: what you hear is " + Math.max(late, 0).toFixed(1) + " s late, and sound is left out." + load, true);
+  } else if (mine.lateAt && now - mine.lateAt > RELIEF_SEC) {
+    mine.lateAt = 0;
+    say(mine.live);
   }
 }
 
 function show(mine, told) {
   keep("alpha", told.alpha);
+  mine.rtf = told.rtf;
   const backlog = Math.max(0, mine.captured - mine.until);
   const values = { alpha: told.alpha.toFixed(2), rtf: told.rtf.toFixed(2), latency: Math.round(1000 * latency(mine)) + " ms",
     backlog: Math.round(1000 * backlog) + " ms", heard: told.heard_sec.toFixed(1) + " s",
     lost: (told.skipped_sec + mine.dropped).toFixed(1) + " s, " + mine.gaps + (mine.gaps === 1 ? " gap" : " gaps") };
   for (const [name, value] of Object.entries(values)) $(name).textContent = value;
-  $("face").textContent = pictureMode() === "off" ? "video off" : told.face ? (told.faces > 1 ? told.faces + " faces: one is followed" : "face found") : "no face";
+  $("face").textContent = videoMode() === "off" ? "video off" : told.face ? (told.faces > 1 ? told.faces + " faces: one is followed" : "face found") : "no face";
   draw();
 }
 
@@ -267,6 +285,7 @@ function stop(sentence = "Stopped.", bad = false) {
   const mine = run;
   run = null;
   if (mine) {
+    clearInterval(mine.watchdog);
     if (mine.socket) { mine.socket.onclose = null; mine.socket.close(); }
     mine.media?.getTracks().forEach((track) => track.stop());
     mine.audio?.close();
@@ -281,5 +300,5 @@ function stop(sentence = "Stopped.", bad = false) {
 
 $("start").addEventListener("click", start);
 $("stop").addEventListener("click", () => stop());
-$("picture").addEventListener("change", () => run?.socket?.readyState === 1 && run.socket.send(JSON.stringify({ picture: pictureMode() })));
+$("mode").addEventListener("change", () => run?.socket?.readyState === 1 && run.socket.send(JSON.stringify({ video_mode: videoMode() })));
 element.querySelectorAll("input[name=live-listen]").forEach((choice) => choice.addEventListener("change", listen));

@@ -1,4 +1,4 @@
-"""What a visitor of the web page gives: checked by its content and its size, and made ready for the model."""
+"""What a visitor of the web page gives, checked by its content and its size, and made ready for the model."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from utils.console import one_line
 from utils.faces.cropper import FaceOptions, FaceReport
 from utils.faces.lip_sync import SoundTrack
 from utils.media.decode import MediaError, MediaInfo, probe_media
+from utils.media.frame_grid import MOST_PIXELS
 from utils.media.sound import sound_pieces
 from utils.scores.metrics import aligned
 
 AS_IT_IS, OFF = "as it is", "off"
-# How the picture can be spoilt; each is applied to the whole clip.
+# The ways in which the face crops can be spoilt; each is applied to the whole recording.
 CORRUPTIONS = ("blur", "noise", "black", "dim", "patch", "freeze", "drop")
-SILENCE = 1e-4  # of full scale: nothing in the sound is louder
-MOST_PIXELS = 4096 * 4096  # of a picture: a small file can unpack to gigabytes
+SILENCE = 1e-4  # of full scale; sound in which nothing is louder is silent
 TYPES_TO_GIVE = "give a video (mp4, mov, mkv, webm, mpg, avi) or a sound (wav, flac, mp3, ogg, m4a)"
 
 
 class Complaint(ValueError):
-    """Why a visitor's recording cannot be used: a sentence for the page, which names no folder of the server."""
+    """Says in a sentence for the page why a recording cannot be used; it names no folder of the server."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class Limits:
 class Wish:
     """What a visitor asks for."""
 
-    video: Path | None = None  # the face, and the sound too where `audio` is None
+    video: Path | None = None  # shows the face, and has the sound too where `audio` is None
     audio: Path | None = None
     reference: Path | None = None  # the clean sound, to score against
     noise: np.ndarray | None = None  # float [n] at the model's rate, to be added
     snr_db: float = 0.0
-    picture: str = AS_IT_IS  # or OFF, or one of CORRUPTIONS
-    face: int | None = None  # of several, the so-manieth from the left; None: the one that talks
-    limit_db: float | None = None  # noise is turned down no further than this
+    video_mode: str = AS_IT_IS  # or OFF, or one of CORRUPTIONS
+    face: int | None = None  # the number of the face to follow, counted from the left; None: the one that talks
+    limit_db: float | None = None  # the noise is turned down by so much at most; None: as far as the model can
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +63,13 @@ class Recording:
     reference_name: str
     crops: np.ndarray | None  # uint8 [V, S, S, 3]
     mask: np.ndarray | None  # bool [V]
-    faces: str  # how many there are, and what found them; "" where nobody looked
+    faces: str  # how many faces there are, and what found them; "" where no face was looked for
+    has_video: bool  # whether a video was given that shows something
     notes: tuple[str, ...]
 
 
 def complaint(error: BaseException, paths: Sequence[Path | None]) -> Complaint:
-    """The error as a sentence in which the visitor's files go by their names alone."""
+    """The error as a sentence in which the visitor's files are called by their names alone, without their folders."""
     text = one_line(error)
     for path in paths:
         if path is not None:
@@ -77,7 +78,7 @@ def complaint(error: BaseException, paths: Sequence[Path | None]) -> Complaint:
 
 
 def check_file(path: Path, limits: Limits, wanted: str) -> MediaInfo:
-    """What is in a file; Complaint when it is too large, too long, or does not hold the `wanted` ("audio" or "video")."""
+    """What is in a file; Complaint when it is too large or too long, or holds no sound where "audio" is wanted."""
     size_mb = path.stat().st_size / 1e6 if path.is_file() else 0.0
     if size_mb > limits.largest_mb:
         raise Complaint(f"{path.name} has {size_mb:.0f} MB; up to {limits.largest_mb} MB are taken here.")
@@ -86,16 +87,17 @@ def check_file(path: Path, limits: Limits, wanted: str) -> MediaInfo:
     except (MediaError, OSError) as error:
         raise Complaint(f"{path.name} is neither sound nor video that can be read; {TYPES_TO_GIVE}.") from error
     if info.width * info.height > MOST_PIXELS:
-        raise Complaint(f"{path.name} has a picture of {info.width} x {info.height} pixels; up to 4096 x 4096 are taken here.")
+        raise Complaint(f"{path.name} has frames of {info.width} x {info.height} pixels; up to 4096 x 4096 are taken here.")
     if info.duration_sec is not None and info.duration_sec > limits.longest_sec:
         raise too_long(path, limits, info.duration_sec)
     if wanted == "audio" and not info.has_audio:
-        kind = "holds a picture but no sound: add the sound as a file of its own" if info.has_video else "holds no sound"
+        kind = "shows a video but holds no sound: add the sound as a file of its own" if info.has_video else "holds no sound"
         raise Complaint(f"{path.name} {kind}.")
     return info
 
 
 def too_long(path: Path, limits: Limits, duration_sec: float | None = None) -> Complaint:
+    """The Complaint about a recording that is longer than the limit."""
     length = f"lasts {spoken(duration_sec)}" if duration_sec else "is too long"
     return Complaint(
         f"{path.name} {length}; up to {spoken(limits.longest_sec)} are taken here. "
@@ -109,7 +111,7 @@ def spoken(duration_sec: float) -> str:
 
 
 def read_sound(path: Path, limits: Limits, sample_rate: int) -> np.ndarray:
-    """The sound of a file, float32 [L]; Complaint where it cannot be used. What a header hides counts, too."""
+    """The sound of a file, float32 [L]; Complaint where it cannot be used. Its length is counted, whatever the header says."""
     check_file(path, limits, "audio")
     pieces, length = [], 0
     try:
@@ -128,7 +130,7 @@ def read_sound(path: Path, limits: Limits, sample_rate: int) -> np.ndarray:
 def read_recording(
     enhancer: Enhancer, wish: Wish, limits: Limits, progress: Callable[[float, str], object] = lambda share, what: None
 ) -> Recording:
-    """Everything decoded, noise added, the picture spoilt or withheld as wished; Complaint where it cannot be."""
+    """Decode everything, add noise, spoil or withhold the face as wished; Complaint where that cannot be done."""
     rate, source = enhancer.sample_rate, wish.audio or wish.video
     if source is None:
         raise Complaint("Nothing to enhance yet: choose an example, upload a recording, or make one.")
@@ -151,42 +153,45 @@ def read_recording(
     noisy = sound if wish.noise is None else mix_audio(sound, wish.noise, wish.snr_db, rate)
     progress(0.1, "looking for the face")
     report = FaceReport()
-    crops, mask, notes = read_picture(enhancer, wish, limits, SoundTrack(lambda first, stop: noisy[first:stop], rate),
-                                      len(noisy) / rate, report)  # fmt: skip
+    has_video = wish.video is not None and check_file(wish.video, limits, "video").has_video
+    crops, mask, notes = None, None, []
+    if wish.video is not None and wish.video_mode != OFF:
+        if has_video:
+            track = SoundTrack(lambda first, stop: noisy[first:stop], rate)
+            crops, mask, notes = read_face(enhancer, wish, track, len(noisy) / rate, report)
+        else:
+            notes = [f"{wish.video.name} shows no video: it was enhanced by sound alone."]
     return Recording(
         name=source.stem, noisy=noisy, reference=reference, reference_name=reference_name, crops=crops, mask=mask,
-        faces=report.summary() if report.looked else "", notes=tuple(notes),
+        faces=report.summary() if report.looked else "", has_video=has_video, notes=tuple(notes),
     )  # fmt: skip
 
 
-def read_picture(
-    enhancer: Enhancer, wish: Wish, limits: Limits, sound: SoundTrack, duration_sec: float, report: FaceReport
+def read_face(
+    enhancer: Enhancer, wish: Wish, sound: SoundTrack, duration_sec: float, report: FaceReport
 ) -> tuple[np.ndarray | None, np.ndarray | None, list[str]]:
-    """Face crops and mask as the model is to see them, and notes; None where it is to hear alone.
+    """(crops uint8 [V, S, S, 3], mask bool [V], notes) as the model is to see them; no crops where it is to hear alone.
 
-    The sound tells who of several talks; `report` is told what was seen.
+    The sound decides whom to follow of several faces; `report` receives what was seen.
     """
-    if wish.video is None or wish.picture == OFF:
-        return None, None, []
+    assert wish.video is not None
     if not enhancer.uses_video:
-        return None, None, ["this checkpoint hears only: the video is not used"]
-    if not check_file(wish.video, limits, "video").has_video:
-        return None, None, [f"{wish.video.name} holds no moving picture: sound only"]
+        return None, None, ["This model only hears: the video is not used."]
     try:
         crops, mask = enhancer.load_video(wish.video, duration_sec, FaceOptions(face=wish.face), sound, report)
     except (MediaError, OSError) as error:
-        return None, None, [f"{complaint(error, [wish.video])} Enhanced by sound alone."]
+        return None, None, [f"{complaint(error, [wish.video])} It was enhanced by sound alone."]
     notes = report.notes()
     if not mask.any():
-        return None, None, [*notes, f"no face was found in {wish.video.name}: enhanced by sound alone"]
-    if wish.picture in CORRUPTIONS:
-        crops, _ = VisualDegradation().apply(wish.picture, crops, np.random.default_rng(0), whole_clip=True)
+        return None, None, [*notes, f"No face was found in {wish.video.name}: it was enhanced by sound alone."]
+    if wish.video_mode in CORRUPTIONS:
+        crops, _ = VisualDegradation().apply(wish.video_mode, crops, np.random.default_rng(0), whole_clip=True)
     return crops, mask, notes
 
 
 @functools.cache
 def sample_noise(video: Path, clean: Path, sample_rate: int) -> np.ndarray:
-    """The noise of a clip of samples/: its noisy sound minus its clean one, float32 [L]."""
+    """The noise of a clip of samples/, which is its noisy sound minus its clean one; float32 [L]."""
     noisy, speech = (np.concatenate(list(sound_pieces(path, sample_rate))) for path in (video, clean))
     n = min(len(noisy), len(speech))
     return noisy[:n] - speech[:n]

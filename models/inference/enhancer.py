@@ -19,8 +19,9 @@ import torch
 from models.generator import SEMamba
 from models.inference.crop_stream import CropStream, check_crops, check_mask
 from models.inference.overlap import enhance_overlapped
-from models.inference.results import AlphaTrack, EnhanceResult, Outcome
+from models.inference.results import AlphaTrack, EnhanceResult, Outcome, Stretch, Whole
 from models.inference.stream_batch import PIECE_FRAMES, StreamBatch
+from models.inference.upper_band import FULL, Between, UpperBand, check_band, has_upper_band, top_octave_gain
 from models.inference.waveform import float_waveform, mix_back, noisy_share
 from models.level import level_gain
 from models.ops.backend import describe_backend
@@ -29,6 +30,7 @@ from models.stfts import mag_phase_istft, mag_phase_stft
 from utils.faces.cropper import FaceOptions, FaceReport
 from utils.faces.lip_sync import SoundTrack
 from utils.faces.video_crops import crop_stretches, load_video_frames
+from utils.media.short_resampler import convert
 from utils.media.sound import resample
 from utils.util import pick_device
 
@@ -106,7 +108,7 @@ class Enhancer:
     def enhance(
         self, wav: np.ndarray, sample_rate: int, video: str | os.PathLike | np.ndarray | CropStream | None = None,
         video_mask: np.ndarray | None = None, return_details: bool = False, attenuation_limit_db: float | None = None,
-        faces: FaceOptions | None = None, progress: Callable[[float], object] | None = None,
+        faces: FaceOptions | None = None, progress: Callable[[float], object] | None = None, band: str = FULL,
     ) -> EnhanceResult:
         """Enhance a recording; the output is mono, has as many samples as the input, and its level.
 
@@ -116,7 +118,8 @@ class Enhancer:
         seen the sound alone is used. return_details returns the gate too. attenuation_limit_db mixes some of the noise
         back (models/inference/waveform.py). `faces` are the options for finding the face in a file (default: the
         Enhancer's). `progress` is called with the share that is done, up to 1, unless the recording is taken at once; an
-        exception in it ends the work. ValueError names input that cannot be used.
+        exception in it ends the work. Above the model's rate `band` "full" keeps the upper band and treats it
+        (models/inference/upper_band.py), and "16k" leaves it out. ValueError names input that cannot be used.
 
         A causal model processes the sound piece by piece, as it does live (models/inference/stream_batch.py): memory grows
         only with the arrays of samples. Any other model takes up to LONGEST_WHOLE_SEC at once; longer recordings are cut into
@@ -125,24 +128,31 @@ class Enhancer:
         started = time.perf_counter()
         if not 1 <= sample_rate <= HIGHEST_RATE_HZ or int(sample_rate) != sample_rate:
             raise ValueError(f"sample_rate is {sample_rate!r}, it should be a whole number of Hz, e.g. {self.sample_rate}")
-        share = noisy_share(attenuation_limit_db)
+        share, sample_rate = noisy_share(attenuation_limit_db), int(sample_rate)
+        full = check_band(band) == FULL and has_upper_band(sample_rate, self.sample_rate)
         mono = float_waveform(wav)
-        samples = resample(mono, int(sample_rate), self.sample_rate)
+        samples = (convert if full else resample)(mono, sample_rate, self.sample_rate)
         if not len(samples):
             samples = np.zeros(1, np.float32)  # the recording is shorter than one sample at the model's rate
         duration_sec = len(mono) / sample_rate
         sound = SoundTrack(lambda first, stop: samples[first:stop], self.sample_rate)
         crop_stream, notes = self.open_crops(video, video_mask, duration_sec, sound, faces)
-        if self.model.causal:
-            enhanced, alpha, gate = self._in_steps(samples, crop_stream, return_details, progress)
-        else:
-            enhanced, alpha, gate = self._offline(samples, crop_stream, return_details, progress)
-        outcome = self.outcome(duration_sec, crop_stream, alpha)
+        outcome, made = self.enhance_samples(samples, duration_sec, crop_stream, return_details, progress)
+        restored = self._restore(made.wav, sample_rate, mono, samples, made.upper if full else None)
         return EnhanceResult(
             **vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)},
-            wav=mix_back(self._restore(enhanced, int(sample_rate), len(mono)), mono, share), sample_rate=int(sample_rate),
-            gate=None if outcome.alpha is None else gate,
+            wav=mix_back(restored, mono, share), sample_rate=sample_rate,
+            gate=None if outcome.alpha is None else made.gate,
         )  # fmt: skip
+
+    def enhance_samples(
+        self, samples: np.ndarray, duration_sec: float, crop_stream: CropStream | None, keep_gate: bool = False,
+        progress: Callable[[float], object] | None = None,
+    ) -> tuple[Outcome, Whole]:
+        """Enhance float32 [n] at the model's rate with opened crops: what is known about it, and what the model made of it."""
+        made = (self._in_steps if self.model.causal else self._offline)(samples, crop_stream, keep_gate, progress)
+        self._finite(made.wav)
+        return self.outcome(duration_sec, crop_stream, made.alpha), made
 
     def open_crops(
         self, video: str | os.PathLike | np.ndarray | CropStream | None, mask: np.ndarray | None, duration_sec: float,
@@ -182,86 +192,102 @@ class Enhancer:
 
     def stream(
         self, sound: Iterable[np.ndarray], crop_stream: CropStream | None, keep_gate: bool = False
-    ) -> Iterator[tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]]:
-        """Enhance pieces of samples float32 [n] at the model's rate; causal models only.
-
-        Yields (enhanced samples [m], list of alpha [t], list of gate [t, F'] if kept); the sum of all m is that of all n.
-        """
-        batch = StreamBatch(self.model, self.cfg, keep_gate=keep_gate)
+    ) -> Iterator[Stretch]:
+        """Enhance pieces of samples float32 [n] at the model's rate; causal models only. The lengths of both sums are equal."""
+        batch = StreamBatch(self.model, self.cfg, keep_gate=keep_gate, keep_upper=True)
         heard = 0
         for piece in sound:
             heard += len(piece)
             tick = int(heard / self.sample_rate * self.video_fps) + 1
             for first, crops, mask in crop_stream.until(tick) if crop_stream else ():
                 batch.add_video(crops, np.arange(first, first + len(crops)) / self.video_fps, mask)
-            out = self._finite(batch.feed(piece[None])[0])
-            yield out, [alpha[0] for alpha in batch.alpha], [gate[0] for gate in batch.gate]
-        out = self._finite(batch.flush()[0])
-        yield out, [alpha[0] for alpha in batch.alpha], [gate[0] for gate in batch.gate]
+            yield self._stretch(batch, batch.feed(piece[None]))
+        yield self._stretch(batch, batch.flush())
+
+    def _stretch(self, batch: StreamBatch, out: np.ndarray) -> Stretch:
+        """What the last call of a batch of one stream gave; its samples are out [1, m]."""
+        upper = np.concatenate([np.zeros(0, np.float32), *(gain[0] for gain in batch.upper)])
+        return Stretch(self._finite(out[0]), [alpha[0] for alpha in batch.alpha], [gate[0] for gate in batch.gate], upper)
 
     def _in_steps(
         self, samples: np.ndarray, crop_stream: CropStream | None, keep_gate: bool, progress: Callable[[float], object] | None
-    ) -> tuple:
-        """Samples [n] -> (enhanced [n], alpha [T], gate [T, F'] or None), through `stream`."""
+    ) -> Whole:
+        """Enhance samples [n] through `stream`."""
         size = PIECE_FRAMES * self.cfg["stft_cfg"]["hop_size"]
         pieces = (samples[first : first + size] for first in range(0, len(samples), size))
-        enhanced, position, gates = np.empty(len(samples), np.float32), 0, []
+        enhanced, position, gates, upper = np.empty(len(samples), np.float32), 0, [], []
         alpha = AlphaTrack(self.cfg["stft_cfg"], len(samples))
-        for out, steps, gate in self.stream(pieces, crop_stream, keep_gate):
-            enhanced[position : position + len(out)] = out
-            position += len(out)
-            alpha.append(steps)
-            gates += gate
+        for made in self.stream(pieces, crop_stream, keep_gate):
+            enhanced[position : position + len(made.wav)] = made.wav
+            position += len(made.wav)
+            alpha.append(made.alpha)
+            gates += made.gate
+            upper.append(made.upper)
             if progress is not None:
                 progress(position / len(samples))
-        return enhanced, alpha.values, np.concatenate(gates) if gates else None
+        return Whole(enhanced, alpha.values, np.concatenate(gates) if gates else None, np.concatenate(upper))
 
     def _offline(
         self, samples: np.ndarray, crop_stream: CropStream | None, keep_gate: bool,
         progress: Callable[[float], object] | None = None,
-    ) -> tuple:
-        """Samples [n] -> (enhanced [n], alpha [T] or None, gate [T, F'] or None), by a model that is not causal."""
+    ) -> Whole:
+        """Enhance samples [n] by a model that is not causal."""
         gain = level_gain(samples, causal=False, sample_rate=self.sample_rate)
         if len(samples) <= LONGEST_WHOLE_SEC * self.sample_rate:
-            enhanced, alpha, gate = self.run_whole(samples * gain, crop_stream.rest() if crop_stream else None, keep_gate)
-            return enhanced / gain, alpha, gate
-        enhanced, alpha = enhance_overlapped(
+            made = self.run_whole(samples * gain, crop_stream.rest() if crop_stream else None, keep_gate)
+            return made._replace(wav=made.wav / gain)
+        enhanced, alpha, upper = enhance_overlapped(
             samples * gain, crop_stream, self.sample_rate, self.video_fps, self.cfg["stft_cfg"]["hop_size"],
-            lambda chunk, face: self.run_whole(chunk, face, False)[:2], progress,
+            lambda chunk, face: self.run_whole(chunk, face, False), progress,
         )
-        return enhanced / gain, alpha, None
+        return Whole(enhanced / gain, alpha, None, upper)
 
     @torch.inference_mode()
     def run_whole(
         self, samples: np.ndarray, face: tuple[np.ndarray, np.ndarray] | None, keep_gate: bool
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """Normalised samples [n], crops and mask or None -> (enhanced [n], alpha [T] or None, gate [T, F'] or None)."""
+    ) -> Whole:
+        """Enhance normalised samples [n] at once, with crops and mask or None."""
         stft = self.cfg["stft_cfg"]
         sizes = (stft["n_fft"], stft["hop_size"], stft["win_size"], self.cfg["model_cfg"]["compress_factor"])
         # The STFT mirrors half a window at each edge, so the sound must be that long.
         padded = np.pad(samples, (0, max(0, stft["n_fft"] - len(samples))))
         wave = torch.from_numpy(padded).to(self.device)[None]  # [1, n]
-        mag, pha, _ = mag_phase_stft(wave, *sizes)  # [1, F, T]
+        noisy, pha, _ = mag_phase_stft(wave, *sizes)  # [1, F, T]
         alpha = gate = None
         if face is None or not face[1].any():
-            mag, pha, _ = self.model(mag, pha)
+            mag, pha, _ = self.model(noisy, pha)
         else:
             crops = torch.from_numpy(np.ascontiguousarray(face[0])).to(self.device)
             scale = 255.0 if crops.dtype == torch.uint8 else 1.0
             video = (crops.float() / scale).permute(3, 0, 1, 2)[None]  # [1, 3, V, S, S]
             mask = torch.from_numpy(np.ascontiguousarray(face[1])).to(self.device)[None]
-            enhanced = self.model.forward_with_gates(mag, pha, video, mask)
+            enhanced = self.model.forward_with_gates(noisy, pha, video, mask)
             mag, pha = enhanced.mag, enhanced.pha
             alpha = enhanced.alpha[0, :, 0].cpu().numpy()
             gate = enhanced.gate[0, 0].cpu().numpy() if keep_gate and enhanced.gate is not None else None
         wave = mag_phase_istft(mag, pha, *sizes, length=len(padded))
-        return wave[0, : len(samples)].cpu().numpy(), alpha, gate
+        upper = top_octave_gain(noisy, mag, sizes[-1])[0]
+        return Whole(wave[0, : len(samples)].cpu().numpy(), alpha, gate, upper)
 
-    def _restore(self, enhanced: np.ndarray, sample_rate: int, length: int) -> np.ndarray:
-        """Samples at the model's rate -> float32 [length] at sample_rate."""
-        wav = resample(self._finite(enhanced), self.sample_rate, sample_rate)
-        missing = length - len(wav)
-        return np.pad(wav, (0, missing)) if missing > 0 else wav[:length]
+    def _restore(
+        self, enhanced: np.ndarray, sample_rate: int, mono: np.ndarray, samples: np.ndarray, upper: np.ndarray | None
+    ) -> np.ndarray:
+        """Enhanced samples at the model's rate -> float32 [L] at sample_rate, with the recording's upper band if it has a gain.
+
+        mono [L] is the recording, samples [n] its low band at the model's rate.
+        """
+        if upper is not None:
+            return self.upper_band(sample_rate, lambda a, b: mono[a:b], lambda a, b: samples[a:b]).whole(
+                enhanced[: len(samples)], upper, len(mono)
+            )
+        wav = resample(enhanced, self.sample_rate, sample_rate)
+        missing = len(mono) - len(wav)
+        return np.pad(wav, (0, missing)) if missing > 0 else wav[: len(mono)]
+
+    def upper_band(self, sample_rate: int, own: Between, noisy: Between) -> UpperBand:
+        """Return what puts this model's output and the treated upper band of a recording together."""
+        stft = self.cfg["stft_cfg"]
+        return UpperBand(sample_rate, self.sample_rate, stft["n_fft"], stft["hop_size"], own, noisy)
 
     def _finite(self, enhanced: np.ndarray) -> np.ndarray:
         if not np.isfinite(enhanced).all():

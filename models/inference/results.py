@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,6 +40,24 @@ class EnhanceResult(Outcome):
     wav: np.ndarray  # float32 [L], as many samples as the input, at its rate and level
     sample_rate: int  # Hz, the input's
     gate: np.ndarray | None = None  # float32 [T, F'], which frequencies the video helps; only with return_details=True
+
+
+class Stretch(NamedTuple):
+    """A further part of a recording, as the model gives it."""
+
+    wav: np.ndarray  # float32 [m], enhanced, at the model's rate
+    alpha: list[np.ndarray]  # [t] each, of further STFT frames
+    gate: list[np.ndarray]  # [t, F'] each, if it is kept
+    upper: np.ndarray  # float32 [t], gain of the band above the model's
+
+
+class Whole(NamedTuple):
+    """A recording, or a chunk of it, as the model gives it."""
+
+    wav: np.ndarray  # float32 [n], enhanced, at the model's rate
+    alpha: np.ndarray | None  # [T]; None without a face
+    gate: np.ndarray | None  # [T, F']; None where it is not kept
+    upper: np.ndarray  # float32 [T], gain of the band above the model's
 
 
 class AlphaTrack:

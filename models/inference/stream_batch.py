@@ -9,8 +9,9 @@ visual_cfg.visual_lookahead_ms lets the sound wait for the video.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from models.generator import Enhanced, ModelState, SEMamba
 from models.inference.crop_stream import check_crops, check_mask
 from models.inference.stream_video import CropQueue, VideoSide
+from models.inference.upper_band import top_octave_gain
 from models.level import RunningLevel
 from models.stfts import mag_phase_stft
 from models.timing import latency_samples
@@ -44,21 +46,31 @@ class _Carried:
     flushed: bool = False
 
 
+class _Made(NamedTuple):
+    """What a call gives besides sound: lists of arrays, one for each call of the model."""
+
+    alpha: list[np.ndarray]  # [B, t]
+    gate: list[np.ndarray]  # [B, t, F']
+    upper: list[np.ndarray]  # [B, t]
+
+
 class StreamBatch:
     """`streams` independent sounds through one causal model; each call advances all by the same number of samples.
 
     Samples are float32 at the model's rate and at the recording's own level. No stream has an effect on another. A call
     that raises an error does not change the streams. `alpha` is a list of arrays [B, t], the trust in the video for the
-    frames of the last call, 0 where no face is seen; with keep_gate `gate` is a list of arrays [B, t, F'].
+    frames of the last call, 0 where no face is seen; with keep_gate `gate` is a list of arrays [B, t, F'], and with keep_upper
+    `upper` is a list of arrays [B, t], the gain of the band above the model's (models/inference/upper_band.py).
     """
 
     def __init__(
-        self, model: SEMamba, cfg: Mapping, streams: int = 1, hold_sec: float | None = None, keep_gate: bool = False
+        self, model: SEMamba, cfg: Mapping, streams: int = 1, hold_sec: float | None = None, keep_gate: bool = False,
+        keep_upper: bool = False,
     ) -> None:
         if not model.causal:
             raise ValueError("this model is not causal (model_cfg.causal: false): it cannot stream, it needs whole recordings")
         stft = cfg["stft_cfg"]
-        self.model, self.streams, self.keep_gate = model, streams, keep_gate
+        self.model, self.streams, self.keep_gate, self.keep_upper = model, streams, keep_gate, keep_upper
         self.n_fft, self.hop, self.win = stft["n_fft"], stft["hop_size"], stft["win_size"]
         self.sample_rate: int = stft["sampling_rate"]
         self.compress: float = cfg["model_cfg"]["compress_factor"]
@@ -100,6 +112,7 @@ class StreamBatch:
             self.video = VideoSide(self.model.visual_encoder, self.model.timing, self.streams, self._hold_sec)
         self.alpha: list[np.ndarray] = []
         self.gate: list[np.ndarray] = []
+        self.upper: list[np.ndarray] = []
 
     def add_video(
         self, crops: np.ndarray, timestamps: np.ndarray, mask: np.ndarray | None = None, stream: int = 0
@@ -121,15 +134,19 @@ class StreamBatch:
     def feed(self, samples: np.ndarray) -> np.ndarray:
         """Any number of further samples [B, n] -> the enhanced samples that are ready now, float32 [B, m]."""
         self._refuse_after_flush()
-        size = PIECE_FRAMES * self.hop
-        pieces = [samples[:, first : first + size] for first in range(0, samples.shape[1], size)]
-        return self._carry_on([lambda now, made, piece=piece: self._hear(now, piece, made) for piece in pieces])
+        return self._carry_on(self._hearing(samples))
 
     @torch.inference_mode()
-    def flush(self) -> np.ndarray:
-        """End the sound -> the last samples [B, m]: as many are returned in all as were fed."""
+    def flush(self, samples: np.ndarray | None = None) -> np.ndarray:
+        """End the sound, after these last samples [B, n] -> the last output [B, m]: as many are returned in all as were fed."""
         self._refuse_after_flush()
-        return self._carry_on([self._end])
+        return self._carry_on([*([] if samples is None else self._hearing(samples)), self._end])
+
+    def _hearing(self, samples: np.ndarray) -> list[Callable[[_Carried, _Made], torch.Tensor]]:
+        """Return the parts of `_carry_on` that hear samples [B, n]."""
+        size = PIECE_FRAMES * self.hop
+        pieces = [samples[:, first : first + size] for first in range(0, samples.shape[1], size)]
+        return [lambda now, made, piece=piece: self._hear(now, piece, made) for piece in pieces]
 
     def _refuse_after_flush(self) -> None:
         if self._now.flushed:
@@ -139,7 +156,7 @@ class StreamBatch:
         """Run the parts on a copy of the state, which replaces the state if none of them raises an error."""
         now, queues = copy.copy(self._now), self.video.snapshot() if self.video else None
         now.level = copy.copy(now.level)
-        made: list[tuple[np.ndarray, np.ndarray | None]] = []
+        made = _Made([], [], [])
         try:
             outputs = [part(now, made) for part in parts]
             out = np.concatenate([np.zeros((self.streams, 0), np.float32), *(o.cpu().numpy() for o in outputs)], axis=1)
@@ -150,10 +167,10 @@ class StreamBatch:
                 self.video.queues = queues
             raise
         self._now = now
-        self.alpha, self.gate = [alpha for alpha, _ in made], [gate for _, gate in made if gate is not None]
+        self.alpha, self.gate, self.upper = made.alpha, made.gate, made.upper
         return out
 
-    def _hear(self, now: _Carried, samples: np.ndarray, made: list) -> torch.Tensor:
+    def _hear(self, now: _Carried, samples: np.ndarray, made: _Made) -> torch.Tensor:
         samples = np.ascontiguousarray(samples, dtype=np.float32)
         gain = now.level.step(samples)
         now.heard += samples.shape[1]
@@ -171,7 +188,7 @@ class StreamBatch:
             now.start, now.mirrored = -half, True
         return now.mirrored
 
-    def _end(self, now: _Carried, made: list) -> torch.Tensor:
+    def _end(self, now: _Carried, made: _Made) -> torch.Tensor:
         now.flushed = True
         length = now.heard
         if not length:
@@ -187,7 +204,7 @@ class StreamBatch:
         now.heard = length
         return torch.cat((last, rest), dim=1)
 
-    def _run(self, now: _Carried, n_frames: int, length: int, made: list) -> torch.Tensor:
+    def _run(self, now: _Carried, n_frames: int, length: int, made: _Made) -> torch.Tensor:
         """Run n_frames further STFT frames through the model -> the samples before `length` that they complete."""
         if n_frames <= 0:
             return now.wave[:, :0]
@@ -196,20 +213,26 @@ class StreamBatch:
         span = (n_frames - 1) * self.hop + self.n_fft
         sizes = (self.n_fft, self.hop, self.win, self.compress)
         mag, pha, _ = mag_phase_stft(now.wave[:, offset : offset + span], *sizes, center=False)  # [B, F, t]
+        noisy = mag
         mag, pha = self._step(now, mag, pha, made)
+        if self.keep_upper:
+            made.upper.append(top_octave_gain(noisy, mag, self.compress))
         now.frames += n_frames
         # Keep what the next frame needs and what `flush` will mirror.
         cut = max(0, min(now.frames * self.hop - half - now.start, now.wave.shape[1] - half - 1))
         now.wave, now.start = now.wave[:, cut:], now.start + cut
         return self._complete(now, self._overlap_add(now, mag, pha, n_frames), first * self.hop - half, length)
 
-    def _step(self, now: _Carried, mag: torch.Tensor, pha: torch.Tensor, made: list) -> tuple[torch.Tensor, torch.Tensor]:
+    def _step(self, now: _Carried, mag: torch.Tensor, pha: torch.Tensor, made: _Made) -> tuple[torch.Tensor, torch.Tensor]:
         if self.video is None:
             mag, pha, _, now.model = self.model.step(mag, pha, now.model)
             return mag, pha
         sight = self.video.features(now.frames, mag.shape[2])
         enhanced, now.model = self.model.step_with_gates(mag, pha, *(sight or (None, None)), now.model)
-        made.append(self._details(enhanced, mag.shape[2]))
+        alpha, gate = self._details(enhanced, mag.shape[2])
+        made.alpha.append(alpha)
+        if gate is not None:
+            made.gate.append(gate)
         return enhanced.mag, enhanced.pha
 
     def _overlap_add(self, now: _Carried, mag: torch.Tensor, pha: torch.Tensor, n_frames: int) -> torch.Tensor:

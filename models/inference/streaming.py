@@ -12,7 +12,9 @@ import torch
 
 from models.inference.enhancer import Enhancer
 from models.inference.stream_batch import StreamBatch
+from models.inference.upper_band import FULL, HIGHEST_RATE_HZ, check_band, stream_latency_samples
 from models.inference.waveform import float_waveform, mix_back, noisy_share
+from utils.media.short_resampler import ShortResampler
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,49 @@ class Readout:
         )
 
 
+class _Recent:
+    """The last samples of a sound, by their index. Its array is not changed in place, so a shallow copy is a snapshot."""
+
+    def __init__(self) -> None:
+        self._samples, self._first = np.zeros(0, np.float32), 0
+
+    def append(self, samples: np.ndarray) -> None:
+        self._samples = np.concatenate((self._samples, samples))
+
+    def take(self, first: int, stop: int) -> np.ndarray:
+        """Samples first .. stop - 1; those before them are forgotten."""
+        self._samples, self._first = self._samples[first - self._first :], first
+        return self._samples[: stop - first]
+
+
+class _OwnRate:
+    """The way of a stream from its own rate to the model's and back, with the upper band or without."""
+
+    def __init__(self, enhancer: Enhancer, sample_rate: int, full: bool) -> None:
+        self._down, self._weight = ShortResampler(sample_rate, enhancer.sample_rate), np.float32(full)
+        self._own, self._low = _Recent(), _Recent()
+        self._upper = enhancer.upper_band(sample_rate, self._own.take, self._low.take)
+        self._heard = 0
+
+    def run(self, batch: StreamBatch, samples: np.ndarray, last: bool) -> np.ndarray:
+        """Further samples [n] through a batch of one stream -> the output [m] that is ready. An error changes nothing."""
+        parts = (self, self._down, self._own, self._low)
+        before = [dict(vars(part)) for part in parts]
+        try:
+            self._heard += len(samples)
+            self._own.append(samples)
+            low = self._down.end() if last else self._down.feed(samples)
+            self._low.append(low)
+            enhanced = (batch.flush(low[None]) if last else batch.feed(low[None]))[0]
+        except BaseException:
+            for part, state in zip(parts, before, strict=True):
+                vars(part).update(state)
+            raise
+        gains = np.concatenate([np.zeros(0, np.float32), *(gain[0] * self._weight for gain in batch.upper)])
+        out = self._upper.feed(enhanced, gains)
+        return np.concatenate((out, self._upper.end(self._heard))) if last else out
+
+
 class StreamingEnhancer:
     """One live stream through a causal model: it takes sound and face crops and returns as much enhanced sound, as loud.
 
@@ -53,29 +98,41 @@ class StreamingEnhancer:
     for the program's setting, which is never changed outside of a call. hold_sec: how long a video frame may stay visible
     when the next one is late, by default not at all (see stream_video.CropQueue); for a camera whose frames always arrive
     late set it, or feed the sound later. attenuation_limit_db mixes some of the noise back (models/inference/waveform.py).
-    ValueError for a model that is not causal. A call that raises an error does not change the stream.
+    sample_rate: the rate of input and output, by default the model's. Above it `band` "full" treats the upper band and "16k"
+    leaves it out (models/inference/upper_band.py); converting to the model's rate and back adds 4 ms of latency. ValueError
+    for a model that is not causal. A call that raises an error does not change the stream.
 
     StreamBatch (models/inference/stream_batch.py) runs several streams together.
     """
 
     def __init__(
         self, enhancer: Enhancer, threads: int | None = 1, hold_sec: float | None = None,
-        attenuation_limit_db: float | None = None,
+        attenuation_limit_db: float | None = None, sample_rate: int | None = None, band: str = FULL,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, it should be at least 1, or None for the program's own setting")
         if hold_sec is not None and not 0 <= hold_sec < 60:
             raise ValueError(f"hold_sec is {hold_sec}, it should be some seconds, e.g. 0.2")
         self._threads, self._share = threads, noisy_share(attenuation_limit_db)
-        self._batch = StreamBatch(enhancer.model, enhancer.cfg, hold_sec=hold_sec)
-        self.sample_rate = enhancer.sample_rate
+        self._batch = StreamBatch(enhancer.model, enhancer.cfg, hold_sec=hold_sec, keep_upper=True)
+        self._enhancer, self._full = enhancer, check_band(band) == FULL
+        self.sample_rate = enhancer.sample_rate if sample_rate is None else sample_rate
+        if not enhancer.sample_rate <= self.sample_rate <= HIGHEST_RATE_HZ:
+            allowed = f"{enhancer.sample_rate} to {HIGHEST_RATE_HZ}"
+            raise ValueError(f"sample_rate is {sample_rate}, a stream should have {allowed} Hz")
         self.latency_samples = self._batch.latency_samples
+        if self.sample_rate != enhancer.sample_rate:
+            self.latency_samples = stream_latency_samples(
+                self.sample_rate, enhancer.sample_rate, self._batch.latency_samples
+            )
         self._start_over()
 
     def _start_over(self) -> None:
         self._kind: tuple[np.dtype, int | None] | None = None  # (dtype, channels) of the chunks
         self._noisy = np.zeros(0, np.float32)  # samples fed and not returned yet, if noise is to be mixed back
-        self._heard = self._calls = 0
+        own = self.sample_rate != self._enhancer.sample_rate
+        self._own_rate = _OwnRate(self._enhancer, self.sample_rate, self._full) if own else None
+        self._heard = self._given = self._calls = 0
         self._seconds = self._last = self._worst = 0.0
 
     def reset(self) -> None:
@@ -84,7 +141,7 @@ class StreamingEnhancer:
         self._start_over()
 
     def feed(self, samples: np.ndarray) -> np.ndarray:
-        """Any number of further samples [n] or [n, channels] at the model's rate -> the enhanced mono float32 [m] so far ready.
+        """Any number of further samples [n] or [n, channels] -> the enhanced mono float32 [m] that is ready.
 
         The samples are integers or floats as in `Enhancer.enhance`. Within a stream 32 and 64-bit floats may alternate, but
         nothing else may change. ValueError for another type or number of channels, NaN or infinity, and after `flush`.
@@ -92,7 +149,7 @@ class StreamingEnhancer:
         samples = np.asarray(samples)
         kind = self._checked_kind(samples)
         mono = float_waveform(samples, axis=1) if samples.size else np.zeros(0, np.float32)
-        out = self._timed(lambda: self._batch.feed(mono[None])[0])
+        out = self._timed(lambda: self._through(mono, last=False))
         self._kind = kind
         self._heard += len(mono)
         return self._with_noise(out, mono)
@@ -108,7 +165,13 @@ class StreamingEnhancer:
 
     def flush(self) -> np.ndarray:
         """End the stream -> the last samples [m]; after that only `reset` is possible."""
-        return self._with_noise(self._timed(lambda: self._batch.flush()[0]), np.zeros(0, np.float32))
+        nothing = np.zeros(0, np.float32)
+        return self._with_noise(self._timed(lambda: self._through(nothing, last=True)), nothing)
+
+    def _through(self, samples: np.ndarray, last: bool) -> np.ndarray:
+        if self._own_rate is not None:
+            return self._own_rate.run(self._batch, samples, last)
+        return (self._batch.flush() if last else self._batch.feed(samples[None]))[0]
 
     def readout(self) -> Readout:
         """The measurements so far."""
@@ -116,11 +179,12 @@ class StreamingEnhancer:
         return Readout(
             heard_sec=self._heard / self.sample_rate, compute_sec=self._seconds, last_call_ms=1e3 * self._last,
             worst_call_ms=1e3 * self._worst, calls=self._calls, latency_samples=self.latency_samples,
-            backlog_samples=self._batch.backlog_samples, alpha=float(np.mean(alpha)) if alpha else 0.0, threads=self._threads,
+            backlog_samples=self._heard - self._given, alpha=float(np.mean(alpha)) if alpha else 0.0, threads=self._threads,
         )  # fmt: skip
 
     def _with_noise(self, out: np.ndarray, heard: np.ndarray) -> np.ndarray:
         """Mix into out [m] its share of the noisy samples; heard [n] are those of this call."""
+        self._given += len(out)
         if not self._share:
             return out
         noisy = np.concatenate((self._noisy, heard))

@@ -29,9 +29,10 @@ def status_of(url: str) -> int:
 class Server:
     """`python app.py` with a checkpoint, until `stop`; `folder` holds its log, and in tmp/ all its temporary files."""
 
-    def __init__(self, checkpoint: Path, folder: Path, *options: str) -> None:
-        self.port, self.folder, self.temporary = free_port(), folder, folder / "tmp"
-        self.temporary.mkdir(parents=True)
+    def __init__(self, checkpoint: Path, folder: Path, *options: str, temporary: Path | None = None) -> None:
+        self.port, self.folder, self.temporary = free_port(), folder, temporary or folder / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.temporary.mkdir(exist_ok=True)
         environment = {**os.environ, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, str(ROOT / "app.py"), "--checkpoint_file", str(checkpoint), "--port", str(self.port)]
         with open(folder / "log", "wb") as log:
@@ -52,10 +53,14 @@ class Server:
     def log(self) -> str:
         return (self.folder / "log").read_text(encoding="utf-8", errors="replace")
 
-    def stop(self) -> int:
-        """End it as a service manager does; gives the exit code."""
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End it as a service manager does, or by another signal; gives the exit code."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
+            self._process.send_signal(how)
         try:
             return self._process.wait(LONGEST_SEC)
         except subprocess.TimeoutExpired:

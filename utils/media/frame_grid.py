@@ -25,6 +25,7 @@ HOLD_SEC = 0.2  # a frame older than this says nothing about the mouth now
 JITTER_SEC = 0.002  # clocks of 1 ms (Matroska) and phones place a 40 ms frame a little late
 MOST_UNSEEN_SEC = 60.0  # without a frame, where nobody said how much is wanted: a later timestamp is taken for a wrong one
 LONGEST_SIDE = 960  # pixels kept of a frame before faces are looked for
+MOST_PIXELS = 4096 * 4096  # of a frame, unless the video begins larger: a small file may grow after its header was checked
 
 _log = logging.getLogger(__name__)
 
@@ -102,9 +103,12 @@ def _timed_frames(
             elif seeking:
                 continue
             converters[:] = [_FrameConverter(stream)]
-            last = -math.inf
+            last, most_pixels = -math.inf, 0
             decoder = Decoder(container, stream)
             for frame in decoder:
+                most_pixels = most_pixels or max(MOST_PIXELS, frame.width * frame.height)
+                if frame.width * frame.height > most_pixels:
+                    raise MediaError(f"{path} grows to {frame.width} x {frame.height} pixels, it should keep its size")
                 if frame.time is not None:
                     base = frame.time + late_sec if base is None else base
                     at = frame.time - base

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.scores.composite import composite_measures
-from utils.worker_pool import WHY_LOST, WorkerPool, run_jobs
+from utils.worker_pool import WHY_LOST, WorkerPool
 
 
 class Metric(NamedTuple):
@@ -235,15 +235,11 @@ def _score_job(job: _Job) -> dict:
         return _no_scores(options["metrics"], str(error))
 
 
-def _lost_job(job: _Job) -> dict:
-    return _no_scores(job[1]["metrics"], WHY_LOST)
-
-
 class ScoringPool(WorkerPool):
     """Processes to score in, kept alive between calls of `score_many`: PESQ is C code, and odd clips have crashed it."""
 
     def __init__(self, workers: int) -> None:
-        super().__init__(_score_job, workers, _lost_job)
+        super().__init__(_score_job, workers, lost=lambda job: _no_scores(job[1]["metrics"], WHY_LOST))
 
 
 def score_many(
@@ -265,8 +261,10 @@ def score_many(
     if isinstance(pairs, Sequence):
         workers = min(workers, len(pairs))
     results = []
-    with contextlib.closing(pool.map(jobs) if pool else run_jobs(_score_job, jobs, workers, _lost_job)) as scored:
-        for result in scored:
+    with contextlib.ExitStack() as stack:
+        if pool is None and workers > 1:
+            pool = stack.enter_context(ScoringPool(workers))
+        for result in pool.map(jobs) if pool else map(_score_job, jobs):
             results.append(result)
             if progress is not None:
                 progress(len(results))

@@ -12,7 +12,7 @@ PIECE_SAMPLES = 16000
 
 
 class SpooledSound:
-    """float32 samples [n] in a temporary file that is gone when the `with` block is left."""
+    """Samples float32 [n] in a temporary file, which is deleted at the end of the `with` block."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
@@ -39,11 +39,11 @@ class SpooledSound:
             self.append(samples)
 
     def pieces(self, size: int = PIECE_SAMPLES) -> Iterator[np.ndarray]:
-        """All samples from the beginning, `size` at a time."""
+        """Yield all samples from the beginning, `size` at a time."""
         for first in range(0, self.n_samples, size):
             yield self.between(first, first + size)
 
     def between(self, first: int, stop: int) -> np.ndarray:
-        """Samples first .. stop - 1, as far as there are any."""
+        """Return samples first .. stop - 1, or fewer where the sound ends before."""
         self._file.seek(4 * first)
         return np.frombuffer(self._file.read(4 * max(0, min(stop, self.n_samples) - first)), np.float32)

@@ -28,7 +28,7 @@ class Job:
     crops: Path | None = None  # where the face crops that the model sees are written, with the sound
 
     @property
-    def with_picture(self) -> bool:
+    def writes_video(self) -> bool:
         """Whether the output is a video with the enhanced sound."""
         return self.output.suffix.lower() in CONTAINERS
 
@@ -46,7 +46,7 @@ def is_there(path: Path) -> bool:
 
 
 def same_file(one: Path, other: Path) -> bool:
-    """Whether both paths lead to one place, through links and whether or not it exists yet."""
+    """Return whether both paths name the same file or folder, also through links, and also if it does not exist yet."""
     if one.exists() and other.exists():
         return os.path.samefile(one, other)
     return one.resolve() == other.resolve()

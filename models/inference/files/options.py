@@ -45,7 +45,7 @@ def add_face_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def face_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> FaceOptions:
-    """The options that were given; leaves through parser.error for those that cannot be."""
+    """Return the options that were given; impossible ones end in parser.error."""
     if args.av_offset and args.av_offset_ms:
         parser.error("give either --av_offset auto or --av_offset_ms")
     try:
@@ -55,15 +55,15 @@ def face_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> F
 
 
 def check_detector(options: FaceOptions) -> None:
-    """ValueError where the detector that was asked for, or its file, cannot be used: before any work is begun."""
+    """Raise ValueError where the wanted detector, or its file, cannot be used. It is called before any work begins."""
     if options.method == "yunet" or options.model is not None:
         settle_method(options.method or "auto", options.model)
 
 
 def with_crops(jobs: Sequence[Job], save_crop: Path | None) -> list[Job]:
-    """The jobs with places for their crops: `save_crop` itself for a single one, else <stem>_crop.mp4 in that folder.
+    """Return the jobs with paths for their crops: `save_crop` itself for one job, else <stem>_crop.mp4 in that folder.
 
-    ValueError for a place that cannot be, or that would replace an input.
+    ValueError for a path that cannot be written, or that would replace an input.
     """
     if save_crop is None:
         return list(jobs)

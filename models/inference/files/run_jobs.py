@@ -1,4 +1,4 @@
-"""Many recordings in a row: a line for each, a table of them all, shared out among processes where there are several."""
+"""Many recordings one after the other: a line for each and a table of all, shared among several processes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from models.inference.files.enhance_file import enhance_file
 from models.inference.files.jobs import Job, is_there
 from models.inference.files.progress import Progress
 from models.inference.results import Outcome
+from models.inference.upper_band import BANDS, FULL
 from models.inference.waveform import noisy_share
 from utils.console import EXIT_FAILED, one_line
 from utils.distributed import Group
@@ -43,15 +44,18 @@ Row = Mapping[str, str]
 
 
 def add_file_options(parser: argparse.ArgumentParser) -> None:
-    """What every script that enhances files can do with its outputs."""
+    """Add what every script that enhances files can do with its outputs."""
+    parser.add_argument("--band", choices=BANDS, default=FULL, help="full: sound above 16 kHz comes back at its own sampling "
+                        "rate, and its band above 8 kHz follows the model's gain; 16k: at 16 kHz, without it (default: full)")
     parser.add_argument("--keep_sample_rate", action="store_true",
-                        help="give back the input's sampling rate; nothing above the model's band is added")
-    parser.add_argument("--attenuation_limit_db", type=_limit_db, metavar="DB",
-                        help="turn noise down by this at most: some of the input is mixed back (0: the input)")
-    parser.add_argument("--skip_existing", action="store_true", help="leave out recordings whose output is there already")
+                        help="the output has the input's sampling rate; with --band 16k it is empty above 8 kHz")
+    parser.add_argument("--attenuation_limit_db", type=limit_db, metavar="DB",
+                        help="turn noise down by this much at most: some of the input is mixed back (0 gives the input)")
+    parser.add_argument("--skip_existing", action="store_true", help="leave out recordings whose output already exists")
 
 
-def _limit_db(text: str) -> float:
+def limit_db(text: str) -> float:
+    """Read the value of --attenuation_limit_db."""
     try:
         noisy_share(float(text))
     except ValueError as error:
@@ -59,30 +63,30 @@ def _limit_db(text: str) -> float:
     return float(text)
 
 
-def introduce(enhancer: Enhancer, keep_sample_rate: bool, group: Group) -> None:
-    """Say what enhances, how many of it there are, and what --keep_sample_rate does not do; once."""
+def introduce(enhancer: Enhancer, keep_sample_rate: bool, band: str, group: Group) -> None:
+    """Print the model, the number of processes, and what --keep_sample_rate with --band 16k does not do; once."""
     if not group.is_main:
         return
     print(enhancer.describe() + (f", one of {group.size} processes" if group.size > 1 else ""), flush=True)
-    if keep_sample_rate:
+    if keep_sample_rate and band != FULL:
         half_khz = enhancer.sample_rate / 2000
-        print(f"outputs have their inputs' sampling rates; nothing above {half_khz:g} kHz is added", flush=True)
+        print(f"outputs have their inputs' sampling rates, and are empty above {half_khz:g} kHz", flush=True)
 
 
 def row_of(job: Job, status: str, outcome: Outcome | None = None, reason: str = "") -> Row:
-    """A line of the table."""
+    """Return the table's row for a recording."""
     row = {"file": str(job.audio), "video": str(job.video or ""), "output": str(job.output), "status": status, "reason": reason}
     return row | {name: "" if outcome is None else tell(outcome) for name, tell in OUTCOME_COLUMNS.items()}
 
 
 class Table:
-    """Rows in a CSV file that is good at any moment: each is added in one write, as soon as it is known."""
+    """A CSV file of rows. Each row is added in one write as soon as it is known, so the file can be read at any moment."""
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.rows = path, []
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Begin anew with these rows, whole or not at all."""
+        """Replace the file by one with these rows; a failure leaves the old file."""
         self.rows = list(rows)
         if self.path is not None:
             with atomic_write(self.path) as temporary, open(temporary, "w", newline="", **AS_NAMES) as file:
@@ -102,7 +106,7 @@ class Table:
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
-    """{output: row} of what earlier runs, interrupted ones too, have left in `folder`, but for lines that are not whole."""
+    """Return {output: row} of what earlier runs have left in `folder`; incomplete lines are ignored."""
     rows: dict[str, Row] = {}
     for path in [folder / TABLE, *sorted(folder.glob(_part_name("*")))]:
         if path.is_file():
@@ -118,7 +122,7 @@ def _part_name(rank: int | str) -> str:
 
 
 def report_line(job: Job, result: Outcome) -> str:
-    """What was done to one recording, in one line."""
+    """Return one line that says what was done to a recording."""
     parts = [f"{result.duration_sec:.2f} s", f"RTF {result.rtf:.2f}"]
     if result.alpha is not None:
         parts += [f"mean alpha {result.mean_alpha:.2f}", f"masked {100 * result.masked_share:.0f} %"]
@@ -172,7 +176,7 @@ def run_jobs(
 
 
 def _kept_rows(jobs: Sequence[Job], folder: Path) -> dict[str, Row]:
-    """Rows of an earlier run that are still true: what it enhanced and is there."""
+    """Return the rows of an earlier run whose outputs still exist."""
     rows = read_rows(folder)
     there = (str(job.output) for job in jobs if is_there(job.output))
     return {name: rows[name] for name in there if name in rows and rows[name]["status"] != FAILED}
@@ -199,7 +203,7 @@ def _begin_table(jobs: Sequence[Job], folder: Path | None, kept: Mapping[str, Ro
 
 
 def _finish(jobs: Sequence[Job], table: Table, folder: Path | None, kept: Mapping[str, Row], group: Group) -> int:
-    """Bring the rows of all processes together and say how many failed; return the exit code."""
+    """Collect the rows of all processes, say how many failed, and return the exit code."""
     rows = dict(kept) | {row["output"]: row for part in group.gather(table.rows) for row in part}
     n_failed = sum(rows[str(job.output)]["status"] == FAILED for job in jobs)
     if group.is_main:

@@ -16,14 +16,14 @@ from utils.util import atomic_write
 
 @contextlib.contextmanager
 def saved_crops(
-    pictures: CropStream | None, path: Path | None, sound: SpooledSound, sample_rate: int, fps: float, size: int
+    crop_stream: CropStream | None, path: Path | None, sound: SpooledSound, sample_rate: int, fps: float, size: int
 ) -> Iterator[None]:
-    """Inside the `with` block, write what `pictures` gives out to `path` (.mp4 or .mkv); at its end, `sound` as well.
+    """Inside the `with` block, write what `crop_stream` gives out to `path` (.mp4 or .mkv), and `sound` at its end.
 
     Masked frames are black, as the model sees them; a recording without any has a single one, `size` pixels wide and high.
-    Nothing is written without a path or pictures, or if the block fails. MediaError or OSError when the file cannot be written.
+    Nothing is written without a path or a stream, or if the block fails. MediaError or OSError when the file cannot be written.
     """
-    if pictures is None or path is None:
+    if crop_stream is None or path is None:
         yield
         return
     with atomic_write(path) as temporary, contextlib.ExitStack() as stack:
@@ -35,7 +35,7 @@ def saved_crops(
                 clip = stack.enter_context(ClipWriter(temporary, sample_rate, fps, crops.shape[1:3]))
             clip.add(crops)
 
-        pictures.on_crops = add
+        crop_stream.on_crops = add
         yield
         if clip is None:
             add(np.zeros((1, size, size, 3), np.uint8))

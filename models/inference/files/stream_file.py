@@ -1,4 +1,4 @@
-"""Files through the live path: chunk by chunk, as a microphone and a camera would bring them."""
+"""Files enhanced chunk by chunk, as a microphone and a camera would bring them."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import numpy as np
 from models.inference.crop_stream import CropStream
 from models.inference.enhancer import Enhancer
 from models.inference.files.disk_sound import SpooledSound
-from models.inference.files.enhance_file import give_back, open_pictures, recording, write_output
+from models.inference.files.enhance_file import give_back, open_job_crops, recording, write_output
 from models.inference.files.jobs import Job
 from models.inference.files.saved_crops import saved_crops
 from models.inference.results import Outcome
 from models.inference.streaming import StreamingEnhancer
+from models.inference.upper_band import FULL
 from utils.media.replace_sound import check_remux
 
 
-def chunks_with_pictures(
-    sound: Iterator[np.ndarray], pictures: CropStream | None, sample_rate: int, fps: float
+def chunks_with_crops(
+    sound: Iterator[np.ndarray], crop_stream: CropStream | None, sample_rate: int, fps: float
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-    """(samples, crops, timestamps in seconds, mask) for each chunk: the pictures that had been shown by its end."""
+    """(samples, crops, timestamps in seconds, mask) for each chunk, with the crops shown by its end."""
     waiting: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     heard = 0
     for samples in sound:
         heard += len(samples)
         tick = int(heard / sample_rate * fps + 1e-9)  # the newest grid time that has begun
-        for first, crops, mask in pictures.until(tick) if pictures else ():
+        for first, crops, mask in crop_stream.until(tick) if crop_stream else ():
             new = crops, np.arange(first, first + len(crops)) / fps, mask
             waiting = new if waiting is None else tuple(np.concatenate(pair) for pair in zip(waiting, new, strict=True))
         if waiting is None:
@@ -41,7 +42,7 @@ def chunks_with_pictures(
 
 def stream_file(
     enhancer: Enhancer, job: Job, chunk_ms: float = 25.0, keep_sample_rate: bool = False,
-    attenuation_limit_db: float | None = None, progress: Callable[[float], object] | None = None,
+    attenuation_limit_db: float | None = None, progress: Callable[[float], object] | None = None, band: str = FULL,
 ) -> Outcome:
     """Enhance one recording chunk by chunk on one thread and write it; a note gives latency, RTF and the worst chunk.
 
@@ -49,37 +50,40 @@ def stream_file(
     time is in the outcome's `seconds` but not in the note's RTF. `progress` is called with the seconds of sound that were fed.
     ValueError for a model that is not causal.
     """
-    started, rate = time.perf_counter(), enhancer.sample_rate
-    stream = StreamingEnhancer(enhancer)
+    started, model_rate = time.perf_counter(), enhancer.sample_rate
     alphas: list[float] = []
-    readout = stream.readout()
-    if job.with_picture:
+    if job.writes_video:
         check_remux(job.video, job.output)
     notes: list[str] = []
-    with recording(job.audio, rate, keep_sample_rate, notes) as (sound, heard, own_rate), SpooledSound() as given:
-        pictures, unseen = open_pictures(enhancer, job, sound)
+    with recording(job.audio, model_rate, keep_sample_rate, band, notes) as heard, SpooledSound() as given:
+        rate = heard.rate if heard.full else model_rate  # of the stream
+        stream = StreamingEnhancer(enhancer, sample_rate=rate)
+        readout = stream.readout()
+        crop_stream, unseen = open_job_crops(enhancer, job, heard.sound)
         notes += unseen
 
         def enhanced() -> Iterator[np.ndarray]:
             nonlocal readout
-            chunks = sound.pieces(max(1, round(chunk_ms * rate / 1000)))
-            for samples, crops, times, mask in chunks_with_pictures(chunks, pictures, rate, enhancer.video_fps):
+            source = heard.own if heard.full else heard.sound
+            chunks = source.pieces(max(1, round(chunk_ms * rate / 1000)))
+            for samples, crops, times, mask in chunks_with_crops(chunks, crop_stream, rate, enhancer.video_fps):
                 if len(crops):
                     stream.feed_video(crops, times, mask)
                 yield stream.feed(samples)
-                alphas.append(stream.readout().alpha)
+                readout = stream.readout()
+                alphas.append(readout.alpha)
                 if progress is not None:
-                    progress(stream.readout().heard_sec)
-            readout = stream.readout()
+                    progress(readout.heard_sec)
             yield stream.flush()
 
-        with saved_crops(pictures, job.crops, sound, rate, enhancer.video_fps, enhancer.face_size):
-            given.extend(give_back(enhanced(), rate, heard, own_rate, attenuation_limit_db))
-        notes += write_output(job, given, own_rate)
+        with saved_crops(crop_stream, job.crops, heard.sound, model_rate, enhancer.video_fps, enhancer.face_size):
+            given.extend(give_back(enhanced(), rate, heard, attenuation_limit_db))
+        notes += write_output(job, given, heard.rate)
+        duration_sec = heard.sound.n_samples / model_rate
     notes.append(
-        f"streamed in {chunk_ms:g} ms chunks: latency {1e3 * readout.latency_samples / rate:.1f} ms "
+        f"streamed in {chunk_ms:g} ms chunks at {rate / 1000:g} kHz: latency {1e3 * readout.latency_samples / rate:.1f} ms "
         f"({readout.latency_samples} samples), RTF {readout.rtf:.3f}, worst chunk {readout.worst_call_ms:.1f} ms, "
         f"{readout.threads} thread"
     )
-    outcome = enhancer.outcome(sound.n_samples / rate, pictures, np.asarray(alphas, np.float32))
+    outcome = enhancer.outcome(duration_sec, crop_stream, np.asarray(alphas, np.float32))
     return Outcome(**vars(outcome) | {"seconds": time.perf_counter() - started, "notes": (*notes, *outcome.notes)})

@@ -43,11 +43,7 @@ ROWS = parameter_block(
 
 
 def row_geometry(F: int, C: int) -> dict[str, int]:
-    """Sizes in vectors of LANES floats.
-
-    "vectors" make a row. Those from "left" to "right" - 1 have all their taps inside the row; "edge" is the scratch in which
-    the others find zeros beside them.
-    """
+    """Numbers of vectors: a row; before and up to the end of its inside, whose taps are all in it; scratch for its ends."""
     vectors = -(-F * C // LANES)
     left = min(vectors, -(-C // LANES))
     right = max(left, (F * C - C) // LANES)
@@ -78,7 +74,6 @@ def _gather(p, address, stride, to):
 
 @inlined
 def scatter(p, source, address, stride):
-    """Copies the F bins of a row to places that lie `stride` bytes apart."""
     for _ in range(p.F):
         for c in range(0, 4 * p.C, 4 * PIECE):
             copy_piece(address + c, source + c)

@@ -228,8 +228,7 @@ def exp2(x):
 def _exp2(x):
     shifted = x + _ROUND
     r = x - (shifted - _ROUND)
-    # The polynomial has the least relative error on [-1/2, 1/2] for which p(0) is exactly 1: a scan step of length zero must
-    # not change a state.
+    # It has the least relative error on [-1/2, 1/2] with p(0) = 1 exactly: a scan step of length zero keeps the state.
     p = r * f32(1.3264727e-3) + f32(9.6715130e-3)
     p = p * r + f32(5.5507336e-2)
     p = p * r + f32(2.4022242e-1)
@@ -255,10 +254,7 @@ def sigmoid(x):
 
 @inlined
 def softplus(x):
-    """log(1 + e^x) with an error of 3e-7, as max(x, 0) + log1p(e^-|x|).
-
-    log1p(e) is 2 atanh(s) with s = e / (2 + e); atanh(s) / s is a polynomial in s^2.
-    """
+    """log(1 + e^x) = max(x, 0) + log1p(e) to 3e-7, e = e^-|x|; log1p(e) = 2 atanh(s), s = e / (2 + e), a series in s^2."""
     e = exp2(_absolute(x) * -LOG2E)
     s = e * _inverse(e + f32(2))
     q = s * s
@@ -299,10 +295,8 @@ def prefetch(address):
 
 @njit(inline="always")  # numba copies it into each kernel; forceinline looked slower in two noisy runs, which prove little
 def run_tasks(task, params):
-    """Calls `task(p, index, work)` for each index below p.tasks that no other thread has taken, until none is left.
-
-    Every kernel is this loop. Any number of threads may run it at once; each has scratch `work` of its own.
-    """
+    """Calls `task(p, index, work)` for each index below p.tasks that no other thread has taken; every kernel is this loop.
+    Any number of threads may run it at once; each has scratch `work` of its own."""
     p = carray(params, 1)[0]
     work = p.work + take(p.worker) * p.work_size
     while True:
@@ -320,11 +314,8 @@ def block_of(p, task):
 
 
 def parameter_block(*names: str) -> np.dtype:
-    """Layout of a kernel's parameters, all int64.
-
-    Numba's cache on disk looks only at the kernel's own file and at this type. The name of the last field changes when this
-    file does, so that the kernels are compiled again.
-    """
+    """Layout of a kernel's parameters, all int64. Numba's cache on disk looks only at the kernel's own file and at this type;
+    the name of the last field changes when this file does, so that the kernels are compiled again."""
     source = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]
     return np.dtype([(name, np.int64) for name in (*names, f"lanes_{source}")])
 

@@ -60,15 +60,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
 
 @pytest.fixture
 def visit(browser, server: Server) -> Iterator[Callable]:
-    """Opens the page as a visitor of its own; at the end: nothing was asked of another host, no script failed."""
+    """Opens the page as a visitor of its own; no other host may be asked, no policy broken, no script fail."""
     with contextlib.ExitStack() as stack:
         trouble: list[str] = []
 
-        def open_page():
-            context = browser.new_context(viewport={"width": 1280, "height": 900})
+        def open_page(width: int = 1280, height: int = 900, scheme: str = "light"):
+            context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
             stack.callback(context.close)
             context.set_default_timeout(WAIT_MS)
             page = context.new_page()
+            page.on("console", lambda said: trouble.append(said.text) if "Security Policy" in said.text else None)
             page.on("pageerror", lambda error: trouble.append(f"script: {error}"))
             page.on("request", lambda request: trouble.append(request.url) if _elsewhere(request.url, server) else None)
             page.goto(server.url)
@@ -93,15 +94,15 @@ def give(page, where: str, path: Path) -> None:
 def durations(page) -> dict[str, float]:
     found = {}
     for which in ("before", "after"):
-        page.wait_for_function(f"document.querySelector('#{which} audio')?.duration > 0")
-        found[which] = page.evaluate(f"document.querySelector('#{which} audio').duration")
+        page.wait_for_function(f"document.querySelector('#{which}')?.duration > 0")
+        found[which] = page.evaluate(f"document.querySelector('#{which}').duration")
     return found
 
 
-def finished(page) -> None:
-    """Wait for the last step, the downloads (and scores) being there."""
-    page.wait_for_selector("#figure img")
-    page.wait_for_function("document.querySelector('#figure img').naturalWidth > 500")
+def finished(page, name: str = "") -> None:
+    """Wait for the last step."""
+    page.wait_for_selector(f"#told:has-text('{name} is done.')")
+    assert page.locator("#progress progress").count() == 0
 
 
 def download(page, which: str, folder: Path) -> Path:
@@ -112,36 +113,118 @@ def download(page, which: str, folder: Path) -> Path:
     return path
 
 
+def choose(page, which: str, label: str) -> None:
+    """Choose from a drop-down, which must be closed afterwards."""
+    page.click(f"#{which} input")
+    page.click(f"[role=option]:has-text('{label}')")
+    page.wait_for_selector("[role=option]", state="detached")
+
+
 def test_an_example_in_one_click(visit: Callable, tmp_path: Path) -> None:
     page = visit()
     page.click("text=Café babble")
-    page.wait_for_selector("#scores table")
-    finished(page)
-    assert durations(page) == pytest.approx({"before": 5.0, "after": 5.0}, abs=0.05)
+    finished(page, "cafe_slt")
+    assert durations(page) == pytest.approx({"before": 5.0, "after": 5.0}, abs=0.1)
     assert page.locator("#scores tr").count() == 5 and "clean reference" in page.inner_text("#scores")
-    for name in ("RTF", "latency", "mean alpha"):
+    for name in ("trust in the face", "time needed", "delay when live"):
         assert name in page.inner_text("#facts")
-    page.wait_for_function("document.querySelector('#crops video').duration > 4.9")
     sound, video = download(page, "wav", tmp_path), download(page, "mp4", tmp_path)
     assert (sound.name, video.name) == ("cafe_slt_enhanced.wav", "cafe_slt_enhanced.mp4")
     assert soundfile.info(sound).duration == 5.0
     info = probe_media(video, full=True)
     assert info.has_audio and info.has_video and info.duration_sec == pytest.approx(5.0, abs=0.15)
+    # The downloads stand above everything but the player; what explains stands behind folds.
+    tops = [page.locator(where).bounding_box()["y"] for where in ("#after", "#mp4", "#facts", "#scores", "#figure")]
+    assert tops == sorted(tops)
+    assert not page.locator("#figure img").is_visible()
+    page.click("#figure summary")
+    page.wait_for_function("document.querySelector('#figure img').naturalWidth > 500")
+    page.click("#crops summary")
+    page.wait_for_function("document.querySelector('#crops video').duration > 4.9")
+    mark = page.locator("#fact-trust summary")
+    assert not page.locator("#fact-trust p").is_visible()
+    mark.press("Enter")
+    assert "alpha" in page.inner_text("#fact-trust p")
 
 
-def test_two_sounds_play_one_at_a_time_and_switch_in_place(visit: Callable) -> None:
+STATE = "() => ['before', 'after'].map((id) => document.getElementById(id)).map((it) => [it.paused, it.muted, it.currentTime])"
+
+
+def test_both_videos_run_by_one_clock_and_one_switch(visit: Callable) -> None:
     page = visit()
     page.click("text=Pink noise")
     durations(page)
-    state = "(id) => { const sound = document.querySelector(`#${id} audio`); return [sound.paused, sound.currentTime]; }"
-    page.evaluate("document.querySelector('#before audio').play()")
-    page.wait_for_function("document.querySelector('#before audio').currentTime > 0.3")
-    page.click("#switch button")
-    page.wait_for_function("document.querySelector('#after audio').currentTime > 0.4")
-    assert page.evaluate(state, "before")[0] is True
-    assert page.evaluate(state, "after")[0] is False
-    page.evaluate("document.querySelector('#before audio').play()")
-    page.wait_for_function("document.querySelector('#after audio').paused")
+    finished(page)
+    boxes = [page.locator(f"#{which}").bounding_box() for which in ("before", "after")]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]  # side by side
+    page.click("#play")
+    page.wait_for_function("document.getElementById('before').currentTime > 0.5")
+    (before_paused, before_muted, before_sec), (after_paused, after_muted, after_sec) = page.evaluate(STATE)
+    assert not before_paused and not after_paused and before_muted and not after_muted
+    assert abs(before_sec - after_sec) < 0.25
+    page.check("input[name=heard][value=before]")
+    (before_paused, before_muted, again_sec), (after_paused, after_muted, _) = page.evaluate(STATE)
+    assert not before_paused and not after_paused and not before_muted and after_muted and again_sec >= before_sec
+    page.evaluate("document.getElementById('after').currentTime = 4.5")  # whatever drives them apart
+    page.wait_for_function(f"Math.abs(({STATE})()[0][2] - ({STATE})()[1][2]) < 0.25")
+    page.click("#play")
+    assert [state[0] for state in page.evaluate(STATE)] == [True, True]
+    page.fill("#clock", "2.5")
+    page.wait_for_function("['before', 'after'].every((id) => Math.abs(document.getElementById(id).currentTime - 2.5) < 0.05)")
+    assert page.inner_text("#time").startswith("0:02")
+
+
+def test_the_page_is_used_by_keyboard_alone(visit: Callable) -> None:
+    page = visit()
+    page.focus(".example-card")
+    page.keyboard.press("Enter")
+    finished(page)
+    page.focus("#play")
+    page.keyboard.press("Space")
+    page.wait_for_function("document.getElementById('before').currentTime > 0.2")
+    page.keyboard.press("Space")
+    assert page.evaluate(STATE)[0][0]
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "clock"
+    at_sec = page.evaluate(STATE)[0][2]
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("(sec) => document.getElementById('before').currentTime > sec", arg=at_sec)
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowLeft")  # of the switch
+    assert [state[1] for state in page.evaluate(STATE)] == [False, True]
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineWidth") == "3px"
+
+
+def test_enhance_is_in_sight_on_a_small_notebook(visit: Callable) -> None:
+    page = visit(1366, 768)
+    page.wait_for_function("[...document.images].length > 3 && [...document.images].every((it) => it.complete)")
+    for which in ("run", "stop", "video", "audio"):
+        box = page.locator(f"#{which}").bounding_box()
+        assert box["y"] >= 0 and box["y"] + box["height"] <= 768, which
+
+
+def test_labels_cover_nothing_on_a_phone(visit: Callable) -> None:
+    page = visit(390, 844)
+    for which in ("video", "audio"):
+        label = page.locator(f"#{which} [data-testid=block-label]").bounding_box()
+        text = page.locator(f"#{which} .wrap").first.bounding_box()
+        assert label["y"] + label["height"] <= text["y"] + 1, which
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_work_can_be_stopped_and_its_clock_is_no_old_one(visit: Callable, tmp_path: Path) -> None:
+    page = visit()
+    page.click("text=Pink noise")
+    finished(page)
+    give(page, "audio", wav_file(tmp_path / "minutes.wav", voice(110.0)))
+    page.click("#run")
+    page.wait_for_selector("#progress progress")
+    assert page.inner_text("#player") == "" and page.inner_text("#told") == ""  # nothing old beside it
+    page.wait_for_selector("#progress :text('enhancing')")
+    page.click("#stop")
+    page.wait_for_selector("#told:has-text('Stopped.')")
+    page.wait_for_selector("#progress progress", state="detached")
+    page.wait_for_selector("#stop[disabled]")
 
 
 def test_own_files_with_the_video_off_and_a_sound_of_their_own(visit: Callable, tmp_path: Path) -> None:
@@ -149,14 +232,19 @@ def test_own_files_with_the_video_off_and_a_sound_of_their_own(visit: Callable, 
     give(page, "video", SAMPLE)
     give(page, "audio", wav_file(tmp_path / "mine.flac", voice(3.0, 44100), 44100))
     page.click("#run")
-    finished(page)
-    assert durations(page) == pytest.approx({"before": 3.0, "after": 3.0}, abs=0.05)
-    assert "mean alpha" in page.inner_text("#facts")
-    page.click("#picture input")
-    page.click("[role=option]:has-text('video off')")
+    finished(page, "mine")
+    assert durations(page)["after"] == pytest.approx(5.0, abs=0.1)  # the video's; its sound ends earlier
+    assert "trust in the face" in page.inner_text("#facts")
+    choose(page, "video_mode", "video off")
     page.click("#run")
-    page.wait_for_function("!document.querySelector('#facts').innerText.includes('mean alpha')")
-    page.wait_for_selector("#crops", state="hidden")
+    page.wait_for_function("document.querySelector('#facts').innerText.includes('time needed') && "
+                           "!document.querySelector('#facts').innerText.includes('trust')")  # fmt: skip
+    finished(page, "mine")
+    assert page.locator("#crops").count() == 0
+    page.click("#video [aria-label=Clear]")
+    page.click("#run")  # sound alone: the same player without screens
+    page.wait_for_selector("audio#after", state="attached")
+    assert durations(page) == pytest.approx({"before": 3.0, "after": 3.0}, abs=0.05)
 
 
 def test_a_recording_made_with_camera_and_microphone(visit: Callable, tmp_path: Path) -> None:
@@ -168,7 +256,7 @@ def test_a_recording_made_with_camera_and_microphone(visit: Callable, tmp_path: 
     page.click("#video .capture-button")
     page.click("#run")
     finished(page)
-    assert "mean alpha" in page.inner_text("#facts") and 1 < durations(page)["after"] < 4
+    assert "trust in the face" in page.inner_text("#facts") and 1 < durations(page)["after"] < 4
     video = probe_media(download(page, "mp4", tmp_path), full=True)
     assert video.has_audio and video.has_video
 
@@ -191,8 +279,8 @@ def test_what_cannot_be_enhanced_is_told_in_a_sentence(visit: Callable, server: 
         assert str(server.temporary) not in page.inner_text("body") and "Traceback" not in page.inner_text("body")
         page.click("#audio [aria-label=Clear]")
     page.click("text=Hum and knocks")  # it goes on
-    assert durations(page)["after"] == pytest.approx(5.0, abs=0.05)
-    assert "hum_kal16" in page.inner_text("#told")
+    assert durations(page)["after"] == pytest.approx(5.0, abs=0.1)
+    finished(page, "hum_kal16")
 
 
 def test_two_visitors_at_once_each_get_their_own(visit: Callable) -> None:
@@ -201,9 +289,8 @@ def test_two_visitors_at_once_each_get_their_own(visit: Callable) -> None:
     second.click("text=Hum and knocks")
     places = {}
     for page, name in ((first, "cafe_slt"), (second, "hum_kal16")):
-        durations(page)
-        finished(page)
-        places[name] = page.evaluate("[...document.querySelectorAll('#results audio, #figure img')].map((it) => it.src)")
+        finished(page, name)
+        places[name] = page.evaluate("[...document.querySelectorAll('#player video, #figure img')].map((it) => it.src)")
         assert len(places[name]) == 3 and all(name in place for place in places[name])
     assert not set(places["cafe_slt"]) & set(places["hum_kal16"])
 
@@ -212,14 +299,36 @@ def test_a_page_closed_midway_is_no_trouble_to_the_next(visit: Callable, server:
     page = visit()
     give(page, "audio", wav_file(tmp_path / "minute.wav", voice(100.0)))
     page.click("#run")
-    page.wait_for_selector("#told :text('enhancing')")
+    page.wait_for_selector("#progress :text('enhancing')")
     page.close()
-    began = time.monotonic()
     after = visit()
     after.click("text=Pink noise")
-    assert durations(after)["after"] == pytest.approx(5.0, abs=0.05)
-    assert time.monotonic() - began < 30 and status_of(server.url) == 200
-    assert "Traceback" not in server.log()
+    finished(after, "pink_rms")
+    assert status_of(server.url) == 200 and "Traceback" not in server.log()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
+def test_nothing_keeps_anybody_out(visit: Callable, width: int, height: int, scheme: str) -> None:
+    """axe-core finds no violation on any tab, before and after a result, with all folds open."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="it brings axe-core: requirements-dev.txt").Axe()
+    page = visit(width, height, scheme)
+
+    def violations() -> list[tuple]:
+        found = axe.run(page).response
+        assert len(found["passes"]) > 10  # it did look
+        return [(rule["id"], node["html"][:200]) for rule in found["violations"] for node in rule["nodes"]]
+
+    assert not violations()
+    page.click("text=Café babble")
+    finished(page)
+    page.evaluate("document.querySelectorAll('details').forEach((it) => { it.open = true; })")
+    page.click("button:has-text('More: whose face')")
+    page.wait_for_timeout(500)
+    assert not violations()
+    page.click("role=tab[name='Live']")
+    page.wait_for_timeout(500)
+    assert not violations()
 
 
 # Live ----------------------------------------------------------------------------------------------------------------
@@ -248,7 +357,7 @@ def test_live_sound_goes_out_and_comes_back(visit: Callable) -> None:
     assert number(page, "backlog") < 1000 and 25 <= number(page, "latency") < 2000
     crop = "Math.max(...document.querySelector('#live-crop').getContext('2d').getImageData(90, 90, 10, 10).data.slice(0, 3))"
     assert page.evaluate(crop) > 20  # the crop has arrived
-    page.select_option("#live-picture", "off")
+    page.select_option("#live-mode", "off")
     page.wait_for_function("document.querySelector('#live-alpha').innerText === '0.00'")
     assert page.inner_text("#live-face") == "video off"
     page.click("#live-stop")

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,11 +20,10 @@ pytest.importorskip("gradio", reason="the web page's packages are missing: pip i
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.testclient import TestClient
-from starlette.websockets import WebSocketDisconnect
 
 from evaluation.web.live import HEADER, LARGEST_MESSAGE, MOST_WAITING_SEC, Inbox, LiveRoom
 from evaluation.web.recording import OFF, Complaint
-from evaluation.web.session import PICTURE, SOUND, LiveSession, Message, decode_picture
+from evaluation.web.session import FRAME, SOUND, LiveSession, Message, decode_frame
 from models.inference.enhancer import Enhancer
 from utils.faces.cropper import FaceBox
 from utils.faces.live_cropper import LiveCropper
@@ -38,9 +38,9 @@ def pcm(sound: np.ndarray) -> bytes:
     return np.round(32767 * sound).astype("<i2").tobytes()
 
 
-def jpeg(picture: np.ndarray) -> bytes:
+def jpeg(frame: np.ndarray) -> bytes:
     packed = io.BytesIO()
-    Image.fromarray(picture).save(packed, "JPEG", quality=95)
+    Image.fromarray(frame).save(packed, "JPEG", quality=95)
     return packed.getvalue()
 
 
@@ -75,29 +75,29 @@ def test_a_stream_is_what_offline_gives(enhancer: Enhancer, rate: int, blocks: l
     assert 1.5 - replies[-1][1] < 0.12
 
 
-def test_pictures_are_seen_until_they_are_switched_off(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.faces.live_cropper.best_detector", lambda: lambda picture: [FaceBox(48, 48, 96)])
+def test_frames_are_seen_until_they_are_switched_off(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.faces.live_cropper.best_detector", lambda: lambda frame: [FaceBox(48, 48, 96)])
     session = LiveSession(enhancer, 16000)
     crops, alphas, shown = face_crops(50), [], []
     for tick in range(50):
         if tick == 25:
-            session.picture_mode = OFF
+            session.video_mode = OFF
         at_sec = tick / 25
         replies = session.work([
-            Message(PICTURE, at_sec, jpeg(crops[tick])), Message(SOUND, at_sec, pcm(voice(0.04, seed=tick))),
+            Message(FRAME, at_sec, jpeg(crops[tick])), Message(SOUND, at_sec, pcm(voice(0.04, seed=tick))),
         ])  # fmt: skip
         alphas.append(session.readout()["alpha"])
-        shown += [content for kind, _, content in replies if kind == PICTURE]
+        shown += [content for kind, _, content in replies if kind == FRAME]
     assert min(alphas[2:25]) > 0 and max(alphas[32:]) == 0
-    assert 4 <= len(shown) <= 6 and decode_picture(shown[0]).shape == (96, 96, 3)
+    assert 4 <= len(shown) <= 6 and decode_frame(shown[0]).shape == (96, 96, 3)
 
 
-def test_a_spoilt_picture_is_what_the_model_sees(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("utils.faces.live_cropper.best_detector", lambda: lambda picture: [FaceBox(48, 48, 96)])
+def test_a_spoilt_face_is_what_the_model_sees(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("utils.faces.live_cropper.best_detector", lambda: lambda frame: [FaceBox(48, 48, 96)])
     session = LiveSession(enhancer, 16000)
-    session.picture_mode = "black"
-    replies = session.work([Message(PICTURE, 0.0, jpeg(face_crops(1)[0])), Message(SOUND, 0.0, pcm(voice(0.04)))])
-    assert decode_picture(next(content for kind, _, content in replies if kind == PICTURE)).max() <= 2
+    session.video_mode = "black"
+    replies = session.work([Message(FRAME, 0.0, jpeg(face_crops(1)[0])), Message(SOUND, 0.0, pcm(voice(0.04)))])
+    assert decode_frame(next(content for kind, _, content in replies if kind == FRAME)).max() <= 2
 
 
 def test_after_a_gap_the_stream_goes_on(enhancer: Enhancer) -> None:
@@ -115,9 +115,9 @@ def test_what_no_browser_sends_is_refused(enhancer: Enhancer) -> None:
         with pytest.raises(Complaint, match="cannot be streamed"):
             LiveSession(enhancer, rate)
     with pytest.raises(Complaint, match="no JPEG"):
-        decode_picture(b"GIF89a" + bytes(100))
+        decode_frame(b"GIF89a" + bytes(100))
     with pytest.raises(Complaint, match="pixels"):
-        decode_picture(jpeg(np.zeros((10, 1300, 3), np.uint8)))
+        decode_frame(jpeg(np.zeros((10, 1300, 3), np.uint8)))
     with pytest.raises(Complaint, match="older"):
         LiveSession(enhancer, 16000).work([Message(SOUND, float("nan"), b"")])
 
@@ -134,7 +134,7 @@ def test_the_inbox_never_holds_more_than_a_second() -> None:
         inbox = Inbox(16000)
         for k in range(200):
             inbox.put(Message(SOUND, k / 25, bytes(1280)))
-            inbox.put(Message(PICTURE, k / 25, bytes(10)))
+            inbox.put(Message(FRAME, k / 25, bytes(10)))
         return inbox
 
     waiting = asyncio.run(fill()).take()
@@ -144,19 +144,19 @@ def test_the_inbox_never_holds_more_than_a_second() -> None:
 
 
 def test_live_cropping_holds_on_to_one_face() -> None:
-    picture = np.zeros((100, 200, 3), np.uint8)
-    picture[:, :100], picture[:, 100:] = 50, 200
+    frame = np.zeros((100, 200, 3), np.uint8)
+    frame[:, :100], frame[:, 100:] = 50, 200
     left, right = FaceBox(50, 50, 60), FaceBox(150, 50, 70)
     looks = iter([[left], [left, right], [], [right], [right]])
-    cropper = LiveCropper(16, lambda picture: next(looks))
+    cropper = LiveCropper(16, lambda frame: next(looks))
     seen = []
     for tick in range(25):
-        crop, there = cropper(picture, tick / 25)
+        crop, there = cropper(frame, tick / 25)
         seen.append((int(crop.mean()), there))
     assert seen[:15] == [(50, True)] * 15  # a larger face comes, then a look without any: the same face
     assert seen[20] == (200, True) and cropper.n_faces == 1  # gone for too long: the next one
-    lost = LiveCropper(16, lambda picture: [])
-    assert lost(picture, 0.0)[1] is False
+    lost = LiveCropper(16, lambda frame: [])
+    assert lost(frame, 0.0)[1] is False
 
 
 # The socket ----------------------------------------------------------------------------------------------------------
@@ -187,10 +187,10 @@ def emptied(room: LiveRoom) -> bool:
 
 def test_sound_comes_back_and_a_closed_tab_frees_its_place(client: TestClient, room: LiveRoom) -> None:
     for _ in range(2):
-        with client.websocket_connect("/live", headers={"origin": "http://testserver"}) as socket:
+        with client.websocket_connect("/live") as socket:
             begin(socket)
             assert room.visitors == 1
-            socket.send_text(json.dumps({"picture": "off"}))
+            socket.send_text(json.dumps({"video_mode": "off"}))
             for k in range(5):
                 socket.send_bytes(HEADER.pack(SOUND, k * 0.04) + pcm(voice(0.04, 48000)))
             got = 0
@@ -203,17 +203,80 @@ def test_sound_comes_back_and_a_closed_tab_frees_its_place(client: TestClient, r
 def test_one_visitor_too_many_is_told(client: TestClient, room: LiveRoom) -> None:
     with client.websocket_connect("/live") as first:
         begin(first)
-        with client.websocket_connect("/live") as second:
-            assert "one at a time" in second.receive_json()["stop"]
+        assert "one at a time" in one_more(client)["stop"]
     assert emptied(room)
 
 
-def test_pages_of_others_are_not_served(client: TestClient) -> None:
-    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/live", headers={"origin": "http://elsewhere.org"}):
-        pass
-    behind_a_proxy = {"origin": "https://ours.org", "x-forwarded-host": "ours.org"}
-    with client.websocket_connect("/live", headers=behind_a_proxy) as socket:
+def one_more(client: TestClient) -> dict:
+    """What the page of one more visitor is told first, who then leaves."""
+    with client.websocket_connect("/live") as socket:
+        socket.send_text(json.dumps({"rate": 48000}))
+        return socket.receive_json()
+
+
+def test_sockets_that_say_nothing_hold_no_place(client: TestClient, room: LiveRoom) -> None:
+    with client.websocket_connect("/live"), client.websocket_connect("/live"):
+        assert room.visitors == 0
+        assert one_more(client) == {"ready": 16000}
+
+
+def test_who_is_silent_makes_room_for_another(
+    client: TestClient, room: LiveRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with client.websocket_connect("/live") as silent:
+        begin(silent)
+        assert "one at a time" in one_more(client)["stop"]  # it may just have begun
+        monkeypatch.setattr("evaluation.web.live.QUIET_SEC", 0.3)
+        for _ in range(10):
+            silent.send_text(json.dumps({"video_mode": "off"}))  # no sound, and no sign of it
+            silent.send_bytes(HEADER.pack(SOUND, 0.0))
+            time.sleep(0.05)
+        assert one_more(client) == {"ready": 16000}
+        packet: dict = {}
+        while "stop" not in packet:
+            message = silent.receive()
+            packet = json.loads(message["text"]) if message.get("text") else {}
+        assert "no sound came" in packet["stop"]
+    assert emptied(room)
+
+
+def test_one_address_does_not_hold_all_places(enhancer: Enhancer) -> None:
+    room = LiveRoom(enhancer, most_visitors=2)
+    app = Starlette(routes=[WebSocketRoute("/live", room.serve)])
+    with (
+        TestClient(app, client=("192.0.2.1", 1)) as many, TestClient(app, client=("192.0.2.2", 1)) as other,
+        many.websocket_connect("/live") as first, many.websocket_connect("/live") as second,
+    ):  # fmt: skip
+        begin(first)
+        begin(second)
+        assert "2 at a time" in one_more(many)["stop"]
+        assert one_more(other) == {"ready": 16000}
+        assert "you have another one" in first.receive_json()["stop"]
+        second.send_bytes(HEADER.pack(SOUND, 0.0) + pcm(voice(0.04, 48000)))
+        assert second.receive()["type"] == "websocket.send"  # the other one goes on
+    assert emptied(room)
+
+
+def test_the_load_is_that_of_the_last_seconds(enhancer: Enhancer, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = LiveSession(enhancer, 16000)
+    clock = iter(np.cumsum([0, 5.0] + [0, 0.1] * 20))  # one second of sound in five, then each in 0.1 s
+    monkeypatch.setattr("evaluation.web.session.time", SimpleNamespace(perf_counter=lambda: float(next(clock))))
+    loads = []
+    for k in range(8):
+        session.work([Message(SOUND, float(k), pcm(voice(1.0)))])
+        loads.append(session.readout()["rtf"])
+    assert loads[0] == pytest.approx(5.0) and loads[-1] == pytest.approx(0.1)
+
+
+def test_a_machine_that_is_far_too_slow_says_so_and_ends(
+    client: TestClient, room: LiveRoom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evaluation.web.live.SLOWEST_SEC", 0.0)
+    with client.websocket_connect("/live") as socket:
         begin(socket)
+        socket.send_bytes(HEADER.pack(SOUND, 0.0) + pcm(voice(0.04, 48000)))
+        assert "too slow for live streams" in socket.receive_json()["stop"]
+    assert emptied(room)
 
 
 @pytest.mark.parametrize(
@@ -227,8 +290,8 @@ def test_pages_of_others_are_not_served(client: TestClient) -> None:
         (['{"rate": 5}'], "cannot be streamed"),
         (['{"rate": 48000}', b"short"], "a message of 5 bytes"),
         (['{"rate": 48000}', bytes(LARGEST_MESSAGE + 1)], "a message of"),
-        (['{"rate": 48000}', HEADER.pack(7, 0.0)], "neither sound nor picture"),
-        (['{"rate": 48000}', HEADER.pack(PICTURE, 0.0) + b"no picture"], "no JPEG"),
+        (['{"rate": 48000}', HEADER.pack(7, 0.0)], "neither sound nor video"),
+        (['{"rate": 48000}', HEADER.pack(FRAME, 0.0) + b"no frame"], "no JPEG"),
     ],
 )
 def test_nonsense_ends_one_stream_with_a_sentence(
@@ -255,12 +318,12 @@ def test_a_stream_ends_when_its_time_is_over(client: TestClient, room: LiveRoom)
 def chatter(socket, seconds: float) -> dict:
     """Send text alone, again and again -> what the server says in the end."""
     for _ in range(round(seconds / 0.05)):
-        socket.send_text(json.dumps({"picture": "off"}))
+        socket.send_text(json.dumps({"video_mode": "off"}))
         time.sleep(0.05)
     return socket.receive()
 
 
-def test_time_is_over_also_for_who_sends_neither_sound_nor_picture(client: TestClient, room: LiveRoom) -> None:
+def test_time_is_over_also_for_who_sends_neither_sound_nor_video(client: TestClient, room: LiveRoom) -> None:
     room.longest_sec = 0.6
     with client.websocket_connect("/live") as socket:
         begin(socket)
@@ -272,5 +335,5 @@ def test_text_is_no_sign_of_life(client: TestClient, room: LiveRoom, monkeypatch
     monkeypatch.setattr("evaluation.web.live.SILENT_SEC", 0.5)
     with client.websocket_connect("/live") as socket:
         begin(socket)
-        assert chatter(socket, 1.0)["type"] == "websocket.close"
+        assert "no sound came" in json.loads(chatter(socket, 1.0)["text"])["stop"]
     assert emptied(room)

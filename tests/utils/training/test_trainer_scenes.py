@@ -34,3 +34,15 @@ def test_the_end_of_a_run_is_a_candidate_for_the_best_where_the_recipe_says_so(r
     assert len(scores) == 1 and scores[0]["step"] == 3
     best = load_checkpoint(tmp_path / "end" / "do_00000003.pth")["best"]
     assert best == {"pesq": scores[0]["pesq"], "criterion": pytest.approx(scores[0]["si_sdr"]), "step": 3}
+
+
+def test_parts_that_are_not_trained_stay_as_they_are(recipe, tmp_path, capsys):
+    weights = []
+    for steps in (1, 3):
+        options = (f"training_cfg.max_steps={steps}", "training_cfg.train_only=[vce]", "training_cfg.trust_forcing=0.5")
+        assert train(recipe, tmp_path, "some", *options) == 0
+        weights.append(load_checkpoint(tmp_path / "some" / f"g_{steps:08d}.pth")["generator"])
+    changed = {key.split(".")[0] for key, before in weights[0].items() if not before.equal(weights[1][key])}
+    assert changed == {"vce"}
+    assert train(recipe, tmp_path, "none", "training_cfg.train_only=[ears]") == 2
+    assert "no part 'ears'; it has dense_encoder" in capsys.readouterr().err

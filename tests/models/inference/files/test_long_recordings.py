@@ -19,6 +19,7 @@ from models.inference.enhancer import Enhancer
 from models.inference.files.disk_sound import SpooledSound
 from models.inference.files.enhance_file import write_wav
 from models.inference.overlap import enhance_overlapped
+from models.inference.results import Whole
 from utils.faces import video_crops as face_video
 from utils.faces.video_crops import crop_stretches, load_video_frames
 from utils.media.clip_writer import write_clip
@@ -76,7 +77,7 @@ def test_a_video_file_is_decoded_as_far_as_the_sound_has_come(tmp_path: Path, mo
             yield voice(2.4)[first : first + 3200]
             ahead.append(pictures.pulled - (first + 3200) / RATE * 25)
 
-    out = np.concatenate([wav for wav, _, _ in enhancer.stream(sound(), pictures)])
+    out = np.concatenate([made.wav for made in enhancer.stream(sound(), pictures)])
     assert snr_db(out, whole.wav) > 110 and whole.masked_share == 0
     assert max(ahead) <= 11 and pictures.pulled == 60
 
@@ -117,15 +118,17 @@ def test_chunks_get_their_own_pictures_and_alpha() -> None:
     stretches = [(crops[first : first + 60], np.ones(len(crops[first : first + 60]), bool)) for first in range(0, 625, 60)]
     asked = []
 
-    def run(samples: np.ndarray, picture: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    def run(samples: np.ndarray, picture: tuple | None) -> Whole:
         first = int(picture[0][0, 0, 0, 0])
         asked.append((first, len(picture[0]), len(samples)))
-        return samples.copy(), np.full(1 + len(samples) // hop, first / fps, np.float32)
+        alpha = np.full(1 + len(samples) // hop, first / fps, np.float32)
+        return Whole(samples.copy(), alpha, None, alpha / 100)
 
     wav = np.ones(25 * rate, np.float32)
-    out, alpha = enhance_overlapped(wav, CropStream(stretches, 625), rate, fps, hop, run)
+    out, alpha, upper = enhance_overlapped(wav, CropStream(stretches, 625), rate, fps, hop, run)
     np.testing.assert_allclose(out, 1.0, atol=1e-6)
     assert asked == [(0, 250, 10000), (225, 250, 10000), (450, 175, 7000)]
+    np.testing.assert_allclose(upper, alpha / 100)
     assert alpha.shape == (2501,) and alpha[0] == 0 and alpha[949] == 0 and alpha[950] == 9 and alpha[-1] == 18
 
 
@@ -194,7 +197,7 @@ def test_a_streamed_file_is_the_enhanced_file(causal_checkpoint, talking_clip, t
     assert inference_av.main([*command, str(tmp_path / "whole.wav")]) == 0
     assert inference_av.main([*command, str(tmp_path / "live.wav"), "--stream", "--chunk_ms", "10"]) == 0
     out = capsys.readouterr().out
-    assert "streamed in 10 ms chunks: latency 25.0 ms (400 samples), RTF " in out and "worst chunk" in out
+    assert "streamed in 10 ms chunks at 16 kHz: latency 25.0 ms (400 samples), RTF " in out and "worst chunk" in out
     whole, live = (soundfile.read(tmp_path / f"{name}.wav", dtype="int16")[0].astype(int) for name in ("whole", "live"))
     assert len(whole) == len(live) == 16000 and np.abs(whole - live).max() <= 1
 
