@@ -1,1 +1,1 @@
-"""Training and validation data: windows of sound and picture, mixing, rooms, picture degradation."""
+"""Training and validation data: windows of sound and video, mixing, rooms, degraded crops."""

@@ -1,6 +1,6 @@
-"""What happens to the picture in training: crops placed a little differently, and degraded ones, with labels.
+"""What happens to the crops in training: crops placed a little differently, and degraded ones, with labels.
 
-The labels let the confidence estimator learn what a useless picture looks like.
+The labels let the confidence estimator learn what useless crops look like.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CropJitter:
     """
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """frames uint8 [V, S, S, 3] -> jittered copy; edges are repeated where the crop leaves the picture."""
+        """frames uint8 [V, S, S, 3] -> jittered copy; edges are repeated where the crop leaves the frame."""
         size = frames.shape[1]
         shift, drift = rng.uniform(-JITTER_SHIFT, JITTER_SHIFT, 2) * size, rng.uniform(-JITTER_DRIFT, JITTER_DRIFT, 2) * size
         scale = float(np.exp(rng.uniform(-JITTER_LOG_SCALE, JITTER_LOG_SCALE)))
@@ -154,7 +154,7 @@ class VisualDegradation:
 
     @staticmethod
     def _freeze(frames: np.ndarray, first: int, end: int, rng: np.random.Generator) -> np.ndarray:
-        """The picture stands still on the stretch's first frame, which itself is in time."""
+        """The crops stand still on the stretch's first frame, which itself is in time."""
         frames[first:end] = frames[first]
         return np.arange(first + 1, end)
 

@@ -42,7 +42,7 @@ class AVItem(NamedTuple):
     noisy_pha: torch.Tensor  # [F, T], radians
     video: torch.Tensor  # uint8 [3, V, S, S]; the model scales it, on its own device
     video_mask: torch.Tensor  # bool [V], False where there is no face to see
-    corruption: torch.Tensor  # float [V], 1 where the picture was degraded or is absent
+    corruption: torch.Tensor  # float [V], 1 where the video was degraded or is absent
     noisy_audio: torch.Tensor  # [L], multiplied by gain
     gain: torch.Tensor  # [L]
     features: torch.Tensor = torch.zeros(0, 0)  # [V, D] of a made face (dubbing), NaN: of a filmed one; [0, 0]: none

@@ -15,7 +15,7 @@ import numpy as np
 from dataloaders.clip_dataset import resolve
 from utils.faces.video_crops import load_video_frames
 from utils.media.decode import EndsBefore, MediaError
-from utils.media.shards import NOTE, PICTURE, SOUND, decode_crops, decode_samples, find_shards, names_shards, read_clips
+from utils.media.shards import CROPS, NOTE, SOUND, decode_crops, decode_samples, find_shards, names_shards, read_clips
 from utils.media.sound import load_audio, media_duration_sec
 from utils.training.epoch_order import GROUP_RUNS
 from utils.util import load_json_file
@@ -35,7 +35,7 @@ class Clip(Protocol):
         """What messages call it: a path, or a shard and the key in it."""
 
     @property
-    def has_picture(self) -> bool: ...
+    def has_video(self) -> bool: ...
 
     def duration_sec(self) -> float | None:
         """Length of its sound; None when nothing says."""
@@ -63,7 +63,7 @@ class FileClip:
         return self._video or self._audio
 
     @property
-    def has_picture(self) -> bool:
+    def has_video(self) -> bool:
         return self._video is not None
 
     @property
@@ -90,7 +90,7 @@ class FileClip:
 class ShardClip:
     """A clip of a shard, whose members are read when the first of them is asked for."""
 
-    has_picture = True
+    has_video = True
 
     def __init__(self, name: str, fetch: Callable[[], dict[str, bytes]], cfg: Mapping) -> None:
         self.name = name
@@ -127,7 +127,7 @@ class ShardClip:
     def frames(self, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         visual, note = self._cfg["visual_cfg"], self._note()
         frames, there = decode_crops(
-            self._member(PICTURE), first, count, note["n_frames"], visual["video_fps"], visual["face_size"]
+            self._member(CROPS), first, count, note["n_frames"], visual["video_fps"], visual["face_size"]
         )
         return frames, _unmasked(there, note["mask"], first)
 

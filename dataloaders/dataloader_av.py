@@ -44,7 +44,7 @@ class AVDataset(ClipDataset):
     """Mixtures of listed clips and noises with the face that belongs to them.
 
     data_json: list of {"video": path, "audio": path}; audio may be absent (the sound is in the video), so may video
-    (no picture: masked), and "mask" may hold [first, end) runs of frames without a face. Or shards: a folder, a .tar, a
+    (no video: masked), and "mask" may hold [first, end) runs of frames without a face. Or shards: a folder, a .tar, a
     pattern. noise_json: list of paths. cfg: nested recipe mapping. Relative paths are looked for beside the list, then
     from the working directory. The same crops give the same items from a list and from shards.
 
@@ -128,7 +128,7 @@ class AVDataset(ClipDataset):
         options, role = self._training["scene"], None
         if self.group == 2:
             shared = np.random.default_rng([self._seed, int(self._epoch[0]), index // 2, 1])
-            if shared.random() < options["pair_share"] and (clip.has_picture or self._all_faces):
+            if shared.random() < options["pair_share"] and (clip.has_video or self._all_faces):
                 scene, role = self._scenes.scene(clip, shared, index % 2), index % 2
         if role is None:
             if self.group == 2 and index % 2:
@@ -241,12 +241,12 @@ class AVDataset(ClipDataset):
         ahead_sec = self._visual["visual_lookahead_ms"] / 1000
         seconds = len(sound.speech) / self._rate + ahead_sec
         count = math.ceil(seconds * self._fps - 1e-6)
-        # Drawn first, so that the picture's fate does not depend on how many numbers a degradation takes.
+        # Drawn first, so that the crops' fate does not depend on how many numbers a degradation takes.
         dropped = self.split == "train" and rng.random() < self._training["video_dropout"]
         frames, mask = np.zeros((count, size, size, 3), np.uint8), np.zeros(count, bool)
-        if clip.has_picture and not dropped:
+        if clip.has_video and not dropped:
             frames, mask = clip.frames(sound.first_frame, count)
-            mask &= np.arange(count) / self._fps < sound.n_real / self._rate + ahead_sec  # padding of the sound has no picture
+            mask &= np.arange(count) / self._fps < sound.n_real / self._rate + ahead_sec  # padding of the sound has no video
             if self._jitter is not None:
                 frames = self._jitter(frames, rng)
             frames[~mask] = 0

@@ -29,14 +29,14 @@ Generator = np.random.Generator
 
 
 class Voice(NamedTuple):
-    """One talker's window: L samples, and where its picture is."""
+    """One talker's window: L samples, and where its video is."""
 
     heard: np.ndarray  # [L] at the microphone
     target: np.ndarray  # [L] what of it should be given back
     clip: Clip
     first_frame: int  # video frame of the clip at which the window begins
     n_real: int  # samples before zero padding
-    speed: float  # of sound and picture; 1: as recorded
+    speed: float  # of sound and video; 1: as recorded
 
 
 class Scene(NamedTuple):
@@ -113,13 +113,13 @@ class SceneMaker:
         """Another clip of the list: of the same speaker where that is asked for and possible, else of another one."""
         speaker = speaker_of(clip)
         own = [k for k in self._by_speaker.get(speaker, ()) if self._clips[k].name != clip.name]
-        own = [k for k in own if self._clips[k].has_picture or not with_face]
+        own = [k for k in own if self._clips[k].has_video or not with_face]
         place = float(rng.random())
         if same_speaker and own:
             return self._clips[own[int(place * len(own))]]
         speakers = [name for name in self._by_speaker if name != speaker]
         if with_face:
-            speakers = [name for name in speakers if any(self._clips[k].has_picture for k in self._by_speaker[name])]
+            speakers = [name for name in speakers if any(self._clips[k].has_video for k in self._by_speaker[name])]
         if not speakers:
             return self._clips[own[int(place * len(own))]] if own else clip
         # Speakers first, by the square root of their clips' number: no voice rules, and no single clip is learnt by heart.
@@ -176,7 +176,7 @@ class SceneMaker:
         options = self.options
         voices = self._voices(clip, rng, role is not None)
         silent = role is None and len(voices) > 1 and rng.random() < options["silent_share"]
-        closed = quiet_frames(clip, self._fps, self._rate) if silent and clip.has_picture else np.zeros(0, np.int64)
+        closed = quiet_frames(clip, self._fps, self._rate) if silent and clip.has_video else np.zeros(0, np.int64)
         silent = silent and len(closed) > 0
         scaled = [(voices[0].heard, voices[0].target)]
         for voice in voices[1:]:

@@ -50,7 +50,7 @@ class SceneVideo:
         late_sec = float(rng.uniform(-1, 1)) * self._training["scene"]["sync_jitter_ms"] / 1000
         if kind == SHIFT:
             late_sec = float(rng.uniform(*SHIFT_SEC)) * float(rng.choice((-1, 1)))
-        if self._dubber is not None and not scene.shown.clip.has_picture and not dropped:
+        if self._dubber is not None and not scene.shown.clip.has_video and not dropped:
             return self._made(scene, kind, late_sec, rng)
         return self._filmed(scene, kind, late_sec, dropped, rng)
 
@@ -58,7 +58,7 @@ class SceneVideo:
         size, count, clip = self._size, len(scene.frames), scene.shown.clip
         frames, mask = np.zeros((count, size, size, 3), np.uint8), np.zeros(count, bool)
         corruption = np.zeros(count, np.float32)
-        if clip.has_picture and not dropped:
+        if clip.has_video and not dropped:
             corruption[:] = float(kind in FETCHED)
             clip, wanted = self._frames_of(kind, clip, scene.frames, late_sec, rng)
             first = int(wanted.min())

@@ -57,7 +57,7 @@ def film(cfg: dict, source: str) -> list[Take]:
     encoder = VISUAL_ENCODERS[cfg["lite_cfg"]["visual_encoder_type"]](cfg).eval()
     load_encoder_weights(encoder, cfg["visual_cfg"]["encoder_weights"])
     rate, fps = cfg["stft_cfg"]["sampling_rate"], cfg["visual_cfg"]["video_fps"]
-    clips = [clip for clip in open_clips(source, "--list", cfg) if clip.has_picture]
+    clips = [clip for clip in open_clips(source, "--list", cfg) if clip.has_video]
     counts, rng, jitter = Counter(map(speaker_of, clips)), np.random.default_rng(cfg["env_setting"]["seed"]), CropJitter()
     takes: list[Take] = []
     for clip in clips:

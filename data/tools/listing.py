@@ -67,7 +67,7 @@ def clip_problem(entry: Mapping[str, str], full: bool = False) -> str | None:
     except (MediaError, OSError) as error:
         return str(error).removeprefix(entry["video"]).strip()
     if not video.has_video:
-        return "no picture that can be decoded"
+        return "no video that can be decoded"
     if not sound.has_audio:
         return "no sound that can be decoded"
     damaged = video.damaged_packets + (sound.damaged_packets if sound is not video else 0)

@@ -110,12 +110,12 @@ def spoken(duration_sec: float) -> str:
     return f"{duration_sec:.0f} seconds" if duration_sec < 100 else f"{duration_sec / 60:.1f} minutes".replace(".0 ", " ")
 
 
-def read_sound(path: Path, limits: Limits, sample_rate: int) -> np.ndarray:
+def read_sound(path: Path, limits: Limits, sample_rate: int, notes: list[str] | None = None) -> np.ndarray:
     """The sound of a file, float32 [L]; Complaint where it cannot be used. Its length is counted, whatever the header says."""
     check_file(path, limits, "audio")
     pieces, length = [], 0
     try:
-        for piece in sound_pieces(path, sample_rate):
+        for piece in sound_pieces(path, sample_rate, notes):
             pieces.append(piece)
             length += len(piece)
             if length > limits.longest_sec * sample_rate:
@@ -135,7 +135,8 @@ def read_recording(
     if source is None:
         raise Complaint("Nothing to enhance yet: choose an example, upload a recording, or make one.")
     progress(0.0, "reading the sound")
-    sound = read_sound(source, limits, rate)
+    heard: list[str] = []  # what was not as it should be in the sound
+    sound = read_sound(source, limits, rate, heard)
     if float(np.abs(sound).max()) < SILENCE:
         raise Complaint(f"{source.name} is silent: there is nothing to enhance.")
     reference, reference_name = None, ""
@@ -163,7 +164,8 @@ def read_recording(
             notes = [f"{wish.video.name} shows no video: it was enhanced by sound alone."]
     return Recording(
         name=source.stem, noisy=noisy, reference=reference, reference_name=reference_name, crops=crops, mask=mask,
-        faces=report.summary() if report.looked else "", has_video=has_video, notes=tuple(notes),
+        faces=report.summary() if report.looked else "", has_video=has_video,
+        notes=(*(f"{source.name}: {note}." for note in heard), *notes),
     )  # fmt: skip
 
 

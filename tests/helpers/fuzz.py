@@ -131,7 +131,7 @@ def readers(suffix: str) -> list[Callable[[Path], object]]:
             for number in range(min(3, len(clips))):
                 clips[number].duration_sec()
                 clips[number].sound(0.0, 0.5)
-                if clips[number].has_picture:
+                if clips[number].has_video:
                     clips[number].frames(0, 10)
 
         return [read_all]

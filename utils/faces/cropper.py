@@ -35,11 +35,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FaceOptions:
-    """How a video is looked at: detector, which face, and how late the picture is.
+    """How a video is looked at: detector, which face, and how late the video is.
 
     method: one of FACE_METHODS, None for the recipe's. model: YuNet's file. face: N, the N-th face from the left (from 1),
     or (x, y), the face at that point, as shares of width and height where both are 1 or less, else in pixels of the
-    upright picture; None: the one that talks, else the largest and longest. av_offset_ms: positive where the picture is
+    upright frame; None: the one that talks, else the largest and longest. av_offset_ms: positive where the video is
     late, so that lips move after their sound; "auto" measures it. ValueError for what cannot be.
     """
 
@@ -69,25 +69,25 @@ class FaceOptions:
 class FaceReport:
     """What came of looking at a video; filled while it is looked at."""
 
-    detector: str = ""  # what found the faces; "" before there was a picture
+    detector: str = ""  # what found the faces; "" before there was a frame
     looked: bool = False  # whether that is a face detector
     found: int = 0  # most faces at one time
     fallback: str | None = None  # one line: why `detector` is not the first choice
     choices: list[str] = field(default_factory=list)  # one line for each time a head was chosen among several, or in vain
-    offset_ms: float = 0.0  # taken back from the picture: positive where it was late
+    offset_ms: float = 0.0  # taken back from the video: positive where it was late
     estimate: OffsetEstimate | None = None  # with av_offset_ms "auto"
 
     def summary(self) -> str:
         """How many faces there are and what found them, for a line about a file."""
         faces = {0: "no face", 1: "1 face"}.get(self.found, f"{self.found} faces")
-        offset = f", picture {_lateness(self.offset_ms)}" if self.offset_ms else ""
+        offset = f", video {_lateness(self.offset_ms)}" if self.offset_ms else ""
         return (f"{faces} ({self.detector})" if self.looked else self.detector) + offset
 
     def notes(self) -> list[str]:
         """One line each of what a user should know beyond `detector` and `found`."""
         notes = self.choices[:3] + ([f"... and {len(self.choices) - 3} choices more"] if len(self.choices) > 3 else [])
         if self.estimate is not None:
-            said = f"the picture seems {_lateness(1e3 * self.estimate.offset_sec)}"
+            said = f"the video seems {_lateness(1e3 * self.estimate.offset_sec)}"
             done = "taken back" if self.estimate.sure else "not sure enough, left as it is"
             notes.append(f"av_offset auto: {said} (confidence {self.estimate.confidence:.1f}; from 1 on it is sure): {done}")
         return notes
@@ -97,12 +97,12 @@ def _lateness(milliseconds: float) -> str:
     return f"{abs(milliseconds):.0f} ms {'late' if milliseconds >= 0 else 'early'}"
 
 
-def cut_square(picture: np.ndarray, box: FaceBox, size: int) -> np.ndarray:
-    """Square of the picture uint8 [H, W, 3] around `box`, black beyond its edges -> uint8 [size, size, 3]."""
+def cut_square(frame: np.ndarray, box: FaceBox, size: int) -> np.ndarray:
+    """Square of the frame uint8 [H, W, 3] around `box`, black beyond its edges -> uint8 [size, size, 3]."""
     side = max(2, round(box.side))
     left, top = round(box.x - side / 2), round(box.y - side / 2)
-    height, width = picture.shape[:2]
-    inner = picture[max(0, top) : max(0, min(height, top + side)), max(0, left) : max(0, min(width, left + side))]
+    height, width = frame.shape[:2]
+    inner = frame[max(0, top) : max(0, min(height, top + side)), max(0, left) : max(0, min(width, left + side))]
     if inner.size == 0:
         return np.zeros((size, size, 3), np.uint8)
     if inner.shape[:2] != (side, side):
@@ -144,7 +144,7 @@ class FaceCropper:
         self._settled = False  # whether the head was chosen by more than its size
         self._at_sec = 0.0  # when this stretch begins
         self.report = report if report is not None else FaceReport()
-        named = {"center": "middle of the picture", "none": "whole picture"}
+        named = {"center": "middle of the frame", "none": "whole frame"}
         self.report.looked = self._detect is not None
         self.report.detector = named.get(settled.method) or getattr(self._detect, "name", "detector given")
         self.report.fallback = settled.fallback
@@ -278,6 +278,6 @@ def crop_faces(
 
     "yunet", "haar" ("auto": the best there is): detection, one head followed, smoothed, one square with a fixed margin;
     frames without the face are black and masked False, never invented. "center": the middle square. "none": the whole
-    picture, resized.
+    frame, resized.
     """
     return FaceCropper(face_size, method, fps)(frames)

@@ -1,4 +1,4 @@
-"""Faces in one picture: detectors behind one call, with boxes that mean the same crop whichever of them found it."""
+"""Faces in one frame: detectors behind one call, with boxes that mean the same crop whichever of them found it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.fetch import PublishedFile
 
 FACE_METHODS = ("auto", "yunet", "haar", "center", "none")
 
-HAAR_SIDE, YUNET_SIDE = 320, 640  # pixels, longest side of the picture that is searched
+HAAR_SIDE, YUNET_SIDE = 320, 640  # pixels, longest side of the frame that is searched
 CROP_MARGIN = 1.05  # crop side over Haar's box side: forehead to chin, the mouth as large as 96 pixels allow
 # YuNet's boxes are narrow and reach the chin, but a model must see the same crop whichever detector is at work. By this
 # factor on the root of YuNet's box area, 50 GRID clips of five speakers get Haar's crop side on the mean; clips differ from
@@ -24,14 +24,14 @@ YUNET_MARGIN = 1.19
 YUNET_SCORE = 0.6
 YUNET_LEAST_SIDE = 16  # pixels; of less it makes boxes out of nothing
 
-# OpenCV's thread pool does not survive a fork, and a loader's worker would wait for it for ever. Pictures this small gain
+# OpenCV's thread pool does not survive a fork, and a loader's worker would wait for it for ever. Frames this small gain
 # nothing from it, so no pool is ever made.
 cv2.setNumThreads(1)
 
 
 @dataclass(frozen=True)
 class FaceBox:
-    """A square face region in pixels of the searched picture: centre and side of the crop it stands for."""
+    """A square face region in pixels of the searched frame: centre and side of the crop it stands for."""
 
     x: float
     y: float
@@ -49,21 +49,21 @@ class FaceBox:
         return min(self.side, other.side) > 0.6 * max(self.side, other.side)
 
 
-Detector = Callable[[np.ndarray], Sequence[FaceBox]]  # uint8 RGB picture [H, W, 3] -> boxes, any order
+Detector = Callable[[np.ndarray], Sequence[FaceBox]]  # uint8 RGB frame [H, W, 3] -> boxes, any order
 
 
-def _reduced(picture: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
-    """The picture with no side over `longest` pixels, and the scale that made it so."""
-    height, width = picture.shape[:2]
+def _reduced(frame: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
+    """The frame with no side over `longest` pixels, and the scale that made it so."""
+    height, width = frame.shape[:2]
     scale = min(1.0, longest / max(height, width))
     if scale == 1.0:
-        return picture, scale
+        return frame, scale
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA), scale
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA), scale
 
 
 class HaarDetector:
-    """OpenCV 4's bundled frontal-face cascade on a reduced grey picture."""
+    """OpenCV 4's bundled frontal-face cascade on a reduced grey frame."""
 
     name = "Haar cascade"
 
@@ -76,8 +76,8 @@ class HaarDetector:
             )
         self._cascade = cv2.CascadeClassifier(str(cascade))
 
-    def __call__(self, picture: np.ndarray) -> list[FaceBox]:
-        grey, scale = _reduced(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), HAAR_SIDE)
+    def __call__(self, frame: np.ndarray) -> list[FaceBox]:
+        grey, scale = _reduced(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), HAAR_SIDE)
         smallest = max(24, round(0.12 * min(grey.shape)))
         if min(grey.shape) < smallest:
             return []
@@ -105,8 +105,8 @@ class YuNetDetector:
         except cv2.error:
             raise ValueError(f"face model {model} is not a YuNet .onnx that OpenCV {cv2.__version__} can run") from None
 
-    def __call__(self, picture: np.ndarray) -> list[FaceBox]:
-        reduced, scale = _reduced(picture, YUNET_SIDE)
+    def __call__(self, frame: np.ndarray) -> list[FaceBox]:
+        reduced, scale = _reduced(frame, YUNET_SIDE)
         if min(reduced.shape[:2]) < YUNET_LEAST_SIDE:
             return []
         self._net.setInputSize((reduced.shape[1], reduced.shape[0]))
@@ -144,7 +144,7 @@ def settle_method(method: str, model: str | None = None) -> FaceMethod:
     """What `method` (one of FACE_METHODS) means here; asked once per process, so that nothing is fetched in vain twice.
 
     "auto" is YuNet with the file `model`, $LITEAVSE_FACE_MODEL, the cached one or the published one; where it cannot be
-    had it is Haar, else the middle of the picture, and `fallback` says so. ValueError for an unknown or unusable method.
+    had it is Haar, else the middle of the frame, and `fallback` says so. ValueError for an unknown or unusable method.
     """
     if method not in FACE_METHODS:
         raise ValueError(f"face_crop {method!r} is not known; use one of {', '.join(FACE_METHODS)}")
@@ -165,7 +165,7 @@ def settle_method(method: str, model: str | None = None) -> FaceMethod:
         HaarDetector()
         return FaceMethod("haar", None, f"faces are looked for with Haar cascades, YuNet is not to be had ({missing})")
     except ValueError as error:
-        return FaceMethod("center", None, f"the middle of the picture is taken for the face ({missing}; {error})")
+        return FaceMethod("center", None, f"the middle of the frame is taken for the face ({missing}; {error})")
 
 
 def load_detector(settled: FaceMethod) -> Detector | None:

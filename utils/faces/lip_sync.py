@@ -1,4 +1,4 @@
-"""Picture against sound: how much and which way the mouth moves beside how the speech changes, and at which offset they fit.
+"""Video against sound: how much and which way the mouth moves beside how the speech changes, and at which offset they fit.
 
 Two pairs of signals are compared, because they fail in different places: how much the mouth region changes from frame to
 frame with how much the spectrum changes (spectral flux), and how fast the mouth opens (dark and bright parts drift apart)
@@ -18,7 +18,7 @@ STEP_SEC = 0.01  # of the sound's analysis and of the offsets tried
 FARTHEST_SEC = 0.6  # offsets looked for
 LEVEL_POWER = 0.3
 BANDS_HZ = np.geomspace(100, 7000, 13)  # 12 bands
-SMOOTH_SEC = 0.02  # a picture stands for 40 ms
+SMOOTH_SEC = 0.02  # a frame stands for 40 ms
 LOUDEST_PERCENTILE = 98  # cuts to another camera and door slams are not to decide
 
 # Where the mouth is in a crop, as shares of its side: the crop's centre is half-way between eyes and mouth.
@@ -34,7 +34,7 @@ TALKING_LEAD = 0.6  # as SURE, of one mouth over the next
 
 @dataclass(frozen=True)
 class SoundTrack:
-    """The sound that a picture belongs to: `between(first, stop)` gives its float samples first .. stop - 1, mono."""
+    """The sound that a video belongs to: `between(first, stop)` gives its float samples first .. stop - 1, mono."""
 
     between: Callable[[int, int], np.ndarray]
     sample_rate: int
@@ -49,7 +49,7 @@ class SoundTrack:
 
 @dataclass(frozen=True)
 class OffsetEstimate:
-    """By how much the picture is late (negative: early), and how far that can be relied on: from confidence 1 on."""
+    """By how much the video is late (negative: early), and how far that can be relied on: from confidence 1 on."""
 
     offset_sec: float
     confidence: float
@@ -94,7 +94,7 @@ def mouth_activity(crops: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def fit(mouth: np.ndarray, seen: np.ndarray, mouth_sec: np.ndarray, sound: np.ndarray, sound_sec: np.ndarray) -> np.ndarray:
-    """How well mouth [V, 2] at mouth_sec [V] fits sound [n, 2] at sound_sec [n] if the picture is late by OFFSETS_SEC.
+    """How well mouth [V, 2] at mouth_sec [V] fits sound [n, 2] at sound_sec [n] if the video is late by OFFSETS_SEC.
 
     Each entry is the sum of the correlations of both pairs of signals, -2 to 2, over the frames where `seen` bool [V].
     """

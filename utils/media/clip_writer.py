@@ -20,9 +20,9 @@ CLIP_CRF = 14  # H.264 quality of written crops: no visible loss at 96 x 96
 def write_clip(
     path: str | os.PathLike, frames: np.ndarray, samples: np.ndarray | None, sample_rate: int = 16000, fps: float = 25.0
 ) -> None:
-    """Write pictures uint8 [V, H, W, 3] (even H, W) and sound float [L] as H.264 and FLAC in one .mp4 or .mkv.
+    """Write frames uint8 [V, H, W, 3] (even H, W) and sound float [L] as H.264 and FLAC in one .mp4 or .mkv.
 
-    Without samples the pictures alone. Sound begins at 0, frame k is shown at k / fps; a key frame every second lets
+    Without samples the frames alone. Sound begins at 0, frame k is shown at k / fps; a key frame every second lets
     windows be sought. MediaError when the file cannot be written.
     """
     with ClipWriter(path, None if samples is None else sample_rate, fps, frames.shape[1:3]) as clip:
@@ -31,9 +31,9 @@ def write_clip(
 
 
 class ClipWriter:
-    """`write_clip` piece by piece: pictures with `add`, as many as there are, then `finish` with the whole sound.
+    """`write_clip` piece by piece: frames with `add`, as many as there are, then `finish` with the whole sound.
 
-    `size` is (height, width) of all pictures, `crf` H.264's quality; no sound without sample_rate. MediaError when the file
+    `size` is (height, width) of all frames, `crf` H.264's quality; no sound without sample_rate. MediaError when the file
     cannot be written.
     """
 
@@ -48,8 +48,8 @@ class ClipWriter:
             self._video = video = self._container.add_stream("libx264", rate=1 / self._period)
             video.height, video.width = size
             video.pix_fmt = "yuv420p"
-            # No B frames: decoding order is showing order, and the first picture is at 0 in every container. fastdecode:
-            # training decodes a clip hundreds of times. No mbtree: with it the same pictures are not always the same bytes.
+            # No B frames: decoding order is showing order, and the first frame is at 0 in every container. fastdecode:
+            # training decodes a clip hundreds of times. No mbtree: with it the same frames are not always the same bytes.
             video.options = {
                 "crf": str(crf), "preset": "medium", "tune": "fastdecode", "mbtree": "0", "bf": "0", "threads": "1",
                 "g": str(max(1, round(fps))),
@@ -66,16 +66,16 @@ class ClipWriter:
             raise MediaError(f"{self._path} cannot be written: {error}") from None
 
     def add(self, frames: np.ndarray) -> None:
-        """Add pictures uint8 [v, H, W, 3]."""
+        """Add frames uint8 [v, H, W, 3]."""
         with self._errors():
-            for picture in frames:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            for rgb in frames:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
                 frame.pts, frame.time_base = self._shown, self._period
                 self._container.mux(self._video.encode(frame))
                 self._shown += 1
 
     def finish(self, sound: Iterable[np.ndarray]) -> None:
-        """End the pictures and write the sound, float pieces [n]."""
+        """End the frames and write the sound, float pieces [n]."""
         with self._errors():
             self._container.mux(self._video.encode(None))
             if self._audio is None:

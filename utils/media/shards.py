@@ -30,7 +30,7 @@ from utils.media.frame_grid import HOLD_SEC
 from utils.media.sound import to_pcm16
 from utils.util import atomic_write, write_json
 
-PICTURE, SOUND, NOTE = "mp4", "flac", "json"  # the members of a clip
+CROPS, SOUND, NOTE = "mp4", "flac", "json"  # the members of a clip
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Shard:
 def encode_clip(crops: np.ndarray, samples: np.ndarray, sample_rate: int, fps: float, note: Mapping) -> dict[str, bytes]:
     """A clip's members by suffix: crops uint8 [V, S, S, 3], sound float [L], `note` with n_frames and n_samples added."""
     with tempfile.TemporaryDirectory() as folder:
-        picture = Path(folder) / f"crops.{PICTURE}"
-        write_clip(picture, crops, None, sample_rate, fps)
-        encoded = picture.read_bytes()
+        clip = Path(folder) / f"crops.{CROPS}"
+        write_clip(clip, crops, None, sample_rate, fps)
+        encoded = clip.read_bytes()
     sound = io.BytesIO()
     pcm = to_pcm16(samples)
     soundfile.write(sound, pcm, sample_rate, format="FLAC", subtype="PCM_16")
     text = json.dumps({"n_frames": len(crops), "n_samples": len(pcm), **note}, ensure_ascii=False)
-    return {PICTURE: encoded, SOUND: sound.getvalue(), NOTE: text.encode()}
+    return {CROPS: encoded, SOUND: sound.getvalue(), NOTE: text.encode()}
 
 
 def write_shard(path: Path, clips: Sequence[tuple[str, Mapping[str, bytes]]], about: Mapping) -> None:

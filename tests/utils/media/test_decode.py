@@ -17,7 +17,7 @@ from utils.media import decode, frame_grid
 from utils.media import sound as media
 from utils.media.clip_writer import write_clip
 from utils.media.decode import MediaError, probe_media
-from utils.media.frame_grid import picture_size
+from utils.media.frame_grid import video_size
 from utils.media.sound import load_audio
 
 # pictures on the 25 fps grid
@@ -118,13 +118,13 @@ def test_a_phone_video_is_turned_upright(tmp_path: Path) -> None:
     (tmp_path / "turned.mp4").write_bytes(data)
     shown = next(frame_grid.grid_frames(tmp_path / "turned.mp4"))
     assert shown.shape == (96, 64, 3)
-    assert picture_size(tmp_path / "a.mp4") == (96, 64) and picture_size(tmp_path / "turned.mp4") == (64, 96)
+    assert video_size(tmp_path / "a.mp4") == (96, 64) and video_size(tmp_path / "turned.mp4") == (64, 96)
     assert shown[4, -4].mean() > 200 and shown[4, 4].mean() < 50
 
 
 def test_large_pictures_are_reduced_before_anything_else(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", regular(2, 25), size=(1080, 1920))
-    assert next(frame_grid.grid_frames(path)).shape == (540, 960, 3) and picture_size(path) == (1920, 1080)
+    assert next(frame_grid.grid_frames(path)).shape == (540, 960, 3) and video_size(path) == (1920, 1080)
 
 
 # health
@@ -239,6 +239,6 @@ def test_a_cover_image_is_never_taken_for_the_film(tmp_path: Path, first: bool, 
             packet.stream = kept[key]
             target.mux(packet)
     info = probe_media(path)
-    assert (info.width, info.height) == (64, 64) and picture_size(path) == (64, 64)
+    assert (info.width, info.height) == (64, 64) and video_size(path) == (64, 64)
     frames, mask = load_video_frames(path, face_size=32, face_crop="none")
     assert mask.all() and numbers(frames)[:25] == list(range(25))

@@ -160,7 +160,7 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, talking
     for video, name, words in (
         (talking_clip, "o.avi", ".mkv"), (talking_clip, "o", ".mkv"), (talking_clip, "o.webm", "choose .mkv"),
         (webm, "o.mov", "vp8.*choose .mkv"), (wmv, "o.mp4", "wmv2.*as .wav"),
-        (sound, "o.mp4", "no picture"), (junk, "o.mp4", "junk.mp4"), (tmp_path / "gone.mp4", "o.mp4", "gone.mp4"),
+        (sound, "o.mp4", "no video"), (junk, "o.mp4", "junk.mp4"), (tmp_path / "gone.mp4", "o.mp4", "gone.mp4"),
     ):  # fmt: skip
         with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
             replace_sound(video, voice(1.0), 16000, tmp_path / "out" / name)

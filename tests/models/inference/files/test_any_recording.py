@@ -117,7 +117,7 @@ def test_a_late_picture_is_measured_and_taken_back(run_av, tmp_path, capsys) -> 
     path = person(tmp_path / "late.mp4", 150, late_sec=0.16)
     assert run_av("--input_video", path, "--av_offset", "auto", "--output", "o.wav") == 0
     out = capsys.readouterr().out
-    late_ms = int(re.search(r"picture (\d+) ms late -> o.wav", out)[1])
+    late_ms = int(re.search(r"video (\d+) ms late -> o.wav", out)[1])
     assert abs(late_ms - 160) <= 40 and "taken back" in notes(out)[0] and "confidence" in notes(out)[0]
     assert soundfile.info("o.wav").frames == 150 * 640
 

@@ -153,7 +153,7 @@ def test_a_folder_of_videos(run_av, tmp_path, talking_clip, capsys) -> None:
     assert all_files(tmp_path / "out") == written | {"enhanced.csv"}
     assert [name for name, *_ in packets(folder / "grid.mpg")] == [name for name, *_ in packets(Path("out/grid_enhanced.mkv"))]
     errors = capsys.readouterr().err
-    assert "sound.mp4 has no picture to keep; write the sound alone, as .wav" in errors and "6 of 11" in errors
+    assert "sound.mp4 has no video to keep; write the sound alone, as .wav" in errors and "6 of 11" in errors
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_a_mistake_is_one_line_and_nothing_is_begun(run_av, tmp_path, talking_cl
 
 @pytest.mark.parametrize(
     ("name", "output", "words"),
-    [("h264.mp4", "o.webm", "choose .mkv"), ("a.wav", "o.mp4", "no picture"), ("gone.mp4", "o.mp4", "gone")],
+    [("h264.mp4", "o.webm", "choose .mkv"), ("a.wav", "o.mp4", "no video"), ("gone.mp4", "o.mp4", "gone")],
 )
 def test_a_picture_that_cannot_be_kept_is_said_before_anything_is_enhanced(
     run_av, tmp_path, talking_clip, capsys, monkeypatch, name: str, output: str, words: str
