@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 
 from dataloaders.clip_dataset import AVItem
 from dataloaders.dataloader_vctk import VCTKDemandDataset
+from evaluation.reporting.shown_clips import shown_clips
 from evaluation.validation import Validation
 from models.discriminator import MetricDiscriminator, batch_pesq
 from models.generator import SEMamba
@@ -153,6 +154,7 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     return Trainer(
         cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=train_set, compute_losses=losses,
         validate=lambda: validation(enhancer), adversary=adversary, group=group, about=describe_backend(device),
+        show=lambda: shown_clips(valid_set, enhancer),
     )
 
 

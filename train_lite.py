@@ -13,6 +13,7 @@ import torch
 from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset, AVItem
 from dataloaders.local_shards import with_local_shards
+from evaluation.reporting.shown_clips import shown_clips
 from evaluation.validation import Validation
 from models.generator import LiteAVSEMamba
 from models.inference.enhancer import Enhancer
@@ -115,7 +116,7 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     return Trainer(
         cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=train_set,
         compute_losses=lambda item: compute_losses(model, item, cfg, device, precision),
-        validate=validate, may_miss=third_party_keys(model), group=group,
+        validate=validate, may_miss=third_party_keys(model), group=group, show=lambda: shown_clips(valid_set, enhancer),
         about=f"{'causal' if model.causal else 'not causal'}; {describe_backend(device)}",
     )
 

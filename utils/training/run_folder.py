@@ -6,14 +6,16 @@ import errno
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from utils.config import LossCfg, load_config
 from utils.util import atomic_write, git_revision, write_json
@@ -26,6 +28,15 @@ except ImportError:  # Windows has none
 MODEL_SECTIONS = ("stft_cfg", "model_cfg", "visual_cfg", "lite_cfg")
 TOTALS = {"total": "Generator Loss", "discriminator_total": "Discriminator Loss"}  # as in SEMamba's TensorBoard
 VERSIONED = ("torch", "numpy", "scipy", "numba", "av", "soundfile", "soxr", "opencv-python-headless", "pesq", "pystoi")
+
+
+class ShownClip(NamedTuple):
+    """A validation clip as TensorBoard shows it."""
+
+    name: str
+    sounds: Mapping[str, np.ndarray]  # {"noisy": float [L] in -1 .. 1, "enhanced": ..., "clean": ...}
+    sample_rate: int  # Hz
+    figure: np.ndarray | None = None  # uint8 [H, W, 3]
 
 
 def record_run(exp_path: Path, cfg: Mapping) -> None:
@@ -84,6 +95,7 @@ class RunLog:
 
     def __init__(self, exp_path: Path, resume_step: int, again: str | None = None, active: bool = True) -> None:
         self.path, self._board = exp_path / "log.jsonl", None
+        self._heard: set[str] = set()  # clips whose noisy and clean sound, which never change, are there
         if not active:
             return
         if self.path.is_file():
@@ -106,6 +118,27 @@ class RunLog:
             if isinstance(value, (int, float)):
                 self._board.add_scalar(tag_of(kind, name), value, step)
 
+    def describe(self, cfg: Mapping) -> None:
+        """Give the recipe to TensorBoard: as hyper-parameters, and as text."""
+        if self._board is not None:
+            values = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in _flat(cfg)}
+            for summary in hparams(values, {}):
+                self._board.file_writer.add_summary(summary)
+            text = yaml.safe_dump(dict(cfg), sort_keys=False)
+            self._board.add_text("Recipe", "\n".join(f"    {line}" for line in text.splitlines()))
+
+    def show(self, step: int, clips: Iterable[ShownClip]) -> None:
+        """Give the sounds and figures of validation clips to TensorBoard."""
+        for clip in clips if self._board is not None else ():
+            for name, wav in clip.sounds.items():
+                if name == "enhanced" or clip.name not in self._heard:
+                    sound = torch.from_numpy(np.clip(wav, -1.0, 1.0).astype(np.float32))[None]  # [1, L]
+                    self._board.add_audio(f"Validation {clip.name}/{name}", sound, step, clip.sample_rate)
+            self._heard.add(clip.name)
+            if clip.figure is not None:
+                tag = f"Validation {clip.name}/spectrograms, alpha, gate"
+                self._board.add_image(tag, clip.figure, step, dataformats="HWC")
+
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
@@ -124,6 +157,15 @@ def tag_of(kind: str, name: str) -> str:
     if term in LossCfg.model_fields and (kind == "train" or name != term):
         return f"{section}/{'SI-SDR' if term == 'si_sdr' else term.capitalize()} Loss"
     return f"{section}/{name}"
+
+
+def _flat(mapping: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value of a nested mapping, as ("section.key", value)."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _place_of(line: str) -> tuple[float, str | None]:

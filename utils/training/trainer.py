@@ -24,7 +24,7 @@ from utils.distributed import Group
 from utils.training import run_state
 from utils.training.epoch_order import epoch_order, run_order
 from utils.training.precision import choose_precision, matrix_products
-from utils.training.run_folder import RunLog
+from utils.training.run_folder import RunLog, ShownClip
 from utils.training.run_state import Player
 from utils.util import average_and_clip, check_loss_health
 
@@ -75,14 +75,16 @@ class Trainer:
     Where it has `runs`, items that are read together, they are drawn together (see run_order).
     adversary: see Adversary. group: processes that share each batch; each calls `validate`, which gives all of them the same
     values. The first process logs and saves.
-    about: said of the run when it starts.
+    about: said of the run when it starts. show: the clips that TensorBoard gets after each validation.
     """
 
     def __init__(
         self, cfg: Mapping, exp_path: Path, generator: torch.nn.Module, pack: Callable[[dict], dict],
         dataset: Dataset, compute_losses: Callable[[Any], Losses], validate: Callable[[], dict[str, float]],
         may_miss: set[str] = frozenset(), adversary: Adversary | None = None, group: Group | None = None, about: str = "",
+        show: Callable[[], Iterable[ShownClip]] = tuple,
     ) -> None:
+        self.cfg, self.show = cfg, show
         self.env, self.training = cfg["env_setting"], cfg["training_cfg"]
         self.exp_path, self.generator, self.pack, self.may_miss = exp_path, generator, pack, may_miss
         self.dataset, self.compute_losses, self.validate = dataset, compute_losses, validate
@@ -261,6 +263,8 @@ class Trainer:
         self.generator.eval()
         with self.averaged_weights():
             scores = self.validate()
+            if self.group.is_main:
+                log.show(self.step, self.show())
             key = "criterion" if "criterion" in scores else "pesq"
             if not math.isnan(scores.get(key, math.nan)) and scores[key] > self.best.get(key, -math.inf):
                 self.best = {"pesq": scores["pesq"], key: scores[key], "step": self.step}
@@ -279,6 +283,8 @@ class Trainer:
         """Train; returns "finished" or "interrupted". Interrupted runs have a checkpoint of their last whole step."""
         previous = {s: signal.signal(s, self._remember_signal) for s in STOP_SIGNALS}
         log = RunLog(self.exp_path, self.step, "validation" if self.validation_due else None, active=self.group.is_main)
+        if self.step == 0:
+            log.describe(self.cfg)
         self.generator.train()
         if self.adversary is not None:
             self.adversary.module.train()
