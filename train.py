@@ -36,7 +36,7 @@ from utils.util import initialize_seed
 
 
 class Made(NamedTuple):
-    """A batch and what the generator made of it."""
+    """A batch and the generator's output for it."""
 
     item: AVItem  # fields [B, ...]
     estimate: Signal
@@ -107,7 +107,7 @@ def make_set(cfg: dict, split: str) -> Dataset:
 
 
 def check_recipe(cfg: dict) -> None:
-    """ValueError for keys that train.py would train past."""
+    """Raise ValueError for keys that train.py would ignore."""
     training = cfg["training_cfg"]
     if cfg["stft_cfg"]["sampling_rate"] != PESQ_RATE_HZ:
         raise ValueError(f"train.py learns from PESQ-WB: stft_cfg.sampling_rate must be {PESQ_RATE_HZ}")
@@ -115,7 +115,7 @@ def check_recipe(cfg: dict) -> None:
         if training[key] and not training["loss"]["metric"] > 0:
             raise ValueError(f"training_cfg.{key}: true, but training_cfg.loss.metric is 0; SEMamba's recipe has 0.05")
     if training["loss"]["confidence"] > 0:
-        raise ValueError("training_cfg.loss.confidence is about the picture, which train.py has none of; set it to 0")
+        raise ValueError("training_cfg.loss.confidence needs video, which train.py does not use; set it to 0")
 
 
 def start_discriminator(discriminator: MetricDiscriminator, path: str) -> str:

@@ -84,13 +84,13 @@ def validation_losses(
 
 
 def check_recipe(cfg: dict) -> None:
-    """ValueError for keys that train_lite.py would train past, such as those of SEMamba's adversarial recipe."""
+    """Raise ValueError for keys that train_lite.py would ignore, such as those of SEMamba's adversarial recipe."""
     training = cfg["training_cfg"]
     if cfg["stft_cfg"]["sampling_rate"] != PESQ_RATE_HZ:
         raise ValueError(f"the best checkpoint is chosen by PESQ-WB: stft_cfg.sampling_rate must be {PESQ_RATE_HZ}")
     for key in ("use_discriminator", "use_PCS400", "use_pretrainedD"):
         if training[key]:
-            raise ValueError(f"training_cfg.{key}: true is not something train_lite.py does (train.py does); set it to false")
+            raise ValueError(f"training_cfg.{key}: true is for train.py; train_lite.py has no such training: set it to false")
     if training["loss"]["metric"] > 0:
         raise ValueError("training_cfg.loss.metric needs a discriminator, which train_lite.py does not train; set it to 0")
 

@@ -1,4 +1,4 @@
-"""What is kept of a run beside its weights: the recipe, the versions, and a log that resumes where the weights do."""
+"""What a run's folder holds beside the weights: the recipe, versions of packages, a log that goes on where the weights do."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def only_run(exp_path: Path) -> Iterator[None]:
 
 
 class RunLog:
-    """One JSON line per entry in log.jsonl, and numbers for TensorBoard; nothing at all unless `active`.
+    """Writes one JSON line per entry into log.jsonl, and gives TensorBoard numbers. Unless `active`, it writes nothing.
 
-    `again`: the kind of entry that will be written anew for resume_step.
+    It removes entries after resume_step, and those of kind `again` at resume_step: the run will write them again.
     """
 
     def __init__(self, exp_path: Path, resume_step: int, again: str | None = None, active: bool = True) -> None:
