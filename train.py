@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 
 from dataloaders.clip_dataset import AVItem
 from dataloaders.dataloader_vctk import VCTKDemandDataset
+from evaluation.reporting.shown_clips import shown_clips
 from evaluation.validation import Validation
 from models.discriminator import MetricDiscriminator, batch_pesq
 from models.generator import SEMamba
@@ -35,7 +36,7 @@ from utils.util import initialize_seed
 
 
 class Made(NamedTuple):
-    """A batch and what the generator made of it."""
+    """A batch and the generator's output for it."""
 
     item: AVItem  # fields [B, ...]
     estimate: Signal
@@ -106,7 +107,7 @@ def make_set(cfg: dict, split: str) -> Dataset:
 
 
 def check_recipe(cfg: dict) -> None:
-    """ValueError for keys that train.py would train past."""
+    """Raise ValueError for keys that train.py would ignore."""
     training = cfg["training_cfg"]
     if cfg["stft_cfg"]["sampling_rate"] != PESQ_RATE_HZ:
         raise ValueError(f"train.py learns from PESQ-WB: stft_cfg.sampling_rate must be {PESQ_RATE_HZ}")
@@ -114,7 +115,7 @@ def check_recipe(cfg: dict) -> None:
         if training[key] and not training["loss"]["metric"] > 0:
             raise ValueError(f"training_cfg.{key}: true, but training_cfg.loss.metric is 0; SEMamba's recipe has 0.05")
     if training["loss"]["confidence"] > 0:
-        raise ValueError("training_cfg.loss.confidence is about the video, which train.py does not use; set it to 0")
+        raise ValueError("training_cfg.loss.confidence needs video, which train.py does not use; set it to 0")
 
 
 def start_discriminator(discriminator: MetricDiscriminator, path: str) -> str:
@@ -153,6 +154,7 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     return Trainer(
         cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=train_set, compute_losses=losses,
         validate=lambda: validation(enhancer), adversary=adversary, group=group, about=describe_backend(device),
+        show=lambda: shown_clips(valid_set, enhancer),
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from dataloaders.clip_dataset import UnreadableClip
 from dataloaders.dataloader_av import AVDataset, AVItem
 from dataloaders.local_shards import with_local_shards
+from evaluation.reporting.shown_clips import shown_clips
 from evaluation.validation import Validation
 from models.generator import Lesson, LiteAVSEMamba
 from models.inference.enhancer import Enhancer
@@ -114,13 +115,13 @@ def train_only(model: LiteAVSEMamba, parts: Sequence[str] | None) -> None:
 
 
 def check_recipe(cfg: dict) -> None:
-    """ValueError for keys that train_lite.py would train past, such as those of SEMamba's adversarial recipe."""
+    """Raise ValueError for keys that train_lite.py would ignore, such as those of SEMamba's adversarial recipe."""
     training = cfg["training_cfg"]
     if cfg["stft_cfg"]["sampling_rate"] != PESQ_RATE_HZ:
         raise ValueError(f"the best checkpoint is chosen by PESQ-WB: stft_cfg.sampling_rate must be {PESQ_RATE_HZ}")
     for key in ("use_discriminator", "use_PCS400", "use_pretrainedD"):
         if training[key]:
-            raise ValueError(f"training_cfg.{key}: true is not something train_lite.py does (train.py does); set it to false")
+            raise ValueError(f"training_cfg.{key}: true is for train.py; train_lite.py has no such training: set it to false")
     if training["loss"]["metric"] > 0:
         raise ValueError("training_cfg.loss.metric needs a discriminator, which train_lite.py does not train; set it to 0")
 
@@ -147,7 +148,7 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     return Trainer(
         cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=train_set,
         compute_losses=lambda item: compute_losses(model, item, cfg, device, precision),
-        validate=validate, may_miss=third_party_keys(model), group=group,
+        validate=validate, may_miss=third_party_keys(model), group=group, show=lambda: shown_clips(valid_set, enhancer),
         about=f"{'causal' if model.causal else 'not causal'}; {describe_backend(device)}",
     )
 

@@ -1,4 +1,4 @@
-"""Several processes that train one model or share out files: what they share at each step, and how they are started.
+"""Several processes that train one model, or divide files among themselves: how they start and what they tell each other.
 
 Gradients are averaged here after backward instead of by DistributedDataParallel: nothing wraps the modules, so that
 checkpoints, frozen parts, two losses in one step and batches without a video need no care of their own. A model of two
@@ -27,7 +27,7 @@ TIMEOUT = datetime.timedelta(hours=6)
 
 
 class Group:
-    """The processes of a run; without torch.distributed a single one. Every method but `say` is to be called by all."""
+    """The processes of a run; without torch.distributed there is one. All of them must call each method, except `say`."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self._device = device
@@ -42,7 +42,7 @@ class Group:
             tqdm.write(text)
 
     def gather(self, value: Any) -> list[Any]:
-        """Everybody's value (anything that pickles), by rank."""
+        """The values of all processes (anything that can be pickled), in the order of their ranks."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -50,7 +50,7 @@ class Group:
         return values
 
     def from_main(self, make: Callable[[], Any]) -> Any:
-        """What `make` gives in the first process, where alone it is called."""
+        """The result of `make`, which only the first process calls."""
         if self.size == 1:
             return make()
         held = [make() if self.is_main else None]
@@ -58,24 +58,24 @@ class Group:
         return held[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true for anybody."""
+        """Whether the flag is true in any process."""
         return flag if self.size == 1 else bool(self.total(torch.tensor(float(flag), device=self._device)) > 0)
 
     def total(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum over the processes, without gradient."""
+        """The sum of a tensor over the processes, without gradient."""
         value = value.detach().clone()
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def first_problem(self, problem: str | None) -> str | None:
-        """Anybody's problem, so that all skip the step together; None when nobody has one."""
+        """The problem of the first process that has one, so that all skip the step together; None if no process has one."""
         if self.size == 1 or not self.any(problem is not None):
             return problem
         return next(f"process {rank}: {text}" for rank, text in enumerate(self.gather(problem)) if text is not None)
 
     def average_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        """Replace each gradient by the mean over processes; one that nobody has stays None, as in a single process."""
+        """Replace each gradient by its mean over the processes. A gradient that no process has stays None."""
         if self.size == 1 or not parameters:
             return
         like = parameters[0]
@@ -99,7 +99,7 @@ class Group:
                 dist.broadcast(value, src=0)
 
     def together(self, make: Callable[[], Result]) -> Result:
-        """`make()` in every process; the user's mistake (ValueError, OSError) is raised by the first one alone, once."""
+        """Call `make` in each process. If one raises ValueError or OSError, the first process raises it and the others end."""
         result, error = None, None
         try:
             result = make()
@@ -194,9 +194,9 @@ def rank_device(name: str, local_rank: int) -> torch.device:
 
 
 def alone_or_together(device_name: str, work: Callable[[Group, torch.device], Result]) -> Result:
-    """`work` in this process alone, or as one of those that torchrun has started: their group, and this one's device.
+    """Call `work` with this process's group and device: a group of one, or that of the processes that torchrun has started.
 
-    For work that is shared out and needs the others at its beginning and end only: they speak through the CPU.
+    This is for work whose processes need each other only at its beginning and end; they exchange data through the CPU.
     """
     if not started_together():
         return work(Group(), pick_device(device_name))

@@ -1,4 +1,4 @@
-"""From a training script's command line to a trained model: one process, one for each GPU, or as torchrun says."""
+"""From a training script's command line to a trained model, in one process, one for each GPU, or those of torchrun or srun."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def training_parser(program: str, description: str, config: str) -> Parser:
 
 
 def launch(program: str, args: argparse.Namespace, build: Build) -> int:
-    """Train what `build` makes of the recipe that `args` names; the exit code.
+    """Train with the Trainer that `build` makes from the recipe in `args`. Returns the exit code.
 
-    Under torchrun and srun this process joins the others. Otherwise env_setting.num_gpus processes are started where there
-    are so many GPUs; where there are fewer those are used, without any the CPU, and a line says so.
+    Under torchrun and srun this process joins the others. Otherwise it starts one process for each of env_setting.num_gpus
+    GPUs. If the machine has fewer, it uses those, and if it has none, the CPU; a line says so.
     """
     if started_together():
         return run(program, lambda: _train_in_group(args, build, int(os.environ.get("LOCAL_RANK", 0))))
@@ -126,7 +126,7 @@ def _train_in_group(args: argparse.Namespace, build: Build, local_rank: int, siz
 
 
 def train_in(args: argparse.Namespace, cfg: dict, build: Build, device: torch.device, group: Group) -> int:
-    """Train in `exp_folder/exp_name` what `build` makes of a recipe, as one of a group; the exit code."""
+    """Train in `exp_folder/exp_name` with the Trainer that `build` makes, as one process of a group. Returns the exit code."""
     exp_path = Path(args.exp_folder) / (args.exp_name or Path(args.config).stem)
 
     with ExitStack() as held:

@@ -1,4 +1,4 @@
-"""What is kept of a run beside its weights: the recipe, the versions, and a log that resumes where the weights do."""
+"""What a run's folder holds beside the weights: the recipe, versions of packages, a log that goes on where the weights do."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import errno
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from utils.config import LossCfg, load_config
 from utils.util import atomic_write, clear_unfinished, git_revision, write_json
@@ -26,6 +28,15 @@ except ImportError:  # Windows has none
 MODEL_SECTIONS = ("stft_cfg", "model_cfg", "visual_cfg", "lite_cfg")
 TOTALS = {"total": "Generator Loss", "discriminator_total": "Discriminator Loss"}  # as in SEMamba's TensorBoard
 VERSIONED = ("torch", "numpy", "scipy", "numba", "av", "soundfile", "soxr", "opencv-python-headless", "pesq", "pystoi")
+
+
+class ShownClip(NamedTuple):
+    """A validation clip as TensorBoard shows it."""
+
+    name: str
+    sounds: Mapping[str, np.ndarray]  # {"noisy": float [L] in -1 .. 1, "enhanced": ..., "clean": ...}
+    sample_rate: int  # Hz
+    figure: np.ndarray | None = None  # uint8 [H, W, 3]
 
 
 def record_run(exp_path: Path, cfg: Mapping) -> None:
@@ -78,13 +89,14 @@ def only_run(exp_path: Path) -> Iterator[None]:
 
 
 class RunLog:
-    """One JSON line per entry in log.jsonl, and numbers for TensorBoard; nothing at all unless `active`.
+    """Writes one JSON line per entry into log.jsonl, and gives TensorBoard numbers. Unless `active`, it writes nothing.
 
-    `again`: the kind of entry that will be written anew for resume_step.
+    It removes entries after resume_step, and those of kind `again` at resume_step: the run will write them again.
     """
 
     def __init__(self, exp_path: Path, resume_step: int, again: str | None = None, active: bool = True) -> None:
         self.path, self._board = exp_path / "log.jsonl", None
+        self._heard: set[str] = set()  # clips whose noisy and clean sound, which never change, are there
         if not active:
             return
         if self.path.is_file():
@@ -107,6 +119,27 @@ class RunLog:
             if isinstance(value, (int, float)):
                 self._board.add_scalar(tag_of(kind, name), value, step)
 
+    def describe(self, cfg: Mapping) -> None:
+        """Give the recipe to TensorBoard: as hyper-parameters, and as text."""
+        if self._board is not None:
+            values = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in _flat(cfg)}
+            for summary in hparams(values, {}):
+                self._board.file_writer.add_summary(summary)
+            text = yaml.safe_dump(dict(cfg), sort_keys=False)
+            self._board.add_text("Recipe", "\n".join(f"    {line}" for line in text.splitlines()))
+
+    def show(self, step: int, clips: Iterable[ShownClip]) -> None:
+        """Give the sounds and figures of validation clips to TensorBoard."""
+        for clip in clips if self._board is not None else ():
+            for name, wav in clip.sounds.items():
+                if name == "enhanced" or clip.name not in self._heard:
+                    sound = torch.from_numpy(np.clip(wav, -1.0, 1.0).astype(np.float32))[None]  # [1, L]
+                    self._board.add_audio(f"Validation {clip.name}/{name}", sound, step, clip.sample_rate)
+            self._heard.add(clip.name)
+            if clip.figure is not None:
+                tag = f"Validation {clip.name}/spectrograms, alpha, gate"
+                self._board.add_image(tag, clip.figure, step, dataformats="HWC")
+
     def close(self) -> None:
         if self._board is not None:
             self._board.close()
@@ -125,6 +158,15 @@ def tag_of(kind: str, name: str) -> str:
     if term in LossCfg.model_fields and (kind == "train" or name != term):
         return f"{section}/{'SI-SDR' if term == 'si_sdr' else term.capitalize()} Loss"
     return f"{section}/{name}"
+
+
+def _flat(mapping: Mapping, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value of a nested mapping, as ("section.key", value)."""
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _place_of(line: str) -> tuple[float, str | None]:

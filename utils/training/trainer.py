@@ -24,13 +24,14 @@ from utils.distributed import Group
 from utils.training import run_state
 from utils.training.epoch_order import epoch_order, run_order
 from utils.training.precision import choose_precision, matrix_products
-from utils.training.run_folder import RunLog
+from utils.training.run_folder import RunLog, ShownClip
 from utils.training.run_state import Player
 from utils.util import average_and_clip, check_loss_health
 
 Losses = tuple[torch.Tensor, dict[str, torch.Tensor]]
 MAX_RELOADS = 3  # reloads without one good step between them: the run is not going to recover
-# What asks for a checkpoint and the end: Ctrl-C, and schedulers before a time limit or a preemption. Windows has no USR1.
+# Signals that ask for a checkpoint and the end: Ctrl-C, and those that schedulers send before a time limit or a preemption.
+# Windows has no USR1.
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
@@ -45,9 +46,9 @@ def _quiet_worker(worker_id: int) -> None:
 
 
 class Adversary:
-    """A second network that is trained first in each step, on what the generator makes of the batch.
+    """A second network. Each step trains it first, on the generator's output for the batch.
 
-    module: its network, saved as "discriminator" with its optimiser. report: numbers for the log, saved and resumed.
+    module: the network, saved as "discriminator" with its optimiser. report: numbers for the log, saved and resumed.
     """
 
     def __init__(self, module: torch.nn.Module) -> None:
@@ -55,7 +56,7 @@ class Adversary:
         self.report: dict[str, float] = {}
 
     def forward(self, batch: Any) -> Any:
-        """Run the generator: what `compute_losses`, of this and then of the Trainer, is given in place of the batch."""
+        """Run the generator on a batch. `compute_losses` gets the result and not the batch, here and in the Trainer."""
         raise NotImplementedError
 
     def compute_losses(self, made: Any) -> Losses:
@@ -63,7 +64,7 @@ class Adversary:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give back what training needed; nothing by default."""
+        """Free what training needed. By default there is nothing to free."""
 
 
 class Trainer:
@@ -72,17 +73,19 @@ class Trainer:
     generator: the module that is trained (only parameters that require grad are). pack: its checkpoint contents.
     compute_losses(batch) -> (total, {name: term}). validate() -> {name: value}, with "pesq" deciding the best.
     The items of `dataset` must depend on (seed, epoch, index) alone; `dataset.set_epoch` is called before each epoch.
-    Where it has `runs`, items that are read together, they are drawn together (see run_order).
+    If it has `runs` of items that one read brings, the items of a run are drawn together (see run_order).
     adversary: see Adversary. group: processes that share each batch; each calls `validate`, which gives all of them the same
     values. The first process logs and saves.
-    about: said of the run when it starts.
+    about: a text that is printed when the run starts. show: the clips that TensorBoard gets after each validation.
     """
 
     def __init__(
         self, cfg: Mapping, exp_path: Path, generator: torch.nn.Module, pack: Callable[[dict], dict],
         dataset: Dataset, compute_losses: Callable[[Any], Losses], validate: Callable[[], dict[str, float]],
         may_miss: set[str] = frozenset(), adversary: Adversary | None = None, group: Group | None = None, about: str = "",
+        show: Callable[[], Iterable[ShownClip]] = tuple,
     ) -> None:
+        self.cfg, self.show = cfg, show
         self.env, self.training = cfg["env_setting"], cfg["training_cfg"]
         self.exp_path, self.generator, self.pack, self.may_miss = exp_path, generator, pack, may_miss
         self.dataset, self.compute_losses, self.validate = dataset, compute_losses, validate
@@ -147,7 +150,7 @@ class Trainer:
         norm = average_and_clip(player.parameters, self.training["grad_clip"], self.group.average_gradients)
         means = {name: values[0] if len(values) == 1 else torch.stack(values).mean() for name, values in seen.items()}
         named = means | {"grad_norm": norm.detach().float()}
-        # The one time that the step waits for a GPU: its numbers come together.
+        # The step waits for a GPU only here: all numbers are read together.
         read = dict(zip(named, torch.stack(list(named.values())).tolist(), strict=True))
         problem = check_loss_health({name: value for name, value in read.items() if name != "grad_norm"})
         problem = self.group.first_problem(problem or check_loss_health({"gradient norm": read["grad_norm"]}))
@@ -222,7 +225,7 @@ class Trainer:
     # The loop ---------------------------------------------------------------------------------------------------
 
     def _batches(self) -> Iterator[Any]:
-        """What is left of this epoch; in a group each process gets its share of every batch."""
+        """The batches that are left of this epoch. In a group each process gets its share of each batch."""
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(self.epoch)
         size, share = self.training["batch_size"], self.training["batch_size"] // self.group.size
@@ -250,7 +253,7 @@ class Trainer:
         return self.epoch >= self.training["training_epochs"] or (limit is not None and self.step >= limit)
 
     def _validate_if_due(self, log: RunLog) -> None:
-        """Validate, then save once more, now with the best score. Who asked for a stop is not made to wait for it."""
+        """Validate if it is due, and save again with the best score. A run that is asked to stop does not validate first."""
         if not self.validation_due or self._stopping():
             return
         self._validate(log)
@@ -261,6 +264,8 @@ class Trainer:
         self.generator.eval()
         with self.averaged_weights():
             scores = self.validate()
+            if self.group.is_main:
+                log.show(self.step, self.show())
             key = "criterion" if "criterion" in scores else "pesq"
             if not math.isnan(scores.get(key, math.nan)) and scores[key] > self.best.get(key, -math.inf):
                 self.best = {"pesq": scores["pesq"], key: scores[key], "step": self.step}
@@ -279,6 +284,8 @@ class Trainer:
         """Train; returns "finished" or "interrupted". Interrupted runs have a checkpoint of their last whole step."""
         previous = {s: signal.signal(s, self._remember_signal) for s in STOP_SIGNALS}
         log = RunLog(self.exp_path, self.step, "validation" if self.validation_due else None, active=self.group.is_main)
+        if self.step == 0:
+            log.describe(self.cfg)
         self.generator.train()
         if self.adversary is not None:
             self.adversary.module.train()

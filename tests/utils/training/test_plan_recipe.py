@@ -74,6 +74,11 @@ def test_lines_and_tensorboard_have_intervals_of_their_own(plan: Path, capsys: p
                 "Validation/Magnitude Loss", "Validation/Phase Loss", "Validation/Complex Loss"):  # fmt: skip
         assert tag in tags
         assert [event.step for event in board.Scalars(tag)] == [2]
+    shown = "Validation clip 0/"
+    assert set(board.Tags()["audio"]) == {f"{shown}{name}" for name in ("noisy", "enhanced", "clean")}
+    assert board.Tags()["images"] == [f"{shown}spectrograms, alpha, gate"]
+    assert board.Images(f"{shown}spectrograms, alpha, gate")[0].width > 400
+    assert "Recipe/text_summary" in board.Tags()["tensors"] and "_hparams_/experiment" in board.summary_metadata
     (validation,) = log_lines(plan.parent / "exp" / "plan", "validation")
     weights = load_config(plan)["training_cfg"]["loss"]
     by_hand = sum(weights[name] * validation[f"loss_{name}"] for name in weights if weights[name])

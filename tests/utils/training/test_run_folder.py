@@ -7,13 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from helpers.paths import ROOT
 from helpers.semamba_training import RECIPE, run, trainer_of, write_semamba_recipe
 from helpers.tiny import all_files, bytes_file, only_line
 from utils.checkpoint import latest_pair, load_checkpoint, save_checkpoint
+from utils.training.run_folder import RunLog, ShownClip
 
 __all__ = ["recipe"]  # a fixture
 
@@ -95,3 +98,15 @@ def test_what_is_no_checkpoint_is_said_in_our_own_words(tmp_path, recwarn, conte
     with pytest.raises(ValueError, match=r"g\.pth cannot be read: it is damaged, no checkpoint, or") as error:
         load_checkpoint(bytes_file(tmp_path / "g.pth", content))
     assert "weights_only" not in str(error.value) and not recwarn.list
+
+
+def test_what_never_changes_is_shown_once(tmp_path: Path) -> None:
+    wav = np.zeros(1600, np.float32)
+    log = RunLog(tmp_path, 0)
+    for step in (1, 2):
+        log.show(step, [ShownClip("clip 0", {"noisy": wav, "enhanced": wav, "clean": wav}, 16000)])
+    log.close()
+    board = EventAccumulator(str(tmp_path / "logs"))
+    board.Reload()
+    heard = {tag.split("/")[1]: [event.step for event in board.Audio(tag)] for tag in board.Tags()["audio"]}
+    assert heard == {"noisy": [1], "enhanced": [1, 2], "clean": [1]} and not board.Tags()["images"]
