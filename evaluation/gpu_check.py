@@ -9,6 +9,7 @@ measure, and compares the CPU's kernels, and Triton's in its interpreter where T
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from evaluation.benchmarks import gpu
+from evaluation.benchmarks import gpu, gpu_training
 from evaluation.benchmarks.network import Row
 from utils.console import EXIT_FAILED, Parser, one_line, run
 from utils.util import pick_device, write_json
@@ -38,7 +39,9 @@ def parts_for(device: torch.device, deadline: float) -> dict[str, Callable[[], l
     if device.type == "cuda":
         parts |= {
             "scans": lambda: gpu.scans(device), "enhancing": lambda: gpu.enhancing(device),
-            "streaming": lambda: gpu.streaming(device), "training": lambda: gpu.training(device, deadline - 30),
+            "streaming": lambda: gpu.streaming(device),
+            **{name: functools.partial(part, device) for name, part in gpu_training.PARTS.items()},
+            "training": lambda: gpu.training(device, deadline - 30),
         }  # fmt: skip
     return parts
 

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import torch
 
+from evaluation.benchmarks import gpu_training
 from evaluation.benchmarks.live import bench_streaming
 from evaluation.benchmarks.network import (
     ROOT,
@@ -161,5 +162,6 @@ def plan() -> list[str]:
         f"scans: forward and backward, batches {SCAN_BATCHES}, each backend in turn (here: {', '.join(available_backends())})",
         f"enhancing: 4 s and 30 s of sound with a face, {RECIPE}.yaml",
         "streaming: live chunks of 25 ms",
+        *gpu_training.plan(),
         f"training: steps of {RECIPE}.yaml in fp32, tf32 and bf16, batches {TRAINING_BATCHES}: speed, memory, kernel launches",
     ]
