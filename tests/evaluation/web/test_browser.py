@@ -201,6 +201,8 @@ def test_enhance_is_in_sight_on_a_small_notebook(visit: Callable) -> None:
     for which in ("run", "stop", "video", "audio"):
         box = page.locator(f"#{which}").bounding_box()
         assert box["y"] >= 0 and box["y"] + box["height"] <= 768, which
+    camera, box = (page.locator(it).bounding_box() for it in ("#video [aria-label='Capture from camera']", "#video"))
+    assert camera["y"] + camera["height"] <= box["y"] + box["height"]  # not cut off
 
 
 def test_labels_cover_nothing_on_a_phone(visit: Callable) -> None:
