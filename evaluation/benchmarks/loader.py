@@ -23,7 +23,7 @@ from utils.util import load_json_file, write_json
 
 MOST_CLIPS = 40
 HEIGHT, WIDTH = 288, 360  # GRID's
-RECIPE = "LiteAVSE_small"
+RECIPE = "LiteAVSE_grid"
 
 
 def drawn_clips(folder: Path, copies: int = 3, seconds: float = 3.0) -> list[dict]:

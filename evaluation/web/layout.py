@@ -96,6 +96,8 @@ def _ask(page: Page) -> tuple[list, list, gr.Button, gr.Button]:
         noise = gr.Dropdown(noises, value=NO_NOISE, label="Add the noise of an example", elem_id="noise")
         snr_db = gr.Slider(-10, 20, value=0, step=1, label="SNR of the added noise in dB")
         reference = gr.Audio(label="Clean sound, for scores", sources=["upload"], elem_id="reference", **player)
+    for given in (video, audio):  # an example's clean sound says nothing of a visitor's own recording
+        given.upload(None, None, reference, js="() => null")
     return [video, audio, reference, noise, snr_db, video_mode, limit_db, face], cards, run, stop
 
 
