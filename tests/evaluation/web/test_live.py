@@ -63,7 +63,7 @@ def test_a_stream_is_what_offline_gives(enhancer: Enhancer, rate: int, blocks: l
     session = LiveSession(enhancer, rate)
     replies = stream(session, sound, rate, blocks)
     out = heard(replies)
-    expected = enhancer.enhance(sound.astype(np.float32), rate).wav
+    expected = enhancer.enhance(sound.astype(np.float32), rate, band="16k").wav  # the live tab works at the model's rate
     if rate != 16000:
         import soxr
 
