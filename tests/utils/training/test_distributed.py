@@ -101,7 +101,8 @@ def test_a_validation_that_is_shared_out_gives_the_same_scores(recipes, two_proc
     alone = validated("train_lite", str(recipes["train_lite"]), tmp_path, Group())
     assert (alone["n"], alone["n_unreadable"]) == (3, 1) and np.isfinite([alone["pesq"], alone["loss"]]).all()
     for rank in (0, 1):
-        assert torch.load(two_processes[0] / f"scores_{rank}.pth", weights_only=True) == alone
+        # Processes may have other numbers of threads, which sum in another order.
+        assert torch.load(two_processes[0] / f"scores_{rank}.pth", weights_only=True) == pytest.approx(alone, rel=1e-6)
 
 
 @pytest.mark.parametrize("script", list(SCRIPTS))
