@@ -48,6 +48,11 @@ class AVItem(NamedTuple):
     features: torch.Tensor = torch.zeros(0, 0)  # [V, D] of a made face (dubbing), NaN: of a filmed one; [0, 0]: none
 
 
+def as_video(frames: np.ndarray) -> torch.Tensor:
+    """Crops uint8 [V, S, S, 3] as the video of an item, uint8 [3, V, S, S]."""
+    return torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2)))
+
+
 class ClipDataset(Dataset):
     """Examples made of the clips of a list; a subclass says how in `_item`.
 

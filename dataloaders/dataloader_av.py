@@ -13,7 +13,7 @@ import torch
 
 from dataloaders.augment_rir import RIRAugmentor
 from dataloaders.augment_video import CropJitter, VisualDegradation
-from dataloaders.clip_dataset import AVItem, ClipDataset, ListError, read_paths, spectrum
+from dataloaders.clip_dataset import AVItem, ClipDataset, ListError, as_video, read_paths, spectrum
 from dataloaders.clip_sources import Clip, draw_window, open_clips
 from dataloaders.dubbing import Dubber
 from dataloaders.mixing import active_samples, fit_length, mix_audio, scale_noise
@@ -256,5 +256,5 @@ class AVDataset(ClipDataset):
             frames[~mask] = 0
         corruption = np.maximum(corruption, (~mask).astype(np.float32))
         # frames [V, S, S, 3] -> video [3, V, S, S]
-        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2)))
+        video = as_video(frames)
         return video, torch.from_numpy(mask), torch.from_numpy(corruption)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from dataloaders.augment_video import FETCHED, OTHER, SHIFT, SHIFT_SEC, CropJitter, VisualDegradation
+from dataloaders.clip_dataset import as_video
 from dataloaders.clip_sources import Clip, draw_window
 from dataloaders.dubbing import Dubber
 from dataloaders.scene import Scene, SceneMaker, speaker_of
@@ -72,10 +73,8 @@ class SceneVideo:
         if self._degrade is not None and kind not in FETCHED and mask.any():
             frames, corruption = self._degrade.apply(kind, frames, rng)
             frames[~mask] = 0
-        # frames [V, S, S, 3] -> video [3, V, S, S]
-        video = torch.from_numpy(np.ascontiguousarray(frames.transpose(3, 0, 1, 2)))
         made = torch.zeros(0, 0) if self._dubber is None else torch.full((count, self._visual["visual_dim"]), torch.nan)
-        return SceneFace(video, torch.from_numpy(mask), _with_missing(corruption, mask), made)
+        return SceneFace(as_video(frames), torch.from_numpy(mask), _with_missing(corruption, mask), made)
 
     def _made(self, scene: Scene, kind: str, late_sec: float, rng: np.random.Generator) -> SceneFace:
         """A face that speaks with the target's voice or, by `kind`, with another sound, which says nothing of the target."""

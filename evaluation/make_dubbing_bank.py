@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from dataloaders.augment_video import CropJitter
+from dataloaders.clip_dataset import as_video
 from dataloaders.clip_sources import open_clips
 from dataloaders.dubbing import context_energies
 from dataloaders.scene import speaker_of
@@ -68,8 +69,7 @@ def film(cfg: dict, source: str) -> list[Take]:
             continue
         energies = context_energies(sound, count, fps, rate)
         for _ in range(-(-LEAST_TAKES // counts[speaker_of(clip)])):
-            # frames [V, S, S, 3] -> video [1, 3, V, S, S]
-            video = torch.from_numpy(np.ascontiguousarray(jitter(frames, rng).transpose(3, 0, 1, 2)))[None].float() / 255.0
+            video = as_video(jitter(frames, rng))[None].float() / 255.0  # [1, 3, V, S, S]
             with torch.no_grad():
                 features = encoder.encode_frames(video)[0][0].T.numpy()
             takes.append(Take(features, energies, speaker_of(clip)))

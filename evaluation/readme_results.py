@@ -8,14 +8,14 @@ writes it anew; a test compares.
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, NOISY
 from utils.console import Parser
+from utils.recipe_table import with_table
 from utils.scores.metrics import METRICS, TABLE, number
-from utils.util import atomic_write
+from utils.util import atomic_write, read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "LiteAVSE_small"
@@ -26,11 +26,6 @@ ROWS = {NOISY: "noisy", AUDIO_ONLY: "sound only", AUDIO_VISUAL: "sound and video
 CONDITIONS = {
     "clean": "the speaker's video", "other_face": "somebody else's", "shift_+400ms": "400 ms late", "freeze": "frozen",
 }  # fmt: skip
-
-
-def _read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _line(name: str, values: Mapping[str, str]) -> str:
@@ -52,17 +47,10 @@ def results_table(snr: Sequence[Mapping[str, str]], visual: Sequence[Mapping[str
     return "\n".join(lines) + "\n"
 
 
-def with_table(page: str, table: str) -> str:
-    """The page with the table between its two marks; ValueError when it lacks them."""
-    if START not in page or END not in page:
-        raise ValueError(f"README.md should hold the lines {START.strip()} and {END.strip()}")
-    return page.partition(START)[0] + START + table + END + page.partition(END)[2]
-
-
 def made() -> str:
     """README.md as it should be."""
-    table = results_table(_read(RESULTS / "snr" / "summary.csv"), _read(RESULTS / "visual" / "summary.csv"))
-    return with_table((ROOT / "README.md").read_text(encoding="utf-8"), table)
+    table = results_table(read_csv(RESULTS / "snr" / "summary.csv"), read_csv(RESULTS / "visual" / "summary.csv"))
+    return with_table((ROOT / "README.md").read_text(encoding="utf-8"), table, START, END, "README.md")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import io
 import os
 import sys
@@ -30,7 +29,7 @@ from models.inference.enhancer import Enhancer
 from utils.config import load_config
 from utils.console import EXIT_FAILED, Parser, run
 from utils.scores.metrics import METRICS, TABLE, number
-from utils.util import atomic_write, git_revision
+from utils.util import atomic_write, git_revision, read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
 SEMAMBA = ROOT / "recipes" / "SEMamba_advanced" / "SEMamba_advanced.yaml"
@@ -86,14 +85,9 @@ def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
     return words
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def add_snr_tables(document: Document, folder: Path) -> None:
     """A table per metric over all kinds of noise: mean [interval] by SNR."""
-    summary = _read(folder / "summary.csv")
+    summary = read_csv(folder / "summary.csv")
     kind = ALL if any(cell["kind"] == ALL for cell in summary) else summary[0]["kind"]
     snrs = list(dict.fromkeys(cell["snr_db"] for cell in summary))
     for metric in METRICS:
@@ -158,7 +152,7 @@ def make_report(args: argparse.Namespace, command: str) -> int:
     document.text(held.note + (f"; left out: {len(held.left_out)}" if held.left_out else ""))
     lines = printed.splitlines()
     scores = output / "snr" / "scores.csv"
-    rows = {row["row"] for row in _read(scores)}
+    rows = {row["row"] for row in read_csv(scores)}
     visual = None
     if AUDIO_VISUAL in rows:
         visual_manifest(held, args.visual_snr_db, output / "visual_manifest.json")

@@ -27,6 +27,7 @@ from models.pretrained import ARCHITECTURES
 from utils.checkpoint import load_checkpoint
 from utils.config import Config, load_config
 from utils.media.clip_writer import write_clip
+from utils.util import read_csv
 
 # In the order in which a reader would follow them: what one page makes, the next may use.
 PAGES = [ROOT / "docs" / f"{name}.md" for name in (
@@ -346,8 +347,8 @@ def results_table() -> list[list[str]]:
 def test_the_results_are_those_of_the_report() -> None:
     assert readme_results.made() == README
     # The test can fail: another number in the CSV is another table.
-    rows = readme_results._read(readme_results.RESULTS / "snr" / "summary.csv")
-    visual = readme_results._read(readme_results.RESULTS / "visual" / "summary.csv")
+    rows = read_csv(readme_results.RESULTS / "snr" / "summary.csv")
+    visual = read_csv(readme_results.RESULTS / "visual" / "summary.csv")
     worse = [row | ({"mean": "0.5"} if row["snr_db"] == "0" else {}) for row in rows]
     assert readme_results.results_table(worse, visual) != readme_results.results_table(rows, visual)
 

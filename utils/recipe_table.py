@@ -42,11 +42,11 @@ def key_table(source: str) -> str:
     return "\n".join(["| key | default | |", "|---|---|---|", *rows("Config", "")]) + "\n"
 
 
-def with_table(page: str, table: str) -> str:
-    """The page with the table between its two marks; ValueError when it lacks them."""
-    if START not in page or END not in page:
-        raise ValueError(f"docs/recipes.md should hold the lines {START.strip()} and {END.strip()}")
-    return page.partition(START)[0] + START + table + END + page.partition(END)[2]
+def with_table(page: str, table: str, start: str = START, end: str = END, name: str = "docs/recipes.md") -> str:
+    """The page with the table between its two marks; ValueError when it lacks them. `name` is what messages call the page."""
+    if start not in page or end not in page:
+        raise ValueError(f"{name} should hold the lines {start.strip()} and {end.strip()}")
+    return page.partition(start)[0] + start + table + end + page.partition(end)[2]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
