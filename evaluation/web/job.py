@@ -115,7 +115,7 @@ def _work(pipe: Connection, function: Callable[..., Iterator], args: tuple, memo
         pipe.send(error)
     except MemoryError:
         pipe.send(Complaint(TOO_MUCH_MEMORY))
-    except Exception:
+    except Exception:  # whatever it was, the server logs it and tells the visitor that enhancing failed
         pipe.send(Failure(traceback.format_exc()))
 
 
