@@ -66,8 +66,8 @@ def run_script(words: Sequence[str]) -> int:
 
 def train(variant: Variant, folder: Path, overrides: Sequence[str], device: str) -> None:
     """Train to the end in `folder`; adds the CPU time to cpu_sec.json there. SystemExit where training fails or is stopped."""
-    words = [sys.executable, "train_lite.py", "--config", variant.base, "--exp_folder", str(folder.parent), "--exp_name"]
-    words += [variant.name, "--device", device, "--override", *variant.overrides(), *overrides]
+    words = [sys.executable, "train_lite.py", "--config", variant.base, "--exp_folder", str(folder.parent.resolve())]
+    words += ["--exp_name", variant.name, "--device", device, "--override", *variant.overrides(), *overrides]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = run_script(words)
     after, spent = resource.getrusage(resource.RUSAGE_CHILDREN), folder / "cpu_sec.json"
