@@ -21,6 +21,7 @@ from typing import NamedTuple
 from evaluation import snr_breakdown, visual_degradation
 from evaluation.complexity_analysis import count_parameters, macs_per_second
 from evaluation.testset.conditions import CLEAN, OTHER_FACE
+from models.generator import LiteAVSEMamba
 from models.inference.enhancer import Enhancer
 from utils.config import load_config
 from utils.console import Parser, run
@@ -120,13 +121,14 @@ def losses(log: Path) -> list[dict]:
 
 def describe(variant: Variant, folder: Path) -> dict:
     """What about.json says of the model and of what its training cost."""
-    enhancer = Enhancer.from_checkpoint(folder / "best.pth", "cpu")
+    cfg = load_config(ROOT / variant.base, [*variant.overrides(), "visual_cfg.backbone_weights=none"])
+    model = LiteAVSEMamba(cfg).eval()  # as it is trained: a loaded checkpoint does not know which of its weights were frozen
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     return {
         "says": variant.says, "base": variant.base, "changes": dict(variant.changes),
-        "updates": enhancer.cfg["training_cfg"]["max_steps"],
+        "updates": cfg["training_cfg"]["max_steps"],
         "cpu_sec": round(json.loads((folder / "cpu_sec.json").read_text(encoding="utf-8"))),
-        **count_parameters(enhancer.model), **macs_per_second(enhancer.model, enhancer.cfg), "environment": environment,
+        **count_parameters(model), **macs_per_second(model, cfg), "environment": environment,
     }  # fmt: skip
 
 

@@ -98,5 +98,7 @@ def test_the_results_that_are_here_are_of_the_table() -> None:
     for folder in (path for path in RESULTS.iterdir() if path.is_dir()):
         about, variant = json.loads((folder / "about.json").read_text(encoding="utf-8")), variants[folder.name]
         assert (about["base"], about["changes"], about["says"]) == (variant.base, dict(variant.changes), variant.says)
+        frozen = about["parameters_m"] - about["trained_m"]
+        assert (frozen > 0.4) == (variant.base.endswith("_small.yaml") and folder.name not in ("sound_only", "custom3d"))
         assert read_csv(folder / "losses.csv")[-1]["step"] == str(about["updates"])
         assert len({row["speaker"] for row in read_csv(folder / "scores.csv")}) == 8
