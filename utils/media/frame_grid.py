@@ -90,7 +90,8 @@ def _timed_frames(
                 unknown = " that can be decoded" if container.streams.video else ""
                 raise MediaError(f"{path} has no video{unknown}")
             stream.thread_type = "AUTO" if stream.width * stream.height > 640 * 480 else "SLICE"
-            period = 1.0 / float(stream.average_rate or stream.base_rate or 25)
+            # A damaged header may state a frame every few hours; none is believed to last longer than a gap may be.
+            period = min(1.0 / float(stream.average_rate or stream.base_rate or 25), MOST_UNSEEN_SEC)
             base = zero_sec
             if base is None and stream.start_time is not None:
                 base = float(stream.start_time * stream.time_base)

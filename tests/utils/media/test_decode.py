@@ -17,7 +17,7 @@ from utils.media import decode, frame_grid
 from utils.media import sound as media
 from utils.media.clip_writer import write_clip
 from utils.media.decode import MediaError, probe_media
-from utils.media.frame_grid import video_size
+from utils.media.frame_grid import MOST_UNSEEN_SEC, grid_frames, video_size
 from utils.media.sound import load_audio
 
 # pictures on the 25 fps grid
@@ -242,3 +242,13 @@ def test_a_cover_image_is_never_taken_for_the_film(tmp_path: Path, first: bool, 
     assert (info.width, info.height) == (64, 64) and video_size(path) == (64, 64)
     frames, mask = load_video_frames(path, face_size=32, face_crop="none")
     assert mask.all() and numbers(frames)[:25] == list(range(25))
+
+
+def test_a_frame_that_a_damaged_header_lets_last_for_hours_ends_the_video(tmp_path: Path) -> None:
+    """The header of this AVI states a frame every six hours: the crops of a week would have filled the memory."""
+    path = write_video(tmp_path / "a.avi", regular(25, 25), codec="mpeg1video")
+    content = bytearray(path.read_bytes())
+    scale = content.index(b"vids") + 20  # of AVISTREAMHEADER: dwScale, then dwRate; a frame lasts their quotient
+    content[scale : scale + 8] = (21_600).to_bytes(4, "little") + (1).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert len(list(grid_frames(path))) <= 25 * (MOST_UNSEEN_SEC + 1)
