@@ -25,6 +25,7 @@ VIDEO_MODES = {AS_IT_IS: "as it is", OFF: "nothing: video off", "patch": "the mo
 assert set(VIDEO_MODES) == {AS_IT_IS, OFF, *CORRUPTIONS}
 TALKS = "the one that talks"
 FACES = {TALKS: None, "the leftmost": 1, "the 2nd from the left": 2, "the 3rd from the left": 3}
+OUTPUTS = ("told", "progress", "player", "facts", "scores", "figures", "stop")  # of `Page.enhance`, in its order
 NO_NOISE = "none"
 NO_LIMIT_DB = 40  # the slider's end
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
