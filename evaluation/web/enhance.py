@@ -24,6 +24,7 @@ from utils.media.clip_writer import ClipWriter, write_clip
 from utils.media.decode import MediaError, open_media, video_stream
 from utils.media.frame_grid import grid_frames
 from utils.media.replace_sound import CONTAINERS, replace_sound
+from utils.media.sound import resample
 from utils.scores.metrics import METRICS, require_scorers, score_many
 
 SCREEN_DPI = 110
@@ -52,6 +53,7 @@ class Answer:
     crops: Path | None = None  # mp4
     scores: dict[str, tuple[float, float]] | None = None  # by metric: before, after
     scored_against: str = ""
+    unscored: tuple[str, ...] = ()  # why a score is missing
 
 
 def loudness_gain_db(before: np.ndarray, after: np.ndarray, sample_rate: int = 16000) -> float:
@@ -164,7 +166,7 @@ def write_video(video: Path, result: EnhanceResult, target: Path) -> tuple[Path 
 
 
 def score(recording: Recording, enhanced: np.ndarray, rate: int) -> tuple[dict[str, tuple[float, float]], list[str]]:
-    """({metric: (before, after)}, notes on those that have no value)."""
+    """({metric: (before, after)}, notes on those that have no value); `enhanced` is at the model's rate."""
     metrics, notes = [], []
     for metric in METRICS:
         try:
@@ -173,7 +175,7 @@ def score(recording: Recording, enhanced: np.ndarray, rate: int) -> tuple[dict[s
         except ValueError as error:
             notes.append(str(error))
     reference = recording.reference
-    before, after = score_many([(reference, recording.noisy), (reference, enhanced)], 1, rate, metrics)
+    before, after = score_many([(reference, recording.heard), (reference, enhanced)], 1, rate, metrics)
     reasons = dict.fromkeys(f"{metric}: {why}" for values in (before, after) for metric, why in values["errors"].items())
     return {metric: (before[metric], after[metric]) for metric in metrics}, notes + list(reasons)
 
@@ -191,8 +193,8 @@ def answer(
 
     Complaint for what cannot be used. An exception in `tell` ends the work.
     """
-    rate = enhancer.sample_rate
     recording = read_recording(enhancer, wish, limits, tell)
+    rate = recording.rate
     tell(0.3, "loading the model")
     enhancer.warm_up()
     result = enhancer.enhance(
@@ -220,21 +222,21 @@ def answer(
     )
     yield shown
     tell(0.8, "drawing")
+    model_rate = enhancer.sample_rate  # at which figure and scores are made
+    result = replace(result, wav=resample(result.wav, rate, model_rate), sample_rate=model_rate)
     shown = replace(shown, **draw(enhancer, recording, result, folder))
     yield shown
     if recording.reference is not None:
         tell(0.9, "scoring")
-        scores, why = score(recording, result.wav, rate)
-        yield replace(
-            shown, scores=scores, scored_against=recording.reference_name, notes=(*shown.notes, *why)
-        )
+        scores, missing = score(recording, result.wav, model_rate)
+        yield replace(shown, scores=scores, scored_against=recording.reference_name, unscored=tuple(missing))
 
 
 def draw(enhancer: Enhancer, recording: Recording, result: EnhanceResult, folder: Path) -> dict[str, Path]:
-    """The figure, and what the model saw where it saw something, with what it made of the sound."""
+    """The figure, and what the model saw where it saw something, with what it made of the sound; all at the model's rate."""
     made = {"figure": folder / f"{recording.name}.png"}
     way = "sound only" if result.alpha is None else "sound and face"
-    sounds = {"before": recording.noisy, f"after, {way}": result.wav}
+    sounds = {"before": recording.heard, f"after, {way}": result.wav}
     if recording.reference is not None:
         sounds["reference"] = recording.reference
     spectrogram_figure(

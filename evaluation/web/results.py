@@ -83,8 +83,12 @@ def facts_html(shown: Answer) -> str:
         f'<div id="fact-{key}"><dt>{FACTS[key][0]} {why(*FACTS[key])}</dt><dd>{html.escape(value)}</dd></div>'
         for key, value in shown.facts.items()
     )
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in shown.notes)
-    return f'<dl class="tiles">{tiles}</dl>' + (f'<ul class="notes">{notes}</ul>' if notes else "")
+    return f'<dl class="tiles">{tiles}</dl>{notes_html(shown.notes)}'
+
+
+def notes_html(notes: tuple[str, ...]) -> str:
+    listed = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    return f'<ul class="notes">{listed}</ul>' if listed else ""
 
 
 def scores_html(shown: Answer) -> str:
@@ -102,7 +106,7 @@ def scores_html(shown: Answer) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in ("score", "before", "after", "change"))
     return (
         f'<table class="scores"><caption>Compared with {html.escape(shown.scored_against)}; more is better.</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes_html(shown.unscored)}"
     )
 
 
