@@ -22,7 +22,7 @@ from models.inference.results import EnhanceResult
 from models.timing import latency_samples
 from utils.media.clip_writer import ClipWriter, write_clip
 from utils.media.decode import MediaError, open_media, video_stream
-from utils.media.frame_grid import grid_frames
+from utils.media.frame_grid import grid_frames, video_size
 from utils.media.replace_sound import CONTAINERS, replace_sound
 from utils.media.sound import resample
 from utils.scores.metrics import METRICS, require_scorers, score_many
@@ -44,7 +44,7 @@ class Answer:
     name: str  # of the recording
     before: Path  # a video where one was given that can be played, else wav; as it was heard
     after: Path  # the same kind, enhanced, as loud as `before`
-    has_video: bool  # whether those two are videos
+    size: tuple[int, int] | None  # width and height of those two in pixels, upright; None where they are sounds
     enhanced: Path  # wav to download, at its own level
     video: Path | None = None  # to download: the given video with the enhanced sound
     facts: dict[str, str]  # by key of `results.FACTS`
@@ -77,23 +77,24 @@ def equally_loud(noisy: np.ndarray, enhanced: np.ndarray, rate: int) -> tuple[np
 
 def write_players(
     recording: Recording, sounds: tuple[np.ndarray, np.ndarray], rate: int, video: Path | None, folder: Path, tell: Tell
-) -> tuple[Path, Path, list[str]]:
-    """The files that the page plays before and after, and notes: videos with those sounds, or the sounds alone."""
+) -> tuple[Path, Path, tuple[int, int] | None, list[str]]:
+    """The files that the page plays before and after, their size, and notes: videos with those sounds, or the sounds alone."""
     paths = [folder / f"{recording.name}_{which}.wav" for which in ("before", "after")]
     for path, sound in zip(paths, sounds, strict=True):
         write_wav(path, sound, rate)
     if video is None:
-        return *paths, []
+        return *paths, None, []
     try:
         source = playable(video, folder / "preview.mp4", len(sounds[0]) / rate, tell)
         films = [path.with_suffix(codec_container(source)) for path in paths]
         for film, sound in zip(films, sounds, strict=True):
             replace_sound(source, sound, rate, film)
+        size = video_size(source)
     except (MediaError, OSError):
-        return *paths, ["The video cannot be played here, so only its sound is."]
+        return *paths, None, ["The video cannot be played here, so only its sound is."]
     for path in paths:
         path.unlink()
-    return *films, []
+    return *films, size, []
 
 
 def codec_container(video: Path) -> str | None:
@@ -210,14 +211,14 @@ def answer(
     if film is not None:
         video, why = write_video(film, result, folder / f"{recording.name}_enhanced")
     *sounds, gain_db = equally_loud(recording.noisy, result.wav, rate)
-    before, after, trouble = write_players(recording, tuple(sounds), rate, film, folder, tell)
+    before, after, size, trouble = write_players(recording, tuple(sounds), rate, film, folder, tell)
     notes += [*why, *trouble]
     if abs(gain_db) >= 0.05:
         turned = "up" if gain_db > 0 else "down"
         notes.append(f"For comparing, “after” is turned {turned} by {abs(gain_db):.1f} dB to be as loud as “before”; "
                      "the downloads are not.")  # fmt: skip
     shown = Answer(
-        name=recording.name, before=before, after=after, has_video=before.suffix != ".wav", enhanced=enhanced, video=video,
+        name=recording.name, before=before, after=after, size=size, enhanced=enhanced, video=video,
         facts=describe(enhancer, recording, result), notes=tuple(notes),
     )
     yield shown

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from urllib.parse import quote
 
+from PIL import Image
+
 from evaluation.web.enhance import Answer
 from evaluation.web.job import Progress
 from utils.scores.metrics import TABLE
@@ -52,11 +54,16 @@ def link(path: Path) -> str:
 
 
 def player_html(shown: Answer) -> str:
-    """Both recordings, with one clock and one switch (player.js), and the downloads."""
-    tag = "video" if shown.has_video else "audio"
+    """Both recordings, with one clock and one switch (player.js), and the downloads.
+
+    The videos' size is stated, as that of everything that loads: what is below must not move away from who points at it.
+    """
+    tag, sides = "audio", ""
+    if shown.size is not None:
+        tag, sides = "video", f'width="{shown.size[0]}" height="{shown.size[1]}" '
     screens = "".join(
-        f'<figure class="{which}"><{tag} id="{which}" src="{link(path)}" preload="auto" playsinline '
-        f'aria-label="{said}" tabindex="-1"></{tag}>{f"<figcaption>{said}</figcaption>" if shown.has_video else ""}</figure>'
+        f'<figure class="{which}"><{tag} id="{which}" src="{link(path)}" {sides}preload="auto" playsinline '
+        f'aria-label="{said}" tabindex="-1"></{tag}>{f"<figcaption>{said}</figcaption>" if shown.size else ""}</figure>'
         for which, said, path in (("before", "Before", shown.before), ("after", "After", shown.after))
     )
     switch = "".join(
@@ -115,8 +122,10 @@ def figures_html(shown: Answer) -> str:
     if shown.figure is None:
         return ""
     said = "Spectrograms before and after, then the trust in the face (alpha) over time and the gate over frequency"
+    with Image.open(shown.figure) as figure:
+        width, height = figure.size
     folds = (f'<details class="fold" id="figure"><summary>Spectrograms, and trust over time</summary>'
-             f'<img src="{link(shown.figure)}" alt="{said}"></details>')  # fmt: skip
+             f'<img src="{link(shown.figure)}" width="{width}" height="{height}" alt="{said}"></details>')  # fmt: skip
     if shown.crops is not None:
         folds += (f'<details class="fold" id="crops"><summary>What the model saw</summary><video src="{link(shown.crops)}" '
                   'controls playsinline preload="metadata" aria-label="what the model saw"></video></details>')  # fmt: skip

@@ -168,7 +168,7 @@ def test_an_answer_comes_in_steps_and_is_what_the_enhancer_gives(
     shares = [share for share, _ in told]
     assert shares == sorted(shares) and {"reading the sound", "enhancing", "drawing", "scoring"} <= {what for _, what in told}
     last = steps[-1]
-    assert last.has_video and last.before.suffix == ".mp4"
+    assert last.size == (96, 96) and last.before.suffix == ".mp4"
     crops, mask = enhancer.load_video(talking_clip, 1.0)
     expected = enhancer.enhance(load_audio(talking_clip), 16000, crops, mask).wav
     assert np.abs(soundfile.read(last.enhanced)[0] - expected).max() < 1e-4
