@@ -3,12 +3,13 @@
 #   make test   the tests
 #   make app    the web page, on http://127.0.0.1:7860; ARGS="--port 8000 ..." are options of app.py
 #   make demo_video   record the page in use; needs Chromium
+#   make ablation NAME=no_vce   train a variant of the small model without a part of the design, and score it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo app demo_video test test-all lint clean
+.PHONY: demo app demo_video ablation test test-all lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m evaluation.demo
@@ -18,6 +19,9 @@ app: $(STAMP)
 
 demo_video: $(STAMP)
 	$(BIN)/python -m evaluation.demo_video $(ARGS)
+
+ablation: $(STAMP)
+	$(BIN)/python -m evaluation.ablation $(NAME) $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -25,7 +25,7 @@ GRID_SOUND = "audio_25k"  # all speakers' sound before it went through MP2
 
 
 def _note(file: RemoteFile, folder: Path) -> Path:
-    """What says that an archive was unpacked; hidden, so that no walk takes it for data."""
+    """The file which marks an archive as unpacked; it is hidden, so that no search takes it for data."""
     return folder / f".{file.name}.json"
 
 
@@ -49,7 +49,7 @@ def get_archive(file: RemoteFile, folder: Path, keep: bool) -> str:
 
 
 def _check_space(files: Sequence[RemoteFile], folder: Path) -> None:
-    """DownloadError when the disk cannot hold what comes out of the archives (they hardly shrink) and one more beside it."""
+    """DownloadError where the disk has no room for the unpacked archives (hardly larger than packed) and one packed archive."""
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     needed, free = sum(file.size for file in files) + max(file.size for file in files), shutil.disk_usage(there).free
     if free < needed:

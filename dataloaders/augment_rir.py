@@ -70,7 +70,7 @@ def prepare_rir(rir: np.ndarray, sample_rate: int = 16000) -> np.ndarray:
 def reverberate(
     audio: np.ndarray, rir: np.ndarray, rir_target: Literal["early", "reverberant"] = "early", sample_rate: int = 16000
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Speech [L] in a room that begins with its direct sound -> (as heard, target), both float32 [L], in time.
+    """Speech [L] in a room whose response begins with the direct sound -> (as heard, target), both float32 [L], not delayed.
 
     "early": the target keeps the direct sound and 50 ms of reflections; "reverberant": the target is what is heard.
     One gain for both gives the direct and early part the RMS of the dry speech.

@@ -1,6 +1,6 @@
-"""What happens to the crops in training: crops placed a little differently, and degraded ones, with labels.
+"""Augmentation of face crops in training: other placements of the face, and degraded crops with labels.
 
-The labels let the confidence estimator learn what useless crops look like.
+The confidence estimator learns from the labels which crops are of no use.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ JITTER_TINT = 0.06  # of a colour's strength
 
 
 class CropJitter:
-    """Another placement of the same face: moved, scaled, turned, mirrored, in another light, the same for a whole window.
+    """Moves, scales, turns, mirrors and lights the crops at random, in the same way for a whole window.
 
     Crops of another detector or another camera sit a little elsewhere; a model that only ever saw one placement takes them
     for another mouth. What the mouth does is unchanged, so a jittered frame is not a corrupted one.
@@ -154,7 +154,7 @@ class VisualDegradation:
 
     @staticmethod
     def _freeze(frames: np.ndarray, first: int, end: int, rng: np.random.Generator) -> np.ndarray:
-        """The crops stand still on the stretch's first frame, which itself is in time."""
+        """The first frame of the stretch is repeated; it is not corrupt itself."""
         frames[first:end] = frames[first]
         return np.arange(first + 1, end)
 

@@ -1,4 +1,4 @@
-"""What the datasets share: examples that follow from (seed, epoch, index), and what becomes of unreadable clips."""
+"""The base of the datasets: examples that depend on (seed, epoch, index) alone, and the treatment of unreadable clips."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class ListError(ValueError):
-    """A list most of whose files cannot be used; the message names it."""
+    """Most files of a list cannot be used; the message names the list."""
 
 
 class UnreadableClip(ValueError):
@@ -54,7 +54,7 @@ def as_video(frames: np.ndarray) -> torch.Tensor:
 
 
 class ClipDataset(Dataset):
-    """Examples made of the clips of a list; a subclass says how in `_item`.
+    """Examples made from the clips of a list; a subclass makes one in `_item`.
 
     entries: one for each clip, as `_item` takes them. source: the list's path, for messages. `fixed`: draws do not
     change with the epoch.

@@ -1,4 +1,4 @@
-"""Where a clip's sound and crops come from: files that a list names, or shards; for all that follows they are alike."""
+"""Reads the sound and crops of clips, from the files of a list or from shards, through one interface."""
 
 from __future__ import annotations
 

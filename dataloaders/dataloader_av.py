@@ -1,4 +1,4 @@
-"""AVDataset: the same window of clean speech, noise and face, mixed, levelled and transformed for the model."""
+"""AVDataset: windows of speech mixed with noise, with the face of the speaker, as the model takes them."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class AVDataset(ClipDataset):
     def _interference(
         self, clip: Clip, speech: np.ndarray, noise: np.ndarray, index: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """What disturbs a fixed item, by its kind in turn: the noise [L], another speaker's clip, or both as loud."""
+        """The interference [L] of a fixed item, by its kind: the noise, another speaker's clip, or both at the same level."""
         kinds = self._training["valid_kinds"]
         # SNRs take turns too: a kind's turn comes round with each of them.
         kind = kinds[index // len(self._training["valid_snrs_db"]) % len(kinds)]

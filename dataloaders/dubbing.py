@@ -1,4 +1,4 @@
-"""Faces for voices that were never filmed: visual features made of a voice's sound and of what a real face does besides."""
+"""Makes visual features for voices without a video: a part that the sound predicts, and the rest of a real face's features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def context_energies(sound: np.ndarray, n_frames: int, fps: float, rate: int) ->
 
 
 class Dubber:
-    """Features [V, D] of a face that says what a sound says.
+    """Makes features [V, D] of a face that speaks a given sound.
 
     A linear map gives the part of the features that sound explains. The rest is taken from a real clip, as it is: how somebody
     holds and moves the head, and what the mouth does that does not sound. So a made face is as hard to read as a real one.

@@ -1,4 +1,4 @@
-"""Shards copied to the disk of the node that trains on them, once a node: data_cfg.copy_shards_to."""
+"""Copies training shards to the disk of each node: data_cfg.copy_shards_to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes in which only the face tells who is meant: voices, noise and rooms in one microphone, by recipe (training_cfg.scene).
+"""Draws scenes of several voices, noise and rooms, in which only the face tells which voice is wanted (training_cfg.scene).
 
 A scene has a target voice, up to three competing talkers (of other clips with faces, or of recordings without) and noise.
 In a pair scene the same mixture is given twice, once with the face of each of its first two voices.
@@ -40,7 +40,7 @@ class Voice(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What the microphone hears and what is wanted of it, before the level is set."""
+    """The mixture and its target, before the level is set."""
 
     noisy: np.ndarray  # [L]
     target: np.ndarray  # [L] the voice of the face that is shown; zeros where its mouth is closed
@@ -50,7 +50,7 @@ class Scene(NamedTuple):
 
 
 def speaker_of(clip: Clip) -> str:
-    """Whose voice a clip is: what its list says, else the folder it lies in."""
+    """The speaker of a clip: the one that its list names, else its folder."""
     return getattr(clip, "speaker", None) or Path(clip.name).parent.name
 
 
@@ -83,7 +83,7 @@ def quiet_frames(clip: Clip, fps: float, sample_rate: int) -> np.ndarray:
 
 
 def to_and_fro(frames: np.ndarray, count: int) -> np.ndarray:
-    """`count` of the frames [n], forwards and backwards in turn: a face that goes on living with its mouth closed."""
+    """`count` frames from frames [n], played forwards and backwards in turn, so that the face moves but does not speak."""
     cycle = np.concatenate((frames, frames[-2:0:-1]))
     return np.resize(cycle, count)
 

@@ -1,4 +1,4 @@
-"""The face that goes with a scene: filmed, made for a voice that was never filmed, spoilt, out of time, or somebody else's."""
+"""Draws the face of a scene: the speaker's own (filmed or made), a degraded or shifted one, or another person's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataloaders.scene import Scene, SceneMaker, speaker_of
 
 
 class SceneFace(NamedTuple):
-    """What a scene shows; V video frames of S x S."""
+    """The face of a scene: V video frames of S x S."""
 
     video: torch.Tensor  # uint8 [3, V, S, S]
     mask: torch.Tensor  # bool [V], False where there is no face to see

@@ -2,8 +2,9 @@
 
     python -m evaluation.report --checkpoint_file best.pth --test_json clips.json --noise_json noise.json
 
-It has scores by SNR, paired tests, every degradation of the video (on the same mixtures, at the SNR nearest to 0 dB unless
---visual_snr_db names others), spectrograms, size and speed. After an interruption the same command goes on.
+It opens with the scores at the SNR nearest to 0 dB and one figure. Then come all SNRs and kinds of noise, paired tests, every
+degradation of the video (on the same mixtures, at that SNR unless --visual_snr_db names others), a mixture of each kind to
+listen to, size and speed. Figures are written for print, too (.pdf). After an interruption the same command goes on.
 """
 
 from __future__ import annotations
@@ -16,19 +17,17 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import soundfile
 import yaml
 
-from evaluation import complexity_analysis, snr_breakdown, spectrogram_viz, statistical_test, visual_degradation
+from evaluation import complexity_analysis, snr_breakdown, statistical_test, visual_degradation
+from evaluation import report_sections as sections
 from evaluation.reporting.document import Document
-from evaluation.reporting.tables import ALL, INTERVAL_NOTE, ROW_LABELS
-from evaluation.testset.manifest import SAMPLE_RATE_HZ, Manifest, mix, read_manifest, write_manifest
-from evaluation.testset.runs import add_run_options, command_line
+from evaluation.testset.manifest import Manifest, read_manifest, write_manifest
+from evaluation.testset.runs import RATINGS, add_rating_options, add_run_options, command_line
 from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, NOISY
 from models.inference.enhancer import Enhancer
 from utils.config import load_config
 from utils.console import EXIT_FAILED, Parser, run
-from utils.scores.metrics import METRICS, TABLE, number
 from utils.util import atomic_write, git_revision, read_csv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,23 +84,6 @@ def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
     return words
 
 
-def add_snr_tables(document: Document, folder: Path) -> None:
-    """A table per metric over all kinds of noise: mean [interval] by SNR."""
-    summary = read_csv(folder / "summary.csv")
-    kind = ALL if any(cell["kind"] == ALL for cell in summary) else summary[0]["kind"]
-    snrs = list(dict.fromkeys(cell["snr_db"] for cell in summary))
-    for metric in METRICS:
-        cells = {(c["row"], c["snr_db"]): c for c in summary if (c["kind"], c["metric"]) == (kind, metric)}
-        rows = []
-        for row in dict.fromkeys(row for row, _ in cells):
-            held = [cells[row, snr] for snr in snrs]
-            values = [[number(float(c[key] or "nan"), metric) for key in ("mean", "low", "high")] for c in held]
-            rows.append([ROW_LABELS[row], *(f"{mean} [{low}, {high}]" for mean, low, high in values)])
-        document.table([TABLE[metric].heading, *(f"{snr} dB" if snr != ALL else ALL for snr in snrs)], rows)
-    document.text(INTERVAL_NOTE)
-    document.image(folder / "snr.png", "scores against SNR")
-
-
 def visual_manifest(held: Manifest, snrs_db: Sequence[float] | None, path: Path) -> None:
     """Writes the part of a test set whose video is degraded."""
     present = sorted({sample.snr_db for sample in held.samples}, key=abs)
@@ -113,20 +95,8 @@ def visual_manifest(held: Manifest, snrs_db: Sequence[float] | None, path: Path)
     write_manifest(path, samples, held.max_sec, note, {})
 
 
-def draw_example(steps: Steps, held: Manifest, common: Sequence[str], folder: Path) -> None:
-    """Draws spectrograms of the test set's first mixture at the SNR nearest to 0 dB, and writes its sounds."""
-    sample = min(held.samples, key=lambda each: (abs(each.snr_db), each.video is None))
-    made = mix(sample, held.max_sec)
-    for name, wave in (("noisy", made.noisy), ("clean", made.clean)):
-        with atomic_write(folder / f"example_{name}.wav") as temporary:
-            soundfile.write(temporary, wave, SAMPLE_RATE_HZ, subtype="FLOAT")
-    words = ["--noisy_audio", str(folder / "example_noisy.wav"), "--clean_audio", str(folder / "example_clean.wav")]
-    words += ["--video", sample.video] if sample.video else []
-    steps(spectrogram_viz.main, [*common, *words, "--output", str(folder / "example.png")])
-
-
 def measure(steps: Steps, enhancer: Enhancer, args: argparse.Namespace) -> str:
-    """The printed table of size and speed: the checkpoint's model, and the recipes that it is compared with."""
+    """Measures the checkpoint's model, and the recipes that it is compared with; returns how it was done, in a sentence."""
     cfg = {key: dict(section) for key, section in enhancer.cfg.items()}
     if type(enhancer.model).__name__ == "SEMamba":
         cfg = {key: section for key, section in cfg.items() if key not in ("visual_cfg", "lite_cfg")}
@@ -135,7 +105,8 @@ def measure(steps: Steps, enhancer: Enhancer, args: argparse.Namespace) -> str:
         temporary.write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
     others = [str(SEMAMBA)] if args.compare_with is None else args.compare_with
     words = ["--config", str(recipe), *others, "--output_csv", str(args.output_dir / "complexity.csv"), "--device", args.device]
-    return steps(complexity_analysis.main, [*words, "--n_runs", str(args.n_runs), "--duration_sec", f"{args.duration_sec:g}"])
+    words += ["--n_runs", str(args.n_runs), "--duration_sec", f"{args.duration_sec:g}"]
+    return next(line for line in steps(complexity_analysis.main, words).splitlines() if line.startswith("RTF: "))
 
 
 def make_report(args: argparse.Namespace, command: str) -> int:
@@ -146,38 +117,39 @@ def make_report(args: argparse.Namespace, command: str) -> int:
     document = Document(f"Evaluation of {Path(args.checkpoint_file).name}")
     model = ["--checkpoint_file", str(args.checkpoint_file), "--device", args.device]
     workers = ["--workers", str(args.workers)]
-    printed = steps(snr_breakdown.main, [*model, *workers, *_given(args, MIXTURE_OPTIONS), "--output_dir", str(output / "snr")])
+    words = [*model, *workers, *_given(args, MIXTURE_OPTIONS + RATINGS), "--output_dir", str(output / "snr")]
+    printed = steps(snr_breakdown.main, words).splitlines()
     held = read_manifest(args.manifest or output / "snr" / "manifest.json")
-    document.text(f"{enhancer.describe()}; revision {git_revision()}")
-    document.text(held.note + (f"; left out: {len(held.left_out)}" if held.left_out else ""))
-    lines = printed.splitlines()
     scores = output / "snr" / "scores.csv"
     rows = {row["row"] for row in read_csv(scores)}
-    visual = None
-    if AUDIO_VISUAL in rows:
+    sees = AUDIO_VISUAL in rows
+    if sees:
         visual_manifest(held, args.visual_snr_db, output / "visual_manifest.json")
         words = [*model, *workers, *_given(args, ("config",)), "--manifest", str(output / "visual_manifest.json")]
         words += ["--output_dir", str(output / "visual"), "--conditions", *args.conditions]
-        visual = steps(visual_degradation.main, words).splitlines()
-        document.text(f"Is audio-visual with a bad video ever worse than audio-only? {visual[0]}")
-    document.heading("Scores by SNR, all kinds of noise")
-    add_snr_tables(document, output / "snr")
-    document.text(lines[-1])
+        answers = steps(visual_degradation.main, words).splitlines()[:2]
+    sections.add_headline(document, output / "snr")
+    if sees:
+        document.text(f"Is audio-visual with a bad video ever worse than audio-only? {answers[0]}")
+        document.text(answers[1])
+    document.text(f"{enhancer.describe()}; revision {git_revision()}")
+    document.text(held.note + (f"; left out: {len(held.left_out)}" if held.left_out else "") + f". {printed[-1]}")
+    sections.add_snr_tables(document, output / "snr")
     document.heading("Paired tests")
     for ours, baseline in ((AUDIO_VISUAL, AUDIO_ONLY), (AUDIO_VISUAL, NOISY), (AUDIO_ONLY, NOISY)):
         if {ours, baseline} <= rows:
             words = ["--ours_csv", str(scores), "--baseline_csv", str(scores), "--ours_row", ours, "--baseline_row", baseline]
-            csv_name = f"test_{ours}_{baseline}.csv"
-            document.listing(steps(statistical_test.main, [*words, "--output_csv", str(output / csv_name)]))
-    if visual is not None:
+            csv_path = output / f"test_{ours}_{baseline}.csv"
+            said = steps(statistical_test.main, [*words, "--output_csv", str(csv_path)]).splitlines()[1:3]
+            note = ". ".join(line for line in said if not line.startswith(" "))  # the table begins with a blank
+            sections.add_tests(document, ours, baseline, csv_path, note)
+    if sees:
         document.heading("Degraded video")
-        document.listing((output / "visual" / "report.txt").read_text(encoding="utf-8"))
-        document.image(output / "visual" / "visual.png", "what each degradation of the video costs")
-    document.heading("An example")
-    draw_example(steps, held, [*model, *_given(args, ("config",))], output)
-    document.image(output / "example.png", "spectrograms, alpha and gate")
+        sections.add_degradations(document, output / "visual")
+    document.heading("Examples")
+    sections.add_examples(document, enhancer, held, output / "examples")
     document.heading("Size and speed")
-    document.listing(measure(steps, enhancer, args))
+    sections.add_sizes(document, output / "complexity.csv", measure(steps, enhancer, args))
     document.heading("Commands")
     document.listing("\n".join([command, "", "which ran", "", *steps.commands]))
     document.write(output, "report")
@@ -188,6 +160,7 @@ def make_report(args: argparse.Namespace, command: str) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_options(parser, "results/report")
+    add_rating_options(parser)
     parser.add_argument("--visual_snr_db", type=float, nargs="+", help="SNRs with a degraded video (default: nearest to 0)")
     parser.add_argument(
         "--conditions", nargs="+", default=list(visual_degradation.CONDITIONS), choices=list(visual_degradation.CONDITIONS),

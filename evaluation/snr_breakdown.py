@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from evaluation.reporting.figures import require_matplotlib, snr_figure
 from evaluation.reporting.tables import SUMMARY_COLUMNS, Grid, latex_table, summarize_rows, text_table, write_text
 from evaluation.testset.manifest import Manifest
-from evaluation.testset.runs import add_run_options, command_line, score_run
-from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, COLUMNS, NOISY, report_failures
+from evaluation.testset.runs import add_rating_options, add_run_options, command_line, score_run
+from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, COLUMNS, NOISY, metrics_of, report_failures
 from models.inference.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
+from utils.scores.metrics import METRICS
 from utils.util import write_csv
 
 
@@ -37,14 +38,15 @@ def break_down(args: argparse.Namespace, command: str) -> int:
     require_matplotlib()  # before the work, not after it
     done = score_run(args, rows_for, command)
     output = args.output_dir
-    write_csv(output / "scores.csv", done.rows, COLUMNS)
-    summary = summarize_rows(done.rows)
+    metrics = metrics_of(done.rows)
+    write_csv(output / "scores.csv", done.rows, [*COLUMNS, *metrics[len(METRICS) :]])
+    summary = summarize_rows(done.rows, metrics=metrics)
     write_csv(output / "summary.csv", summary, SUMMARY_COLUMNS)
     kinds = Grid(summary).kinds
     write_text(output / "table.tex", "\n".join(latex_table(summary, kind, done.testset.note) for kind in kinds))
     snr_figure(summary, output / "snr.png", kinds)
     print(text_table(summary, kinds[0]))
-    print(f"written to {output}: scores.csv, summary.csv, table.tex, snr.png, manifest.json, run.json")
+    print(f"written to {output}: scores.csv, summary.csv, table.tex, snr.png and .pdf, manifest.json, run.json")
     n_failed = report_failures(done.rows)
     print(f"{n_failed} of {len(done.rows)} rows not scored; {len(done.testset.left_out)} things left out of the test set")
     return EXIT_FAILED if n_failed or done.testset.left_out else 0
@@ -53,6 +55,7 @@ def break_down(args: argparse.Namespace, command: str) -> int:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("snr_breakdown.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_options(parser, "results/snr_breakdown")
+    add_rating_options(parser)
     return parser.parse_args(argv)
 
 

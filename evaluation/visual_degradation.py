@@ -211,7 +211,7 @@ def study(args: argparse.Namespace, command: str) -> int:
     write_csv(output / "summary.csv", summary, SUMMARY_COLUMNS)
     write_text(output / "table.tex", latex_table(summary, args.conditions, done.testset.note))
     visual_figure(summary, output / "visual.png")
-    print(f"written to {output}: report.txt, scores.csv, summary.csv, table.tex, visual.png, manifest.json, run.json")
+    print(f"written to {output}: report.txt, scores.csv, summary.csv, table.tex, visual.png and .pdf, manifest.json, run.json")
     n_failed = report_failures(done.rows)
     print(f"{n_failed} of {len(done.rows)} rows not scored; {len(done.testset.left_out)} things left out of the test set")
     return EXIT_FAILED if n_failed or done.testset.left_out else 0

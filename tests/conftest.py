@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.paths import ROOT, SHARED
 from helpers.tiny import face_crops, save_tiny_checkpoint, voice
@@ -17,6 +18,9 @@ from utils.media.clip_writer import write_clip
 os.environ["LITEAVSE_OFFLINE"] = "1"
 os.environ["LITEAVSE_CACHE"] = str(ROOT / "tests" / "no_cache_folder")
 os.environ.pop("LITEAVSE_FACE_MODEL", None)
+# One thread each: the tests' tensors are tiny, and on a busy machine threads spend more time waiting than working.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from helpers.paths import ROOT
+from helpers.paths import LONGEST_SEC, ROOT
+from helpers.processes import mind_signals
 from helpers.tiny import only_line
 from liteavse import live
 from liteavse.__main__ import main
@@ -123,14 +124,14 @@ def test_a_null_sink_gets_what_a_microphone_hears(pulse: dict, tmp_path: Path, c
     with open(got, "wb") as file:
         recording = subprocess.Popen(recorder, env=pulse, stdout=file)
         streaming = subprocess.Popen(
-            command, cwd=ROOT, env=pulse, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=ROOT, env=pulse, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=mind_signals
         )
         try:
             until = time.monotonic() + 240
             while len(heard()) < RATE and streaming.poll() is None and time.monotonic() < until:
                 time.sleep(0.5)
             streaming.send_signal(signal.SIGINT)
-            said, complaint = streaming.communicate(timeout=60)
+            said, complaint = streaming.communicate(timeout=LONGEST_SEC)
         finally:
             for process in (streaming, recording):
                 process.kill()

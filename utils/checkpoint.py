@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, loaded without running code, refused with a reason when they do not fit."""
+"""Saves and loads checkpoints: whole or not at all, without running code from them, and says why one does not fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes: YAML in, a checked nested mapping with every default filled in out.
+"""Reads a recipe (YAML) into a checked nested mapping in which every default is filled in.
 
 The sections and keys are SEMamba's (`consistancy` is spelt as there) plus visual_cfg and lite_cfg. Every new key is
 optional and its default reproduces SEMamba.
@@ -38,7 +38,7 @@ class _Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _empty_sections(cls, value: Any) -> Any:
-        """A section whose every key is commented out is None in YAML, and means its defaults."""
+        """Take an empty section for its defaults; YAML reads it as None."""
         if not isinstance(value, Mapping):
             return value
         return {

@@ -1,4 +1,4 @@
-"""Several processes that train one model, or divide files among themselves: how they start and what they tell each other.
+"""Starts the processes which train one model or share files out, and exchanges data between them.
 
 Gradients are averaged here after backward instead of by DistributedDataParallel: nothing wraps the modules, so that
 checkpoints, frozen parts, two losses in one step and batches without a video need no care of their own. A model of two

@@ -1,4 +1,4 @@
-"""Published files that are fetched once, checked and kept: weights of other people's models."""
+"""Downloads published weights once, checks them and keeps them."""
 
 from __future__ import annotations
 

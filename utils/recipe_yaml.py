@@ -1,4 +1,4 @@
-"""Recipes as text: YAML in which nothing is read in another way than it is written, and nothing grows without end."""
+"""Reads recipes as YAML. It refuses values that YAML reads differently from how they look, and documents without end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OCTAL = re.compile(r"[+-]?0[0-7_]+")
 
 
 class _Unclear(ValueError):
-    """What YAML takes in a way that its writer can hardly mean."""
+    """A value that YAML reads differently from what its writer most likely means."""
 
 
 class _RecipeLoader(yaml.SafeLoader):

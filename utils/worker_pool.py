@@ -1,4 +1,4 @@
-"""Worker processes that go on when one of them is killed: the item that it worked on is lost, and nothing else."""
+"""A pool of worker processes which survives the death of a worker: only the item that it worked on is lost."""
 
 from __future__ import annotations
 

@@ -25,8 +25,11 @@ def require_matplotlib() -> None:
 
 
 @contextlib.contextmanager
-def drawing(path: Path, width_inch: float, height_inch: float, dpi: int | None = None) -> Iterator:
-    """A figure of the size that it has in print, to draw into. It is then written to `path` with `dpi` (None: DPI)."""
+def drawing(path: Path, width_inch: float, height_inch: float, dpi: int | None = None, pdf: bool = False) -> Iterator:
+    """A figure of the size that it has in print, to draw into. It is then written to `path` with `dpi` (None: DPI).
+
+    `pdf` writes it as a .pdf beside that, too.
+    """
     require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -36,14 +39,16 @@ def drawing(path: Path, width_inch: float, height_inch: float, dpi: int | None =
         figure = Figure(figsize=(width_inch, height_inch), layout="constrained")
         FigureCanvasAgg(figure)
         yield figure
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, dpi=dpi or DPI)
+        for target in (path, path.with_suffix(".pdf")) if pdf else (path,):
+            with atomic_write(target) as temporary:
+                # Without a date, so that the same numbers give the same file.
+                figure.savefig(temporary, dpi=dpi or DPI, metadata={"CreationDate": None} if target.suffix == ".pdf" else None)
 
 
 def snr_figure(summary: Sequence[Mapping], path: Path, kinds: Sequence[str]) -> None:
     """Each metric against SNR, a column per kind of noise; bars are 95 % intervals."""
     grid = Grid(summary)
-    with drawing(path, max(3.5, 0.6 + 1.65 * len(kinds)), 7.2) as figure:
+    with drawing(path, max(3.5, 0.6 + 1.65 * len(kinds)), 7.2, pdf=True) as figure:
         axes = figure.subplots(len(METRICS), len(kinds), sharex=True, sharey="row", squeeze=False)
         for line, metric in enumerate(METRICS):
             for column, kind in enumerate(kinds):
@@ -77,7 +82,7 @@ def visual_figure(summary: Sequence[Mapping], path: Path) -> None:
     """What each condition of the video gains or costs against no video, with 95 % intervals, and the mean alpha."""
     conditions = list(dict.fromkeys(entry["condition"] for entry in summary))
     places = np.arange(len(conditions))[::-1]
-    with drawing(path, 7.2, 1.1 + 0.17 * len(conditions)) as figure:
+    with drawing(path, 7.2, 1.1 + 0.17 * len(conditions), pdf=True) as figure:
         axes = figure.subplots(1, len(METRICS) + 1, sharey=True)
         for axis, metric in zip(axes, METRICS, strict=False):
             entries = [entry for entry in summary if entry["metric"] == metric]

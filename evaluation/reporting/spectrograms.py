@@ -25,12 +25,13 @@ def spectrogram_db(wav: np.ndarray, stft: Mapping) -> np.ndarray:
 
 def spectrogram_figure(
     path: Path, title: str, sounds: Mapping[str, np.ndarray], result: EnhanceResult, stft: Mapping, difference: bool = True,
-    gate_over_time: bool = False, dpi: int | None = None,
+    gate_over_time: bool = False, dpi: int | None = None, pdf: bool = False,
 ) -> None:
     """Spectrograms of `sounds` {name: float32 [L]} on one dB scale, then a difference, alpha and the gate, one below the other.
 
     The difference is the second sound minus the last (of two sounds: minus the first); levels below the scale count as
     silence. The gate is drawn by frequency with its spread over time, or, with `gate_over_time`, by frequency and time.
+    `pdf` writes a .pdf beside `path`, too.
     """
     spectra = {name: spectrogram_db(wav, stft) for name, wav in sounds.items()}
     highest = max(float(spectrum.max()) for spectrum in spectra.values())
@@ -39,7 +40,7 @@ def spectrogram_figure(
     top_khz = stft["sampling_rate"] / 2000
     place = {"origin": "lower", "aspect": "auto", "extent": (0, duration_sec, 0, top_khz), "interpolation": "nearest"}
     heights = [1.5] * (len(shown) + difference) + [0.9, 1.2]
-    with drawing(path, 7.2, 0.6 + sum(heights), dpi) as figure:
+    with drawing(path, 7.2, 0.6 + sum(heights), dpi, pdf) as figure:
         axes = figure.subplots(len(heights), 1, height_ratios=heights)
         figure.suptitle(title, fontsize=9)
         for axis, (name, level) in zip(axes, shown.items(), strict=False):

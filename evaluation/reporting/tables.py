@@ -33,7 +33,7 @@ def by_sample(rows: Sequence[Mapping]) -> dict[str, dict[str, Mapping]]:
 
 def complete(samples: Sequence[Mapping[str, Mapping]], metric: str) -> list[Mapping[str, Mapping]]:
     """The samples that have a score of `metric` in every row, so that the means of all rows are over the same samples."""
-    return [rows for rows in samples if not any(math.isnan(row[metric]) for row in rows.values())]
+    return [rows for rows in samples if not any(math.isnan(row.get(metric, math.nan)) for row in rows.values())]
 
 
 def common_means(samples: Sequence[Mapping[str, Mapping]], metrics: Sequence[str] = METRICS) -> dict[str, dict[str, float]]:
@@ -46,7 +46,7 @@ def common_means(samples: Sequence[Mapping[str, Mapping]], metrics: Sequence[str
     return means
 
 
-def summarize_rows(rows: Sequence[Mapping], reference: str = NOISY) -> list[dict]:
+def summarize_rows(rows: Sequence[Mapping], reference: str = NOISY, metrics: Sequence[str] = METRICS) -> list[dict]:
     """One entry per row, kind, SNR and metric (SUMMARY_COLUMNS); `gain` is over `reference`.
 
     Kind and SNR are also "all" where there are several.
@@ -64,7 +64,7 @@ def summarize_rows(rows: Sequence[Mapping], reference: str = NOISY) -> list[dict
             order = [key for key in order if key[place] != ALL]
     found = []
     for kind, snr in order:
-        for metric in METRICS:
+        for metric in metrics:
             kept = complete(cells[kind, snr], metric)
             groups = [sample[reference]["clip"] for sample in kept]
             for row in cells[kind, snr][0]:
@@ -90,11 +90,12 @@ def gain_number(value: float, metric: str) -> str:
 
 
 class Grid:
-    """A summary as a table: grid.at(row, kind, snr, metric) is an entry; rows, kinds and snrs are in their order."""
+    """A summary as a table: grid.at(row, kind, snr, metric) is an entry; rows, kinds, snrs and metrics are in their order."""
 
     def __init__(self, summary: Sequence[Mapping]) -> None:
         self._cells = {(c["row"], c["kind"], c["snr_db"], c["metric"]): c for c in summary}
-        self.rows, self.kinds, self.snrs = (list(dict.fromkeys(c[key] for c in summary)) for key in ("row", "kind", "snr_db"))
+        keys = "row", "kind", "snr_db", "metric"
+        self.rows, self.kinds, self.snrs, self.metrics = (list(dict.fromkeys(c[key] for c in summary)) for key in keys)
 
     def at(self, row: str, kind: str, snr: float | str, metric: str) -> Mapping:
         return self._cells[row, kind, snr, metric]
@@ -108,7 +109,7 @@ def text_table(summary: Sequence[Mapping], kind: str) -> str:
     """Means of one kind of noise by SNR, a block per metric."""
     grid = Grid(summary)
     lines = []
-    for metric in METRICS:
+    for metric in grid.metrics:
         lines.append(f"{TABLE[metric].heading:<16}" + "".join(f"{snr_label(snr):>9}" for snr in grid.snrs) + "  (SNR in dB)")
         for row in grid.rows:
             cells = (number(grid.at(row, kind, snr, metric)["mean"], metric) for snr in grid.snrs)
@@ -129,13 +130,15 @@ def latex_table(summary: Sequence[Mapping], kind: str, note: str) -> str:
     """A table with a block for each metric: rows by SNR, each mean above its interval, the best in bold. It needs booktabs."""
     grid = Grid(summary)
     width = len(grid.snrs) + 1
+    total = grid.at(grid.rows[0], kind, grid.snrs[-1], METRICS[0])  # of all SNRs, or of the only one
+    count = f"{total['n'] + total['n_failed']} mixtures"
     lines = [
         r"\begin{table*}[t]", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{latex_escape(kind.replace('_', ' '))}: {latex_escape(note)}. {latex_escape(INTERVAL_NOTE)}}}",
+        rf"\caption{{{latex_escape(kind.replace('_', ' '))}: {count}, of {latex_escape(note)}. {latex_escape(INTERVAL_NOTE)}}}",
         rf"\label{{tab:snr-{kind.replace('_', '-')}}}", rf"\begin{{tabular}}{{l{'r' * len(grid.snrs)}}}", r"\toprule",
         "SNR in dB & " + " & ".join(snr_label(snr).replace("-", "$-$") for snr in grid.snrs) + r" \\",
     ]  # fmt: skip
-    for metric in METRICS:
+    for metric in grid.metrics:
         lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\textit{{{TABLE[metric].heading}}}}} \\"]
         best_of = max if TABLE[metric].more_is_better else min
         best = {}

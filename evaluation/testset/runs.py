@@ -17,7 +17,10 @@ from evaluation.testset.manifest import Manifest, json_sha256, read_manifest
 from evaluation.testset.score_rows import RowStore, Setup, file_sha256, score_rows
 from models.inference.enhancer import Enhancer
 from utils.config import load_config
+from utils.scores.dnsmos import DNSMOS
 from utils.util import git_revision, write_json
+
+RATINGS = ("dnsmos_p835", "dnsmos_p808")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ def add_run_options(parser: argparse.ArgumentParser, output_dir: str, snrs_db: S
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="number of processes that enhance and score")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add_mixture_options(parser, snrs_db)
+
+
+def add_rating_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dnsmos_p835", type=Path, help="rate each sound by sig_bak_ovr.onnx, too; needs onnxruntime")
+    parser.add_argument("--dnsmos_p808", type=Path, help="rate each sound by model_v8.onnx, too; needs onnxruntime")
 
 
 def command_line(module: str, argv: Sequence[str] | None) -> str:
@@ -59,6 +67,10 @@ def score_run(args: argparse.Namespace, rows_of, command: str) -> ScoredRun:
         "checkpoint": file_sha256(args.checkpoint_file), "config": json_sha256(enhancer.cfg),
         "test set": read_manifest(args.manifest).sha256 if args.manifest else options_of(args),
     }
+    models = tuple(None if path is None else str(path) for path in (getattr(args, key, None) for key in RATINGS))
+    if any(models):
+        DNSMOS(*models)  # one that cannot be used is said before the work
+        identity["DNSMOS models"] = " ".join(file_sha256(path) for path in models if path)
     store = RowStore(args.output_dir, identity)
     manifest = Path(args.manifest or args.output_dir / "manifest.json")
     if not manifest.is_file():
@@ -71,5 +83,5 @@ def score_run(args: argparse.Namespace, rows_of, command: str) -> ScoredRun:
     rows = rows_of(enhancer, testset)
     print(f"{enhancer.describe()}\n{testset.note}", flush=True)
     threads = max(1, torch.get_num_threads() // args.workers)
-    setup = Setup(str(args.checkpoint_file), config, str(enhancer.device), threads, testset.max_sec)
+    setup = Setup(str(args.checkpoint_file), config, str(enhancer.device), threads, testset.max_sec, models)
     return ScoredRun(score_rows(testset.samples, rows, store, setup, args.workers, enhancer), testset, enhancer)

@@ -23,7 +23,8 @@ from models.inference.enhancer import Enhancer
 from models.inference.results import EnhanceResult
 from models.timing import video_frame_index
 from utils.console import one_line
-from utils.scores.metrics import METRICS, require_scorers, score_clip
+from utils.scores.dnsmos import DNSMOS
+from utils.scores.metrics import METRICS, TABLE, require_scorers, score_clip
 from utils.util import write_json
 from utils.worker_pool import WHY_LOST, run_jobs
 
@@ -47,6 +48,7 @@ class Setup:
     device: str
     threads: int
     max_sec: float
+    dnsmos: tuple[str | None, str | None] = (None, None)  # models of P.835 and P.808, with which sounds are rated besides
 
 
 class Scorer:
@@ -79,6 +81,7 @@ class Scorer:
                 if shown is not None:
                     found |= self._alpha(result, shown)
             scores = score_clip(mixture.clean, estimate, SAMPLE_RATE_HZ)
+            found |= {} if self._dnsmos is None else self._dnsmos(estimate)
         except (ValueError, OSError) as error:
             return found | failed(one_line(error))
         return found | {m: None if math.isnan(scores[m]) else scores[m] for m in METRICS} | {"errors": scores["errors"]}
@@ -87,6 +90,10 @@ class Scorer:
     def _enhancer(self) -> Enhancer:
         torch.set_num_threads(self._setup.threads)
         return Enhancer.from_checkpoint(self._setup.checkpoint, self._setup.device, self._setup.config)
+
+    @functools.cached_property
+    def _dnsmos(self) -> DNSMOS | None:
+        return DNSMOS(*self._setup.dnsmos) if any(self._setup.dnsmos) else None
 
     def _mixture(self, sample: Sample) -> Mixture:
         if sample not in self._mixtures:
@@ -227,6 +234,11 @@ def score_rows(
 
 def with_nan(row: Mapping) -> dict:
     return {**row, **{metric: math.nan if row[metric] is None else row[metric] for metric in METRICS}}
+
+
+def metrics_of(rows: Sequence[Mapping]) -> tuple[str, ...]:
+    """METRICS, and what else the rows were rated by."""
+    return METRICS + tuple(metric for metric in TABLE if metric not in METRICS and any(metric in row for row in rows))
 
 
 def report_failures(rows: Sequence[Mapping]) -> int:

@@ -26,7 +26,7 @@ from models.inference.enhancer import Enhancer
 from utils.scores.metrics import METRICS, score_clip
 from utils.worker_pool import WorkerPool, run_jobs
 
-FILES = {"scores.csv", "summary.csv", "table.tex", "snr.png", "manifest.json", "run.json", "rows.jsonl"}
+FILES = {"scores.csv", "summary.csv", "table.tex", "snr.png", "snr.pdf", "manifest.json", "run.json", "rows.jsonl"}
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,12 @@ class InThisProcess(ThreadPoolExecutor):
         torch.set_num_threads(self._threads_before)
 
 
+def mind_signals() -> None:
+    """For a process about to start: it heeds SIGINT and SIGHUP, which whoever runs the tests in the background ignores."""
+    for each in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(each, signal.SIG_DFL)
+
+
 def torchrun(*arguments: str, timeout_sec: int = LONGEST_SEC) -> subprocess.CompletedProcess:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
     command = [*launcher, *arguments]

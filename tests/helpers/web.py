@@ -12,6 +12,7 @@ import urllib.request
 from pathlib import Path
 
 from helpers.paths import LONGEST_SEC, ROOT
+from helpers.processes import mind_signals
 from utils.distributed import free_port
 
 
@@ -37,7 +38,8 @@ class Server:
         command = [sys.executable, str(ROOT / "app.py"), "--checkpoint_file", str(checkpoint), "--port", str(self.port)]
         with open(folder / "log", "wb") as log:
             self._process = subprocess.Popen(
-                command + list(options), cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+                command + list(options), cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT,
+                preexec_fn=mind_signals,
             )
         self.url = f"http://127.0.0.1:{self.port}/"
         deadline = time.monotonic() + LONGEST_SEC

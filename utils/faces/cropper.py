@@ -1,4 +1,4 @@
-"""Where the speaker's face is, and the square crop around it: the same crops in training and in use."""
+"""Finds the speaker's face in a video and crops a square around it, in the same way for training and for use."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FaceOptions:
-    """How a video is looked at: detector, which face, and how late the video is.
+    """Options of face cropping: the detector, the face to follow, and how late the video is.
 
     method: one of FACE_METHODS, None for the recipe's. model: YuNet's file. face: N, the N-th face from the left (from 1),
     or (x, y), the face at that point, as shares of width and height where both are 1 or less, else in pixels of the
     upright frame; None: the one that talks, else the largest and longest. av_offset_ms: positive where the video is
-    late, so that lips move after their sound; "auto" measures it. ValueError for what cannot be.
+    late, so that lips move after their sound; "auto" measures it. ValueError for a value that is not allowed.
     """
 
     method: str | None = None
@@ -67,14 +67,14 @@ class FaceOptions:
 
 @dataclass
 class FaceReport:
-    """What came of looking at a video; filled while it is looked at."""
+    """What a FaceCropper found in a video. It fills the report while it works."""
 
     detector: str = ""  # what found the faces; "" before there was a frame
-    looked: bool = False  # whether that is a face detector
+    looked: bool = False  # whether `detector` is a face detector, and not a fixed place in the frame
     found: int = 0  # most faces at one time
     fallback: str | None = None  # one line: why `detector` is not the first choice
-    choices: list[str] = field(default_factory=list)  # one line for each time a head was chosen among several, or in vain
-    offset_ms: float = 0.0  # taken back from the video: positive where it was late
+    choices: list[str] = field(default_factory=list)  # one line for each choice among several heads, also where none fitted
+    offset_ms: float = 0.0  # correction of the video's time; positive where the video was late
     estimate: OffsetEstimate | None = None  # with av_offset_ms "auto"
 
     def summary(self) -> str:
@@ -276,8 +276,8 @@ def crop_faces(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Face crops of a clip: frames uint8 [V, H, W, 3] RGB -> (crops uint8 [V, S, S, 3], mask bool [V]).
 
-    "yunet", "haar" ("auto": the best there is): detection, one head followed, smoothed, one square with a fixed margin;
-    frames without the face are black and masked False, never invented. "center": the middle square. "none": the whole
-    frame, resized.
+    Methods "yunet" and "haar" detect faces ("auto" takes the better one that works here), follow one head, smooth its
+    place and cut a square with a fixed margin. Frames without the face are black and masked False. "center" takes the
+    middle square of each frame, "none" the whole frame.
     """
     return FaceCropper(face_size, method, fps)(frames)

@@ -1,4 +1,4 @@
-"""Faces in one frame: detectors behind one call, with boxes that mean the same crop whichever of them found it."""
+"""Face detectors with one interface. The same face gets the same crop from each of them."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ YUNET_FILE = PublishedFile(
 
 @dataclass(frozen=True)
 class FaceMethod:
-    """Which detector a method comes to on this machine."""
+    """The detector that a method uses on this machine."""
 
     method: str  # "yunet", "haar", "center" or "none"
     model: str | None = None  # YuNet's file
@@ -141,7 +141,7 @@ class FaceMethod:
 
 @functools.lru_cache(maxsize=16)
 def settle_method(method: str, model: str | None = None) -> FaceMethod:
-    """What `method` (one of FACE_METHODS) means here; asked once per process, so that nothing is fetched in vain twice.
+    """Choose the detector for `method` (one of FACE_METHODS); the result is cached, so that a failed download is not repeated.
 
     "auto" is YuNet with the file `model`, $LITEAVSE_FACE_MODEL, the cached one or the published one; where it cannot be
     had it is Haar, else the middle of the frame, and `fallback` says so. ValueError for an unknown or unusable method.
@@ -169,7 +169,7 @@ def settle_method(method: str, model: str | None = None) -> FaceMethod:
 
 
 def load_detector(settled: FaceMethod) -> Detector | None:
-    """A detector of one's own for one thread; None where none is needed."""
+    """A new detector, since one must not be shared between threads; None where the method needs none."""
     if settled.method == "yunet":
         assert settled.model is not None
         return YuNetDetector(settled.model)

@@ -1,9 +1,9 @@
-"""Video against sound: how much and which way the mouth moves beside how the speech changes, and at which offset they fit.
+"""Compares the mouth in a video with the sound, and estimates by how much the video is late.
 
 Two pairs of signals are compared, because they fail in different places: how much the mouth region changes from frame to
 frame with how much the spectrum changes (spectral flux), and how fast the mouth opens (dark and bright parts drift apart)
-with how fast the speech grows louder. Levels are to the power 0.3, as loudness is: in dB, pauses would change as much as
-speech does.
+with how fast the speech grows louder. Levels are raised to the power 0.3, as loudness is. In dB, pauses would change
+as much as speech does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SoundTrack:
 
 @dataclass(frozen=True)
 class OffsetEstimate:
-    """By how much the video is late (negative: early), and how far that can be relied on: from confidence 1 on."""
+    """By how much the video is late (negative: early). The estimate is reliable where confidence is 1 or more."""
 
     offset_sec: float
     confidence: float
@@ -134,15 +134,15 @@ def mouth_fit(crops: np.ndarray, mask: np.ndarray, first_sec: float, fps: float,
 
 
 def talking(fits: np.ndarray) -> float:
-    """How well a mouth goes with the voice, by its `fit`."""
+    """The best entry of a `fit` at offsets of up to TALKING_REACH_SEC: how well this mouth fits the voice."""
     return float(fits[np.abs(OFFSETS_SEC) <= TALKING_REACH_SEC + 1e-9].max())
 
 
 def estimate_offset(fits: np.ndarray, seconds: float) -> OffsetEstimate:
     """The offset that fits best, from `mouth_fit`.
 
-    What correlations reach by chance falls with the root of the time they are taken over, so the confidence is the lead
-    of the best offset over all that are not beside it, times that root.
+    The largest correlation that occurs by chance falls with the square root of the time. The confidence is therefore the
+    lead of the best offset over all offsets that are not beside it, times that root.
     """
     best = int(fits.argmax())
     others = np.abs(OFFSETS_SEC - OFFSETS_SEC[best]) > BESIDE_SEC

@@ -1,4 +1,4 @@
-"""The face crop of one frame after the other, as a camera brings them: no looking ahead, the box eased from look to look."""
+"""Crops the face from a live camera, frame by frame, without later frames; the box moves smoothly between detections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads over time: boxes of single looks linked into tracks, and a track made into one steady box per frame."""
+"""Links the boxes of single detections into tracks, one for each head, and gives a track one steady box per frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Track = dict[int, FaceBox]  # by number of the look, rising
 
 
 def link(looks: Sequence[Sequence[FaceBox]]) -> list[Track]:
-    """Boxes of successive looks as one track per head; a look that misses a head leaves a hole in its track."""
+    """Link the boxes of successive looks (detections) into one track per head; a look that misses a head leaves a gap."""
     tracks: list[Track] = []
     for index, boxes in enumerate(looks):
         free = list(range(len(tracks)))
@@ -33,21 +33,21 @@ def link(looks: Sequence[Sequence[FaceBox]]) -> list[Track]:
 
 
 def size(track: Track) -> float:
-    """How large and how long: the sides of all its boxes together."""
+    """The sum of the sides of a track's boxes, so that large heads and those seen for long count most."""
     return sum(box.side for box in track.values())
 
 
 def most_at_once(tracks: Sequence[Track]) -> int:
-    """The largest number of heads in one look; what was seen in one look of many alone is a false alarm."""
+    """The largest number of heads in one look. A head that only one of many looks found counts as a false alarm."""
     n_looks = 1 + max((max(track) for track in tracks), default=-1)
     steady = [track for track in tracks if len(track) >= min(2, n_looks)]
     return max((sum(look in track for track in steady) for look in range(n_looks)), default=0)
 
 
 def joined(best: Track, tracks: Sequence[Track]) -> Track:
-    """`best` with the tracks of the same head from before it was lost, or after.
+    """`best`, joined with the tracks of the same head from before it was lost and after.
 
-    Where there is never more than one head, it is the same one wherever it turns up; among several, only in its place.
+    Where there is never more than one head, every track is of that head; among several, only the tracks in its place.
     """
     alone = most_at_once(tracks) < 2
     for track in sorted(tracks, key=size, reverse=True):
@@ -70,8 +70,8 @@ def _running_median(values: np.ndarray, width: int) -> np.ndarray:
 def steady_boxes(track: Track, at: Sequence[int], count: int, fps: float) -> list[FaceBox | None]:
     """One box per frame 0 .. count - 1 from a track whose look k was at frame at[k]; None where the head is not seen.
 
-    The centre is smoothed and drawn straight between looks. One size for all: a crop that breathes looks like a moving
-    mouth.
+    The centre is smoothed, and interpolated linearly between looks. All boxes have one size, because a crop whose size
+    changes looks like a moving mouth.
     """
     seen = np.array([at[look] for look in track])
     found = np.array([(box.x, box.y, box.side) for box in track.values()])
@@ -83,7 +83,7 @@ def steady_boxes(track: Track, at: Sequence[int], count: int, fps: float) -> lis
 
 
 def _present(count: int, seen: np.ndarray, fps: float) -> np.ndarray:
-    """bool [count]: within reach of a look that saw it, where gaps of up to BRIDGE_SEC count as seen throughout."""
+    """bool [count]: the frames near a look that saw the head; gaps of up to BRIDGE_SEC count as seen."""
     present = np.abs(np.arange(count)[:, None] - seen[None, :]).min(axis=1) <= DETECT_EVERY // 2
     bridge = BRIDGE_SEC * fps
     for before, after in zip(seen[:-1], seen[1:], strict=True):

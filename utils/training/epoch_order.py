@@ -1,4 +1,4 @@
-"""In which order an epoch's items are drawn: a pure function of the seed, so that a stopped run goes on with the same ones."""
+"""The order of an epoch's items. It depends on the seed and the epoch alone, so that a resumed run sees the same items."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ GROUP_RUNS = 4  # runs that are shuffled with each other, and that a reader keep
 
 
 def epoch_order(n_items: int, per_epoch: int | None, seed: int, epoch: int, group: int = 1) -> list[int]:
-    """Order of items in an epoch: the same for the same seed and epoch, whatever came before.
+    """The order of items in an epoch, the same for the same seed and epoch.
 
     `group`: so many neighbours (items 2k and 2k + 1 for 2) stay side by side; their number is a multiple of it.
     """
@@ -26,7 +26,7 @@ def epoch_order(n_items: int, per_epoch: int | None, seed: int, epoch: int, grou
 def run_order(
     runs: Sequence[range], per_epoch: int | None, seed: int, epoch: int, batch_size: int, n_processes: int, n_workers: int
 ) -> list[int]:
-    """Order of items that lie in `runs`, each of which is read in one go: every reader goes through runs of its own.
+    """The order of items that lie in `runs`. A run is read at once, and each reader has runs of its own.
 
     The runs are shuffled and dealt to the readers, worker w of process r making batches w, w + n_workers, ... of the
     share that process r has of every batch; a reader's items are shuffled over GROUP_RUNS of its runs. So it reads each

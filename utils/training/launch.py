@@ -1,4 +1,4 @@
-"""From a training script's command line to a trained model, in one process, one for each GPU, or those of torchrun or srun."""
+"""Starts a training from its command line: in one process, in one for each GPU, or in those of torchrun or srun."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In which number format a training step is computed: training_cfg.precision."""
+"""The number format of a training step: training_cfg.precision."""
 
 from __future__ import annotations
 

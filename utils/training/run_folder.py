@@ -1,4 +1,4 @@
-"""What a run's folder holds beside the weights: the recipe, versions of packages, a log that goes on where the weights do."""
+"""The files of a run beside its weights: the recipe, the versions of packages, and a log that resumes with the weights."""
 
 from __future__ import annotations
 

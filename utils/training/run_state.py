@@ -1,4 +1,4 @@
-"""A run's checkpoints: what a trainer saves at a step, and how it goes back to it."""
+"""The checkpoints of a run: saving the state of a trainer, and resuming from it."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ class Trainer:
         return {**values, **learnt, "learning_rate": rate}, None
 
     def _made(self, batches: tuple[Any, ...]) -> Iterator[Any]:
-        """What the generator makes of each batch, without gradients: the memory would not hold those of all batches."""
+        """The generator's output for each batch, without gradients, since the graphs of all batches would fill the memory."""
         for batch in batches:
             with torch.no_grad():
                 made = self.adversary.forward(batch)
