@@ -22,8 +22,9 @@ from models.inference.results import EnhanceResult
 from models.timing import latency_samples
 from utils.media.clip_writer import ClipWriter, write_clip
 from utils.media.decode import MediaError, open_media, video_stream
-from utils.media.frame_grid import grid_frames
+from utils.media.frame_grid import grid_frames, video_size
 from utils.media.replace_sound import CONTAINERS, replace_sound
+from utils.media.sound import resample
 from utils.scores.metrics import METRICS, require_scorers, score_many
 
 SCREEN_DPI = 110
@@ -43,7 +44,7 @@ class Answer:
     name: str  # of the recording
     before: Path  # a video where one was given that can be played, else wav; as it was heard
     after: Path  # the same kind, enhanced, as loud as `before`
-    has_video: bool  # whether those two are videos
+    size: tuple[int, int] | None  # width and height of those two in pixels, upright; None where they are sounds
     enhanced: Path  # wav to download, at its own level
     video: Path | None = None  # to download: the given video with the enhanced sound
     facts: dict[str, str]  # by key of `results.FACTS`
@@ -52,6 +53,7 @@ class Answer:
     crops: Path | None = None  # mp4
     scores: dict[str, tuple[float, float]] | None = None  # by metric: before, after
     scored_against: str = ""
+    unscored: tuple[str, ...] = ()  # why a score is missing
 
 
 def loudness_gain_db(before: np.ndarray, after: np.ndarray, sample_rate: int = 16000) -> float:
@@ -75,23 +77,24 @@ def equally_loud(noisy: np.ndarray, enhanced: np.ndarray, rate: int) -> tuple[np
 
 def write_players(
     recording: Recording, sounds: tuple[np.ndarray, np.ndarray], rate: int, video: Path | None, folder: Path, tell: Tell
-) -> tuple[Path, Path, list[str]]:
-    """The files that the page plays before and after, and notes: videos with those sounds, or the sounds alone."""
+) -> tuple[Path, Path, tuple[int, int] | None, list[str]]:
+    """The files that the page plays before and after, their size, and notes: videos with those sounds, or the sounds alone."""
     paths = [folder / f"{recording.name}_{which}.wav" for which in ("before", "after")]
     for path, sound in zip(paths, sounds, strict=True):
         write_wav(path, sound, rate)
     if video is None:
-        return *paths, []
+        return *paths, None, []
     try:
         source = playable(video, folder / "preview.mp4", len(sounds[0]) / rate, tell)
         films = [path.with_suffix(codec_container(source)) for path in paths]
         for film, sound in zip(films, sounds, strict=True):
             replace_sound(source, sound, rate, film)
+        size = video_size(source)
     except (MediaError, OSError):
-        return *paths, ["The video cannot be played here, so only its sound is."]
+        return *paths, None, ["The video cannot be played here, so only its sound is."]
     for path in paths:
         path.unlink()
-    return *films, []
+    return *films, size, []
 
 
 def codec_container(video: Path) -> str | None:
@@ -164,7 +167,7 @@ def write_video(video: Path, result: EnhanceResult, target: Path) -> tuple[Path 
 
 
 def score(recording: Recording, enhanced: np.ndarray, rate: int) -> tuple[dict[str, tuple[float, float]], list[str]]:
-    """({metric: (before, after)}, notes on those that have no value)."""
+    """({metric: (before, after)}, notes on those that have no value); `enhanced` is at the model's rate."""
     metrics, notes = [], []
     for metric in METRICS:
         try:
@@ -173,7 +176,7 @@ def score(recording: Recording, enhanced: np.ndarray, rate: int) -> tuple[dict[s
         except ValueError as error:
             notes.append(str(error))
     reference = recording.reference
-    before, after = score_many([(reference, recording.noisy), (reference, enhanced)], 1, rate, metrics)
+    before, after = score_many([(reference, recording.heard), (reference, enhanced)], 1, rate, metrics)
     reasons = dict.fromkeys(f"{metric}: {why}" for values in (before, after) for metric, why in values["errors"].items())
     return {metric: (before[metric], after[metric]) for metric in metrics}, notes + list(reasons)
 
@@ -191,8 +194,8 @@ def answer(
 
     Complaint for what cannot be used. An exception in `tell` ends the work.
     """
-    rate = enhancer.sample_rate
     recording = read_recording(enhancer, wish, limits, tell)
+    rate = recording.rate
     tell(0.3, "loading the model")
     enhancer.warm_up()
     result = enhancer.enhance(
@@ -208,33 +211,33 @@ def answer(
     if film is not None:
         video, why = write_video(film, result, folder / f"{recording.name}_enhanced")
     *sounds, gain_db = equally_loud(recording.noisy, result.wav, rate)
-    before, after, trouble = write_players(recording, tuple(sounds), rate, film, folder, tell)
+    before, after, size, trouble = write_players(recording, tuple(sounds), rate, film, folder, tell)
     notes += [*why, *trouble]
     if abs(gain_db) >= 0.05:
         turned = "up" if gain_db > 0 else "down"
         notes.append(f"For comparing, “after” is turned {turned} by {abs(gain_db):.1f} dB to be as loud as “before”; "
                      "the downloads are not.")  # fmt: skip
     shown = Answer(
-        name=recording.name, before=before, after=after, has_video=before.suffix != ".wav", enhanced=enhanced, video=video,
+        name=recording.name, before=before, after=after, size=size, enhanced=enhanced, video=video,
         facts=describe(enhancer, recording, result), notes=tuple(notes),
     )
     yield shown
     tell(0.8, "drawing")
+    model_rate = enhancer.sample_rate  # at which figure and scores are made
+    result = replace(result, wav=resample(result.wav, rate, model_rate), sample_rate=model_rate)
     shown = replace(shown, **draw(enhancer, recording, result, folder))
     yield shown
     if recording.reference is not None:
         tell(0.9, "scoring")
-        scores, why = score(recording, result.wav, rate)
-        yield replace(
-            shown, scores=scores, scored_against=recording.reference_name, notes=(*shown.notes, *why)
-        )
+        scores, missing = score(recording, result.wav, model_rate)
+        yield replace(shown, scores=scores, scored_against=recording.reference_name, unscored=tuple(missing))
 
 
 def draw(enhancer: Enhancer, recording: Recording, result: EnhanceResult, folder: Path) -> dict[str, Path]:
-    """The figure, and what the model saw where it saw something, with what it made of the sound."""
+    """The figure, and what the model saw where it saw something, with what it made of the sound; all at the model's rate."""
     made = {"figure": folder / f"{recording.name}.png"}
     way = "sound only" if result.alpha is None else "sound and face"
-    sounds = {"before": recording.noisy, f"after, {way}": result.wav}
+    sounds = {"before": recording.heard, f"after, {way}": result.wav}
     if recording.reference is not None:
         sounds["reference"] = recording.reference
     spectrogram_figure(

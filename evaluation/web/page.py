@@ -85,11 +85,12 @@ class Page:
         self, video: str | None, audio: str | None, reference: str | None, noise: str, snr_db: float, video_mode: str,
         limit_db: float, face: str, request: gr.Request,
     ) -> Iterator[tuple]:
-        """What the Enhance button does: yields the values of `layout.Outputs`, more of them from step to step."""
+        """What the Enhance button does: yields the values of `layout.OUTPUTS`, more of them from step to step."""
         session, unwanted = str(request.session_hash), threading.Event()
-        self.stop(request)  # a new wish takes the place of an older one
-        with self._lock:
-            self._under_way[session] = unwanted
+        with self._lock:  # a new wish takes the place of an older one
+            older, self._under_way[session] = self._under_way.get(session), unwanted
+        if older is not None:
+            older.set()
         try:
             wish = Wish(
                 video=_path(video), audio=_path(audio), reference=_path(reference), noise=self.noise(noise),
@@ -103,10 +104,10 @@ class Page:
             finally:
                 self.line.leave(turn)
         except Complaint as error:
-            yield ended(str(error), "bad")
+            yield self._ended(unwanted, str(error), "bad")
         except Exception:  # whatever it was, it ends one visitor's wait and not the server; the log has the traceback
             _log.exception("enhancing failed")
-            yield ended(FAILED, "bad")
+            yield self._ended(unwanted, FAILED, "bad")
         finally:
             with self._lock:
                 if self._under_way.get(session) is unwanted:
@@ -130,7 +131,7 @@ class Page:
                     try:
                         given = job.receive(0.1)
                     except EOFError:
-                        yield ended(f"{shown.name} is done." if shown else FAILED)
+                        yield self._ended(unwanted, f"{shown.name} is done." if shown else FAILED)
                         return
                     if isinstance(given, Complaint):
                         raise given
@@ -144,9 +145,14 @@ class Page:
                     if time.monotonic() - told_sec > TELL_SEC:
                         told_sec = time.monotonic()
                         yield at_work(self._said(progress, turn), told_sec - began_sec)
-            yield ended("Stopped.")
+            yield self._ended(unwanted, "Stopped.")
         finally:
             self._keep(visitor, folder, shown is not None)
+
+    def _ended(self, unwanted: threading.Event, text: str, kind: str = "") -> tuple:
+        """The outputs at the end; none where a newer wish of the visitor's has them already."""
+        with self._lock:
+            return ended(text, kind) if unwanted in self._under_way.values() else (gr.skip(),) * len(layout.OUTPUTS)
 
     def _said(self, progress: Progress, turn: Turn) -> Progress:
         before = self.line.before(turn)
@@ -189,11 +195,12 @@ def at_work(progress: Progress, elapsed_sec: float) -> tuple:
 
 
 def answered(shown: Answer, earlier: Answer | None) -> tuple:
-    """The outputs for an answer; what has not changed is left alone, so that nothing that plays begins anew."""
-    player = player_html(shown) if earlier is None else gr.skip()
-    facts = facts_html(shown) if earlier is None or earlier.notes != shown.notes else gr.skip()
-    figures = figures_html(shown) if earlier is None or earlier.figure is None else gr.skip()
-    return gr.skip(), gr.skip(), player, facts, scores_html(shown), figures, gr.skip()
+    """The outputs for an answer. What has not changed is left alone: it may play, be open, or have the focus."""
+    results = []
+    for drawn in (player_html, facts_html, scores_html, figures_html):
+        new, old = drawn(shown), "" if earlier is None else drawn(earlier)
+        results.append(gr.skip() if new == old else new)
+    return gr.skip(), gr.skip(), *results, gr.skip()
 
 
 def ended(text: str, kind: str = "") -> tuple:

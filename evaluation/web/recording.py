@@ -12,12 +12,13 @@ import numpy as np
 from dataloaders.augment_video import VisualDegradation
 from dataloaders.mixing import mix_audio
 from models.inference.enhancer import Enhancer
+from models.inference.upper_band import has_upper_band
 from utils.console import one_line
 from utils.faces.cropper import FaceOptions, FaceReport
 from utils.faces.lip_sync import SoundTrack
 from utils.media.decode import MediaError, MediaInfo, probe_media
 from utils.media.frame_grid import MOST_PIXELS
-from utils.media.sound import sound_pieces
+from utils.media.sound import own_rate_pieces, resample, resampled_pieces, sound_pieces
 from utils.scores.metrics import aligned
 
 AS_IT_IS, OFF = "as it is", "off"
@@ -46,7 +47,7 @@ class Wish:
     video: Path | None = None  # shows the face, and has the sound too where `audio` is None
     audio: Path | None = None
     reference: Path | None = None  # the clean sound, to score against
-    noise: np.ndarray | None = None  # float [n] at the model's rate, to be added
+    noise: np.ndarray | None = None  # float [k] at the model's rate, to be added
     snr_db: float = 0.0
     video_mode: str = AS_IT_IS  # or OFF, or one of CORRUPTIONS
     face: int | None = None  # the number of the face to follow, counted from the left; None: the one that talks
@@ -55,11 +56,13 @@ class Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """A visitor's recording at the model's rate."""
+    """A visitor's recording, made ready."""
 
     name: str
-    noisy: np.ndarray  # float32 [L], what the model hears
-    reference: np.ndarray | None  # float32 [L], what to score against
+    noisy: np.ndarray  # float32 [L], what is enhanced
+    rate: int  # Hz, of `noisy`: the file's own where it is above the model's, else the model's
+    heard: np.ndarray  # float32 [n], `noisy` at the model's rate
+    reference: np.ndarray | None  # float32 [n] at the model's rate, what to score against
     reference_name: str
     crops: np.ndarray | None  # uint8 [V, S, S, 3]
     mask: np.ndarray | None  # bool [V]
@@ -110,33 +113,40 @@ def spoken(duration_sec: float) -> str:
     return f"{duration_sec:.0f} seconds" if duration_sec < 100 else f"{duration_sec / 60:.1f} minutes".replace(".0 ", " ")
 
 
-def read_sound(path: Path, limits: Limits, sample_rate: int, notes: list[str] | None = None) -> np.ndarray:
-    """The sound of a file, float32 [L]; Complaint where it cannot be used. Its length is counted, whatever the header says."""
+def read_sound(
+    path: Path, limits: Limits, model_rate: int, notes: list[str] | None = None, rate: int | None = None
+) -> tuple[np.ndarray, int]:
+    """The sound of a file, float32 [L], and its rate: `rate`, or the file's own where it is above the model's, else that.
+
+    Complaint where it cannot be used. Its length is counted, whatever the header says.
+    """
     check_file(path, limits, "audio")
     pieces, length = [], 0
     try:
-        for piece in sound_pieces(path, sample_rate, notes):
+        own_rate, own = own_rate_pieces(path, notes)
+        rate = rate or (own_rate if has_upper_band(own_rate, model_rate) else model_rate)
+        for piece in resampled_pieces(own, own_rate, rate):
             pieces.append(piece)
             length += len(piece)
-            if length > limits.longest_sec * sample_rate:
+            if length > limits.longest_sec * rate:
                 raise too_long(path, limits)
     except (MediaError, OSError) as error:
         raise complaint(error, [path]) from error
     if not length:
         raise Complaint(f"{path.name} holds less than one sample of sound.")
-    return np.concatenate(pieces)
+    return np.concatenate(pieces), rate
 
 
 def read_recording(
     enhancer: Enhancer, wish: Wish, limits: Limits, progress: Callable[[float, str], object] = lambda share, what: None
 ) -> Recording:
     """Decode everything, add noise, spoil or withhold the face as wished; Complaint where that cannot be done."""
-    rate, source = enhancer.sample_rate, wish.audio or wish.video
+    model_rate, source = enhancer.sample_rate, wish.audio or wish.video
     if source is None:
         raise Complaint("Nothing to enhance yet: choose an example, upload a recording, or make one.")
     progress(0.0, "reading the sound")
-    heard: list[str] = []  # what was not as it should be in the sound
-    sound = read_sound(source, limits, rate, heard)
+    odd: list[str] = []  # what was not as it should be in the sound
+    sound, rate = read_sound(source, limits, model_rate, odd)
     if float(np.abs(sound).max()) < SILENCE:
         raise Complaint(f"{source.name} is silent: there is nothing to enhance.")
     reference, reference_name = None, ""
@@ -144,28 +154,30 @@ def read_recording(
         try:
             reference, sound = (
                 part.astype(np.float32)
-                for part in aligned(read_sound(wish.reference, limits, rate), sound, rate, align=True)
+                for part in aligned(read_sound(wish.reference, limits, model_rate, rate=rate)[0], sound, rate, align=True)
             )
         except ValueError as error:
             raise error if isinstance(error, Complaint) else complaint(error, []) from error
         reference_name = "the clean reference"
     elif wish.noise is not None:
         reference, reference_name = sound, "the recording before noise was added"
-    noisy = sound if wish.noise is None else mix_audio(sound, wish.noise, wish.snr_db, rate)
+    noisy = sound if wish.noise is None else mix_audio(sound, resample(wish.noise, model_rate, rate), wish.snr_db, rate)
+    heard = resample(noisy, rate, model_rate)
     progress(0.1, "looking for the face")
     report = FaceReport()
     has_video = wish.video is not None and check_file(wish.video, limits, "video").has_video
     crops, mask, notes = None, None, []
     if wish.video is not None and wish.video_mode != OFF:
         if has_video:
-            track = SoundTrack(lambda first, stop: noisy[first:stop], rate)
+            track = SoundTrack(lambda first, stop: heard[first:stop], model_rate)
             crops, mask, notes = read_face(enhancer, wish, track, len(noisy) / rate, report)
         else:
             notes = [f"{wish.video.name} shows no video: it was enhanced by sound alone."]
     return Recording(
-        name=source.stem, noisy=noisy, reference=reference, reference_name=reference_name, crops=crops, mask=mask,
-        faces=report.summary() if report.looked else "", has_video=has_video,
-        notes=(*(f"{source.name}: {note}." for note in heard), *notes),
+        name=source.stem, noisy=noisy, rate=rate, heard=heard,
+        reference=None if reference is None else resample(reference, rate, model_rate), reference_name=reference_name,
+        crops=crops, mask=mask, faces=report.summary() if report.looked else "", has_video=has_video,
+        notes=(*(f"{source.name}: {note}." for note in odd), *notes),
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from urllib.parse import quote
 
+from PIL import Image
+
 from evaluation.web.enhance import Answer
 from evaluation.web.job import Progress
 from utils.scores.metrics import TABLE
@@ -52,11 +54,16 @@ def link(path: Path) -> str:
 
 
 def player_html(shown: Answer) -> str:
-    """Both recordings, with one clock and one switch (player.js), and the downloads."""
-    tag = "video" if shown.has_video else "audio"
+    """Both recordings, with one clock and one switch (player.js), and the downloads.
+
+    The videos' size is stated, as that of everything that loads: what is below must not move away from who points at it.
+    """
+    tag, sides = "audio", ""
+    if shown.size is not None:
+        tag, sides = "video", f'width="{shown.size[0]}" height="{shown.size[1]}" '
     screens = "".join(
-        f'<figure class="{which}"><{tag} id="{which}" src="{link(path)}" preload="auto" playsinline '
-        f'aria-label="{said}" tabindex="-1"></{tag}>{f"<figcaption>{said}</figcaption>" if shown.has_video else ""}</figure>'
+        f'<figure class="{which}"><{tag} id="{which}" src="{link(path)}" {sides}preload="auto" playsinline '
+        f'aria-label="{said}" tabindex="-1"></{tag}>{f"<figcaption>{said}</figcaption>" if shown.size else ""}</figure>'
         for which, said, path in (("before", "Before", shown.before), ("after", "After", shown.after))
     )
     switch = "".join(
@@ -83,8 +90,12 @@ def facts_html(shown: Answer) -> str:
         f'<div id="fact-{key}"><dt>{FACTS[key][0]} {why(*FACTS[key])}</dt><dd>{html.escape(value)}</dd></div>'
         for key, value in shown.facts.items()
     )
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in shown.notes)
-    return f'<dl class="tiles">{tiles}</dl>' + (f'<ul class="notes">{notes}</ul>' if notes else "")
+    return f'<dl class="tiles">{tiles}</dl>{notes_html(shown.notes)}'
+
+
+def notes_html(notes: tuple[str, ...]) -> str:
+    listed = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    return f'<ul class="notes">{listed}</ul>' if listed else ""
 
 
 def scores_html(shown: Answer) -> str:
@@ -102,7 +113,7 @@ def scores_html(shown: Answer) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in ("score", "before", "after", "change"))
     return (
         f'<table class="scores"><caption>Compared with {html.escape(shown.scored_against)}; more is better.</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes_html(shown.unscored)}"
     )
 
 
@@ -111,8 +122,10 @@ def figures_html(shown: Answer) -> str:
     if shown.figure is None:
         return ""
     said = "Spectrograms before and after, then the trust in the face (alpha) over time and the gate over frequency"
+    with Image.open(shown.figure) as figure:
+        width, height = figure.size
     folds = (f'<details class="fold" id="figure"><summary>Spectrograms, and trust over time</summary>'
-             f'<img src="{link(shown.figure)}" alt="{said}"></details>')  # fmt: skip
+             f'<img src="{link(shown.figure)}" width="{width}" height="{height}" alt="{said}"></details>')  # fmt: skip
     if shown.crops is not None:
         folds += (f'<details class="fold" id="crops"><summary>What the model saw</summary><video src="{link(shown.crops)}" '
                   'controls playsinline preload="metadata" aria-label="what the model saw"></video></details>')  # fmt: skip

@@ -168,7 +168,7 @@ def test_an_answer_comes_in_steps_and_is_what_the_enhancer_gives(
     shares = [share for share, _ in told]
     assert shares == sorted(shares) and {"reading the sound", "enhancing", "drawing", "scoring"} <= {what for _, what in told}
     last = steps[-1]
-    assert last.has_video and last.before.suffix == ".mp4"
+    assert last.size == (96, 96) and last.before.suffix == ".mp4"
     crops, mask = enhancer.load_video(talking_clip, 1.0)
     expected = enhancer.enhance(load_audio(talking_clip), 16000, crops, mask).wav
     assert np.abs(soundfile.read(last.enhanced)[0] - expected).max() < 1e-4
@@ -184,6 +184,41 @@ def test_some_noise_is_left_as_wished(enhancer: Enhancer, tmp_path: Path) -> Non
     noisy = wav_file(tmp_path / "a.wav", voice(1.0))
     (first, _) = answer(enhancer, Wish(audio=noisy, limit_db=0.0), Limits(), tmp_path)
     assert np.abs(soundfile.read(first.enhanced)[0] - load_audio(noisy)).max() < 1e-4
+
+
+def hiss(level: float, seconds: float, rate: int) -> np.ndarray:
+    return level * np.random.default_rng(0).standard_normal(round(seconds * rate)).astype(np.float32)
+
+
+def level_above_8_khz(wav: np.ndarray, rate: int) -> float:
+    """The share of the power that lies above 8 kHz."""
+    power = np.abs(np.fft.rfft(wav)) ** 2
+    return float(power[np.fft.rfftfreq(len(wav), 1 / rate) > 8200].sum() / power.sum())
+
+
+def test_sound_above_the_models_rate_comes_back_at_its_own(enhancer: Enhancer, tmp_path: Path) -> None:
+    wide = voice(1.0, 48000) + hiss(0.01, 1.0, 48000)
+    video = write_mpg(tmp_path / "wide.mpg", face_crops(25), wide, 48000)
+    sound, clean = wav_file(tmp_path / "wide.wav", wide, 48000), wav_file(tmp_path / "clean.wav", voice(1.0))
+    *_, last = answer(enhancer, Wish(video=video, audio=sound, reference=clean), Limits(), tmp_path)
+    enhanced, rate = soundfile.read(last.enhanced)
+    assert rate == 48000 and len(enhanced) == 48000 and level_above_8_khz(enhanced, rate) > 0.01
+    crops, mask = enhancer.load_video(video, 1.0)
+    expected = enhancer.enhance(soundfile.read(sound, dtype="float32")[0], 48000, crops, mask).wav  # as inference_av.py does
+    assert np.abs(enhanced - expected).max() < 1e-4
+    for video in (last.video, last.before, last.after):
+        assert level_above_8_khz(load_audio(video, 48000), 48000) > 0.01, video.name
+    assert np.isfinite(last.scores["si_sdr"]).all() and not last.unscored  # at the model's rate
+    *_, low = answer(enhancer, Wish(audio=wav_file(tmp_path / "low.wav", voice(1.0, 8000), 8000)), Limits(), tmp_path)
+    assert soundfile.info(low.enhanced).samplerate == 16000
+
+
+def test_noise_is_added_to_wide_sound_at_the_snr(enhancer: Enhancer, tmp_path: Path) -> None:
+    sound = wav_file(tmp_path / "wide.wav", voice(1.0, 44100), 44100)
+    recording = read_recording(enhancer, Wish(audio=sound, noise=hiss(0.1, 2.0, 16000), snr_db=5.0), Limits())
+    assert recording.rate == 44100 and len(recording.noisy) == 44100 and len(recording.heard) == 16000
+    # What the voice has above 8 kHz counts as well.
+    assert snr_db(recording.reference, recording.heard - recording.reference) == pytest.approx(5.0, abs=0.5)
 
 
 def test_what_progress_raises_ends_the_work(enhancer: Enhancer, tmp_path: Path) -> None:
