@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from helpers.paths import SHARED
+from helpers.bad_media import BAD_MEDIA, RIGHT
 from helpers.tiny import bytes_file, voice, wav_file
 from utils.media import sound_reader
 from utils.media.decode import MediaError
 from utils.media.sound import load_audio, media_duration_sec, own_rate_pieces, resample, sound_pieces, to_mono
-
-BAD_MEDIA = SHARED / "bad_media"
 
 
 def encode(
@@ -315,17 +313,6 @@ def test_where_channels_cancel_each_other_the_loudest_is_heard(tmp_path: Path, s
     soundfile.write(tmp_path / "film.wav", film, 16000, subtype="FLOAT")
     heard, notes = read(tmp_path / "film.wav")
     assert np.array_equal(heard, sound) and "channel 3" in notes[0]
-
-
-# the small inputs with right values that lie beside the repository
-
-RIGHT = {
-    "truncated_download.mp3": (1.8, "ends early"), "truncated_12s.mp3": (7.46, "ends early"), "gsm610.wav": (3.0, None),
-    "piped_unknown_length.flac": (3.0, None), "truncated.flac": (1.54, "ends early"), "header_length_zero.wav": (2.0, None),
-    "concatenated_6s.mp3": (6.0, None), "chained.ogg": (6.0, None), "two.flac": (6.0, None), "rate_changes.ts": (5.95, None),
-    "gap70.mkv": (76.0, None), "second_track_default.mkv": (3.03, "second"), "antiphase.wav": (2.0, "cancel"),
-    "book.m4b": (3.0, None), "camera.m2ts": (3.02, None),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RIGHT)

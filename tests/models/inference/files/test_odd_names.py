@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 
 import inference_av
-from helpers.paths import SHARED
+from helpers.bad_media import BAD_MEDIA
 from helpers.tiny import all_files, bytes_file, only_line, voice, wav_file
 from models.inference.files.jobs import folder_jobs
 from utils.media.clip_writer import write_clip
 from utils.media.decode import MediaError, probe_media
 from utils.media.formats import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS
 from utils.media.sound import load_audio
-
-BAD_MEDIA = SHARED / "bad_media"
 
 
 @pytest.fixture
