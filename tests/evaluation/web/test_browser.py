@@ -5,143 +5,20 @@ Skipped, saying so, where Chromium or Playwright is not installed; `.ci/run` ins
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import soundfile
 
-from helpers.paths import LONGEST_SEC
+from helpers.browser import MARKS, SAMPLE, SETTLED, SLOWLY, choose, download, durations, finished, give
 from helpers.tiny import bytes_file, voice, wav_file
-from helpers.web import ROOT, Server, status_of
+from helpers.web import Server, status_of
 from utils.media.decode import probe_media
-from utils.media.sound import load_audio
 
-playwright = pytest.importorskip("playwright.sync_api", reason="they need Playwright: pip install -r requirements-dev.txt")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="browser tests need Chromium: apt-get install chromium"),
-    pytest.mark.timeout(2 * LONGEST_SEC),
-]
-WAIT_MS = 1000 * LONGEST_SEC
-# Counts the streams of the server's messages that are open: the server ends them when it has said everything.
-COUNT_STREAMS = """
-(() => {
-  const ask = window.fetch;
-  window.streams = 0;
-  window.fetch = async (...given) => {
-    const reply = await ask(...given);
-    if (reply.url.includes("/queue/data")) {
-      window.streams += 1;
-      reply.clone().text().catch(() => {}).finally(() => { window.streams -= 1; });
-    }
-    return reply;
-  };
-})();
-"""
-# Everything of the page has come, and nothing moves any more but what moves for ever.
-SETTLED = """() => !document.querySelector(".loading") && document.fonts.status === "loaded"
-  && [...document.images].every((it) => it.complete)
-  && !document.getAnimations().some((it) => it.playState === "running" && it.effect.getComputedTiming().endTime !== Infinity)"""
-# A recording of 5 s would end before a slow machine has looked at it.
-SLOWLY = "() => ['before', 'after'].forEach((id) => { document.getElementById(id).playbackRate = 0.1; })"
-SAMPLE = ROOT / "samples" / "cafe_slt.mp4"
-
-
-def fake_devices(folder: Path) -> list[str]:
-    """Chromium's options for a microphone that plays the sample, and a camera that shows it."""
-    soundfile.write(folder / "mic.wav", load_audio(SAMPLE, 48000), 48000)
-    with av.open(str(SAMPLE)) as container, open(folder / "camera.y4m", "wb") as file:
-        file.write(b"YUV4MPEG2 W240 H240 F25:1 Ip A1:1 C420jpeg\n")
-        for frame in container.decode(video=0):
-            file.write(b"FRAME\n" + frame.to_ndarray(format="yuv420p").tobytes())
-    return [
-        "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
-        f"--use-file-for-fake-audio-capture={folder / 'mic.wav'}", f"--use-file-for-fake-video-capture={folder / 'camera.y4m'}",
-    ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
-    options = [*fake_devices(tmp_path_factory.mktemp("devices")), "--autoplay-policy=no-user-gesture-required"]
-    if os.geteuid() == 0:
-        options.append("--no-sandbox")  # Chromium has none for root
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser, server: Server) -> Iterator[Callable]:
-    """Opens the page as a visitor of its own; no other host may be asked, no policy broken, no script fail."""
-    with contextlib.ExitStack() as stack:
-        trouble: list[str] = []
-
-        def open_page(width: int = 1280, height: int = 900, scheme: str = "light"):
-            context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-            stack.callback(context.close)
-            context.set_default_timeout(WAIT_MS)
-            page = context.new_page()
-            page.on("console", lambda said: trouble.append(said.text) if "Security Policy" in said.text else None)
-            page.on("pageerror", lambda error: trouble.append(f"script: {error}"))
-            page.on("request", lambda request: trouble.append(request.url) if _elsewhere(request.url, server) else None)
-            page.add_init_script(COUNT_STREAMS)
-            page.goto(server.url)
-            page.wait_for_selector("#run")
-            page.wait_for_function(SETTLED)
-            return page
-
-        yield open_page
-    assert not trouble
-
-
-def _elsewhere(url: str, server: Server) -> bool:
-    return not url.startswith((server.url, "data:", "blob:"))
-
-
-def give(page, where: str, path: Path) -> None:
-    """Upload a file into a component, and wait until the page has it."""
-    with page.expect_response(re.compile("/upload")):
-        page.set_input_files(f"#{where} input[type=file]", str(path))
-    page.wait_for_function("(where) => !document.querySelector(`#${where} input[type=file]`)", arg=where)
-
-
-def durations(page) -> dict[str, float]:
-    found = {}
-    for which in ("before", "after"):
-        page.wait_for_function(f"document.querySelector('#{which}')?.duration > 0")
-        found[which] = page.evaluate(f"document.querySelector('#{which}').duration")
-    return found
-
-
-def finished(page, name: str = "") -> None:
-    """Wait for the last step, and until the server has said everything."""
-    page.wait_for_selector(f"#told:has-text('{name} is done.')")
-    page.wait_for_function("window.streams === 0")
-    assert page.locator("#progress progress").count() == 0
-
-
-def download(page, which: str, folder: Path) -> Path:
-    with page.expect_download() as downloading:
-        page.click(f"#{which}")
-    path = folder / downloading.value.suggested_filename
-    downloading.value.save_as(path)
-    return path
-
-
-def choose(page, which: str, label: str) -> None:
-    """Choose from a drop-down, which must be closed afterwards."""
-    page.click(f"#{which} input")
-    page.click(f"[role=option]:has-text('{label}')")
-    page.wait_for_selector("[role=option]", state="detached")
+pytestmark = MARKS
 
 
 def test_an_example_in_one_click(visit: Callable, tmp_path: Path) -> None:
@@ -176,26 +53,26 @@ STATE = "() => ['before', 'after'].map((id) => document.getElementById(id)).map(
 
 def test_results_stay_where_and_as_they_are_until_a_job_ends(visit: Callable) -> None:
     """Nothing that is shown moves, is drawn anew, closes, stops or loses the focus when more of the results come."""
+    names = ["before", "after", "play", "clock", "fact-trust", "figure", "crops"]
     page = visit()
-    page.evaluate("""() => new MutationObserver((_, watch) => {
-        if (!document.getElementById("play")) return;
-        watch.disconnect();
-        window.top_of_play = document.getElementById("play").getBoundingClientRect().top + scrollY;
-    }).observe(document.getElementById("player"), { childList: true, subtree: true })""")
+    page.evaluate("""(names) => {  // remembers each as it was when it first came
+        window.first = {};
+        new MutationObserver(() => {
+            for (const id of names) window.first[id] ??= document.getElementById(id);
+            if (window.first.play) window.top_of_play ??= window.first.play.getBoundingClientRect().top + scrollY;
+        }).observe(document.body, { childList: true, subtree: true });
+    }""", names)
     page.click("text=Café babble")
     page.wait_for_selector("#fact-trust", state="attached")
-    names = ["before", "after", "play", "clock", "fact-trust", "figure", "crops"]
     page.evaluate(SLOWLY)
     page.evaluate("['before', 'after'].forEach((id) => { document.getElementById(id).loop = true; })")
     page.click("#play")
     page.click("#fact-trust summary")
     page.wait_for_selector("#crops", state="attached")
     page.click("#figure summary")
-    page.evaluate("(names) => names.forEach((id) => { document.getElementById(id).kept = true; })", names)
     page.focus("#clock")
-    assert page.locator("#told:has-text('done')").count() == 0  # all that was before the end
     finished(page)
-    assert page.evaluate("(names) => names.filter((id) => !document.getElementById(id).kept)", names) == []
+    assert page.evaluate("(names) => names.filter((id) => document.getElementById(id) !== first[id])", names) == []
     assert page.evaluate("document.querySelector('#fact-trust details').open && document.getElementById('figure').open")
     assert page.evaluate("document.activeElement.id") == "clock"
     assert not page.evaluate(STATE)[0][0]
@@ -413,64 +290,3 @@ def test_nothing_keeps_anybody_out(visit: Callable) -> None:
     page.click("role=tab[name='Live']")
     page.wait_for_selector("#live-start")
     assert not violations()
-
-
-# Live ----------------------------------------------------------------------------------------------------------------
-
-
-def begin_live(page) -> None:
-    page.click("role=tab[name='Live']")
-    page.click("#live-start")
-
-
-def number(page, name: str) -> float:
-    return float(page.inner_text(f"#live-{name}").split()[0])
-
-
-def heard(page, seconds: float) -> None:
-    page.wait_for_function("(seconds) => parseFloat(document.querySelector('#live-heard').innerText) >= seconds", arg=seconds)
-
-
-def test_live_sound_goes_out_and_comes_back(visit: Callable) -> None:
-    page = visit()
-    begin_live(page)
-    page.wait_for_selector("#live-status:has-text('Live.')")
-    heard(page, 3.0)
-    assert page.inner_text("#live-face") == "face found"
-    assert 0 < number(page, "alpha") < 1 and number(page, "rtf") > 0
-    assert number(page, "backlog") >= 0 and number(page, "latency") >= 25
-    crop = "Math.max(...document.querySelector('#live-crop').getContext('2d').getImageData(90, 90, 10, 10).data.slice(0, 3))"
-    assert page.evaluate(crop) > 20  # the crop has arrived
-    page.select_option("#live-mode", "off")
-    page.wait_for_function("document.querySelector('#live-alpha').innerText === '0.00'")
-    assert page.inner_text("#live-face") == "video off"
-    page.click("#live-stop")
-    page.wait_for_selector("#live-status:has-text('Stopped.')")
-
-
-def test_the_third_live_visitor_waits_until_a_tab_is_closed(visit: Callable) -> None:
-    pages = [visit() for _ in range(3)]
-    for page in pages[:2]:
-        begin_live(page)
-        heard(page, 0.5)
-    begin_live(pages[2])
-    pages[2].wait_for_selector("#live-status:has-text('Others are live')")
-    pages[0].close()
-    deadline = time.monotonic() + LONGEST_SEC
-    while time.monotonic() < deadline:
-        pages[2].click("#live-start")
-        pages[2].wait_for_selector("#live-status:has-text('Live.'), #live-status:has-text('Others')")
-        if "Live." in pages[2].inner_text("#live-status"):
-            break
-        time.sleep(0.2)
-    heard(pages[2], 0.5)
-    before = number(pages[1], "heard")
-    heard(pages[1], before + 0.5)  # who stayed was not disturbed
-
-
-def test_a_browser_without_a_microphone_is_told(visit: Callable) -> None:
-    page = visit()
-    refuse = "async () => { throw new DOMException('', 'NotAllowedError'); }"
-    page.evaluate(f"() => {{ navigator.mediaDevices.getUserMedia = {refuse}; }}")
-    begin_live(page)
-    page.wait_for_selector("#live-status:has-text('does not let this page use the microphone')")
