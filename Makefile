@@ -4,12 +4,13 @@
 #   make app    the web page, on http://127.0.0.1:7860; ARGS="--port 8000 ..." are options of app.py
 #   make demo_video   record the page in use; needs Chromium
 #   make ablation NAME=no_vce   train a variant of the small model without a part of the design, and score it
+#   make tables   write the tables of README.md and docs/paper/paper.md anew from docs/results
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo app demo_video ablation test test-all lint clean
+.PHONY: demo app demo_video ablation tables test test-all lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m evaluation.demo
@@ -22,6 +23,10 @@ demo_video: $(STAMP)
 
 ablation: $(STAMP)
 	$(BIN)/python -m evaluation.ablation $(NAME) $(ARGS)
+
+tables: $(STAMP)
+	$(BIN)/python -m evaluation.readme_results
+	$(BIN)/python -m evaluation.paper
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

@@ -27,7 +27,7 @@ class Side(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A claim of the design, and the comparison by which it is decided. All were written down before there were numbers."""
+    """A claim of the design, and the comparison by which it is decided."""
 
     says: str
     ours: Side

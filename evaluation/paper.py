@@ -1,0 +1,96 @@
+"""docs/paper/paper.md, made from docs/paper/paper.in.md and the result files in docs/results, so that no number is typed.
+
+    python -m evaluation.paper
+
+A placeholder names a CSV file below docs/results, KEY=VALUE conditions that leave one row, and after a colon a column:
+
+    {{LiteAVSE_small/snr/summary.csv kind=noise snr_db=0 row=audio_visual metric=stoi : mean}}
+    {{LiteAVSE_small/snr/summary.csv kind=noise snr_db=0 row=audio_visual metric=stoi : gain :+.3f}}
+
+{{table ablations}} and {{table claims}} become the tables of evaluation/reporting/ablation_tables.py.
+A score has the digits that it has in every table, unless a format follows; any other text without a format stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from evaluation.reporting.ablation_tables import claims_table, read_results, variants_table
+from utils.console import Parser, run
+from utils.scores.metrics import TABLE, number
+from utils.util import atomic_write, read_csv
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS, PAPER = ROOT / "docs" / "results", ROOT / "docs" / "paper"
+PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+# By name, what makes a whole table from the variants that were scored.
+TABLES: Mapping[str, Callable[[Mapping], str]] = {"ablations": variants_table, "claims": claims_table}
+
+
+def _row(file: Path, conditions: Mapping[str, str], name: str) -> Mapping[str, str]:
+    """The only row of the file in which every condition holds; `name` is what messages call the placeholder."""
+    if not file.is_file():
+        raise ValueError(f"{name}: there is no file {file}")
+    rows = read_csv(file)
+    for key in conditions:
+        if rows and key not in rows[0]:
+            raise ValueError(f"{name}: no column {key}; {file.name} has {', '.join(rows[0])}")
+    found = [row for row in rows if all(row[key] == value for key, value in conditions.items())]
+    if len(found) != 1:
+        raise ValueError(f"{name}: {len(found)} rows of {file.name} fit; the conditions should leave one")
+    return found[0]
+
+
+def value_of(placeholder: str, results: Path) -> str:
+    """The text that stands for what is between {{ and }}; ValueError, in one line, where that is not to be had."""
+    name = " ".join(placeholder.split())
+    if name.startswith("table "):
+        if name[6:] not in TABLES:
+            raise ValueError(f"{name}: there is no such table; choose from {', '.join(TABLES)}")
+        return TABLES[name[6:]](read_results(results / "ablations")).rstrip("\n")
+    selection, *rest = (part.strip() for part in name.split(" :"))
+    words = selection.split()
+    if len(rest) not in (1, 2) or not words or not all("=" in word for word in words[1:]):
+        raise ValueError(f"{name}: should be FILE KEY=VALUE ... : COLUMN, and may end in a format such as :.2f")
+    column, form = rest[0], "".join(rest[1:])
+    row = _row(results / words[0], dict(word.split("=", 1) for word in words[1:]), name)
+    if column not in row:
+        raise ValueError(f"{name}: no column {column}; {words[0]} has {', '.join(row)}")
+    metric = row.get("metric", column)
+    if not form and metric not in TABLE:
+        return row[column]
+    try:
+        return format(float(row[column]), form) if form else number(float(row[column]), metric)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def rendered(text: str, results: Path = RESULTS) -> str:
+    """The text with a value in the place of every placeholder."""
+    return PLACEHOLDER.sub(lambda match: value_of(match[1], results), text)
+
+
+def made() -> str:
+    """paper.md as it should be."""
+    return rendered((PAPER / "paper.in.md").read_text(encoding="utf-8"))
+
+
+def write() -> int:
+    """Write paper.md; returns the exit code."""
+    text = made()
+    with atomic_write(PAPER / "paper.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit code."""
+    Parser("paper.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
+    return run("paper.py", write)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
