@@ -7,9 +7,12 @@ million weights leaves nothing to gain by sending gradients while others are sti
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import os
+import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -24,6 +27,7 @@ from utils.util import pick_device
 Result = TypeVar("Result")
 # The others wait while the first process validates or writes; a process that dies is noticed by the launcher.
 TIMEOUT = datetime.timedelta(hours=6)
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class Group:
@@ -159,11 +163,22 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def end_with_launcher() -> None:
+    """Let the system kill this process when torchrun, which started it, is killed; only Linux can.
+
+    torchrun gives each process a session of its own. Where torchrun itself was killed, as by a full memory, its processes
+    stayed, waited for each other for TIMEOUT, and kept the run's folder locked against the same command.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 @contextmanager
 def process_group(
     backend: str, device: torch.device, url: str = "env://", rank: int = -1, size: int = -1
 ) -> Iterator[Group]:
     """Join the other processes; "nccl" is for CUDA devices, on others gloo is used."""
+    end_with_launcher()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:

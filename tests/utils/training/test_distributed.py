@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import yaml
 
 import train
 from helpers.distributed_step import ACCUMULATED, SCRIPTS, first_gradients, validated
+from helpers.paths import LONGEST_SEC, ROOT
 from helpers.processes import torchrun
 from helpers.tiny import face_crops, only_line, voice, wav_file
 from utils.checkpoint import latest_pair, load_checkpoint
@@ -190,3 +194,15 @@ def test_gpus_that_are_not_there(recipes, tmp_path, capsys, monkeypatch) -> None
     assert "training on its CPU" in capsys.readouterr().out
     assert train.main(["--device", "cuda", *arguments]) == 2
     assert "--device cpu" in only_line(capsys.readouterr().err)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_who_was_started_by_torchrun_ends_with_it() -> None:
+    """Otherwise a killed torchrun left its processes, which kept the run's folder from the same command for hours."""
+    child = "import time, utils.distributed as ours; ours.end_with_launcher(); print('up', flush=True); time.sleep(9999)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
+    environment = os.environ | {"TORCHELASTIC_RUN_ID": "run", "PYTHONPATH": str(ROOT)}
+    launcher = subprocess.Popen([sys.executable, "-c", parent], env=environment, stdout=subprocess.PIPE, text=True)
+    assert launcher.stdout.readline() == "up\n"
+    launcher.kill()
+    assert launcher.communicate(timeout=LONGEST_SEC) == ("", None)  # at the end of both: the child holds the pipe, too
