@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from evaluation.complexity_analysis import COLUMNS, show
 from evaluation.reporting.ablation_tables import claims_table, read_results, variants_table
 from utils.console import Parser, run
 from utils.scores.metrics import TABLE, number
@@ -27,7 +28,23 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAPER = ROOT / "docs" / "results", ROOT / "docs" / "paper"
 PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 # By name, what makes a whole table from the variants that were scored.
-TABLES: Mapping[str, Callable[[Mapping], str]] = {"ablations": variants_table, "claims": claims_table}
+SIZES = ("trained_m", "macs_sound_g", "macs_face_g", "rtf_sound", "rtf_face", "rtf_stream", "cpu_peak_mb")
+
+
+def sizes_table(results: Path) -> str:
+    """Markdown: a line for each recipe, from the CSV of evaluation.complexity_analysis."""
+    lines = ["| recipe | " + " | ".join(COLUMNS[key][0] for key in SIZES) + " |", "|---|" + "---|" * len(SIZES)]
+    for row in read_csv(results / "complexity" / "complexity.csv"):
+        cells = [show(float(row[key]) if row[key] else None, COLUMNS[key][1]) for key in SIZES]
+        lines.append(f"| {row['recipe']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES: Mapping[str, Callable[[Path], str]] = {
+    "ablations": lambda results: variants_table(read_results(results / "ablations")),
+    "claims": lambda results: claims_table(read_results(results / "ablations")),
+    "sizes": sizes_table,
+}
 
 
 def _row(file: Path, conditions: Mapping[str, str], name: str) -> Mapping[str, str]:
@@ -50,7 +67,7 @@ def value_of(placeholder: str, results: Path) -> str:
     if name.startswith("table "):
         if name[6:] not in TABLES:
             raise ValueError(f"{name}: there is no such table; choose from {', '.join(TABLES)}")
-        return TABLES[name[6:]](read_results(results / "ablations")).rstrip("\n")
+        return TABLES[name[6:]](results).rstrip("\n")
     selection, *rest = (part.strip() for part in name.split(" :"))
     words = selection.split()
     if len(rest) not in (1, 2) or not words or not all("=" in word for word in words[1:]):
