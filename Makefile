@@ -4,13 +4,14 @@
 #   make app    the web page, on http://127.0.0.1:7860; ARGS="--port 8000 ..." are options of app.py
 #   make demo_video   record the page in use; needs Chromium
 #   make ablation NAME=no_vce   train a variant of the small model without a part of the design, and score it
+#   make paper   docs/paper/paper.tex and paper.pdf, by pandoc and Typst, which are installed for it
 #   make tables   write the tables of README.md and docs/paper/paper.md anew from docs/results
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: demo app demo_video ablation tables test test-all lint clean
+.PHONY: demo app demo_video ablation tables paper test test-all lint clean
 
 demo: $(STAMP)
 	$(BIN)/python -m evaluation.demo
@@ -27,6 +28,10 @@ ablation: $(STAMP)
 tables: $(STAMP)
 	$(BIN)/python -m evaluation.readme_results
 	$(BIN)/python -m evaluation.paper
+
+paper: tables
+	$(BIN)/python -m pip install --quiet pypandoc_binary typst
+	$(BIN)/python -m evaluation.paper --print
 
 test: $(STAMP)
 	$(BIN)/python -m pytest

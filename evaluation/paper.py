@@ -40,6 +40,11 @@ def sizes_table(results: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+PRINTED = """#set page(margin: 2cm)
+#show table: set text(size: 7pt)
+#show table: set par(justify: false)
+#show figure: set block(breakable: true)
+"""
 TABLES: Mapping[str, Callable[[Path], str]] = {
     "ablations": lambda results: variants_table(read_results(results / "ablations")),
     "claims": lambda results: claims_table(read_results(results / "ablations")),
@@ -103,10 +108,34 @@ def write() -> int:
     return 0
 
 
+def print_paper(folder: Path = PAPER) -> int:
+    """Write paper.tex and paper.pdf from paper.md; ValueError where pandoc or Typst is missing. Returns the exit code.
+
+    Typst makes the PDF because it comes as a wheel of some 20 MB, where LaTeX takes hundreds.
+    """
+    try:
+        import pypandoc
+        import typst
+    except ImportError as error:
+        raise ValueError(f"printing needs pandoc and Typst ({error}): pip install pypandoc_binary typst") from None
+    text, source = (folder / "paper.md").read_text(encoding="utf-8"), folder / "paper.typ"
+    for form, target, before in (("latex", folder / "paper.tex", ""), ("typst", source, PRINTED)):
+        body = pypandoc.convert_text(text, form, format="markdown+tex_math_dollars", extra_args=["--standalone"])
+        with atomic_write(target) as temporary:
+            temporary.write_text(before + body, encoding="utf-8")
+    pdf = typst.compile(str(source), root=str(ROOT))
+    source.unlink()
+    with atomic_write(folder / "paper.pdf") as temporary:
+        temporary.write_bytes(pdf)
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit code."""
-    Parser("paper.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args(argv)
-    return run("paper.py", write)
+    parser = Parser("paper.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--print", action="store_true", help="also write paper.tex and paper.pdf, by pandoc and Typst")
+    args = parser.parse_args(argv)
+    return run("paper.py", lambda: write() or (print_paper() if args.print else 0))
 
 
 if __name__ == "__main__":

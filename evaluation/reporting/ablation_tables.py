@@ -132,7 +132,8 @@ def claims_table(results: Mapping[str, Results], claims: Sequence[Claim] = CLAIM
     """Markdown: each claim, what is compared, the differences, p after Holm, and whether it held."""
     found = {claim.says: (claim, difference(results, claim, "stoi"), difference(results, claim, "si_sdr")) for claim in claims}
     corrected = holm({says: stoi.p for says, (claim, stoi, _) in found.items() if stoi and not claim.harmless})
-    lines = ["| claim | compared | STOI [95 %] | SI-SDR in dB [95 %] | p (Holm) | |", "|---|---|---|---|---|---|"]
+    head = "| claim | compared | STOI [95 %] | SI-SDR in dB [95 %] | p (Holm) | |"
+    lines = [head, "|" + "|".join("-" * width for width in (30, 26, 24, 24, 8, 14)) + "|"]
     for says, (claim, stoi, si_sdr) in found.items():
         compared = " − ".join(f"{side.variant}: {side.row}" for side in (claim.ours, claim.baseline))
         if stoi is None or si_sdr is None:
@@ -148,7 +149,7 @@ def claims_table(results: Mapping[str, Results], claims: Sequence[Claim] = CLAIM
 def variants_table(results: Mapping[str, Results]) -> str:
     """Markdown: each variant, its cost, and its STOI and SI-SDR in dB with the right face and without; AUC of alpha."""
     head = "| variant | | CPU min | trained k | noise | noise, sound alone | one talker | one talker, sound alone | AUC |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    lines = [head, "|" + "|".join("-" * width for width in (16, 30, 6, 7, 14, 14, 14, 14, 6)) + "|"]
     for name, held in results.items():
         sees = any(score["row"] == RIGHT for score in held.scores)
         cells = []

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from evaluation import paper
+from helpers.tiny import only_line
 
 CSV = "row,snr_db,metric,n,mean\nnoisy,0,stoi,5,0.12345\nnoisy,5,stoi,5,0.5\nnoisy,0,si_sdr,5,-1.005\n"
 
@@ -66,3 +68,10 @@ def test_the_command_writes_the_paper(results: Path, monkeypatch: pytest.MonkeyP
     assert float((results / "paper.md").read_text("utf-8")) > 1
     (results / "paper.in.md").write_text("{{absent.csv : mean}}", "utf-8")
     assert paper.main([]) != 0
+
+
+def test_printing_without_pandoc_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setitem(sys.modules, "pypandoc", None)
+    monkeypatch.setattr(paper, "write", lambda: 0)
+    assert paper.main(["--print"]) == 2
+    assert "pip install pypandoc_binary typst" in only_line(capsys.readouterr().err)
