@@ -22,7 +22,6 @@ from evaluation import snr_breakdown, visual_degradation
 from evaluation.complexity_analysis import count_parameters, macs_per_second
 from evaluation.testset.conditions import CLEAN, OTHER_FACE
 from models.generator import LiteAVSEMamba
-from models.inference.enhancer import Enhancer
 from utils.config import load_config
 from utils.console import Parser, run
 from utils.scores.metrics import METRICS
@@ -79,18 +78,15 @@ def train(variant: Variant, folder: Path, overrides: Sequence[str], device: str)
         raise SystemExit(code)
 
 
-def score(checkpoint: Path, manifest: Path, folder: Path, device: str, workers: int) -> tuple[list[dict], dict[str, float]]:
-    """Score the checkpoint on the mixtures: (rows as of scores.csv, by condition the ROC-AUC of alpha).
+def score(folder: Path, sees: bool, manifest: Path, device: str, workers: int) -> tuple[list[dict], dict[str, float]]:
+    """Score the best checkpoint of `folder` on the mixtures: (rows as of scores.csv, by condition the ROC-AUC of alpha).
 
     A model of sound alone is scored beside the noisy mixtures, which are the same for every model. SystemExit where
     something could not be scored.
     """
-    words = ["--checkpoint_file", str(checkpoint), "--manifest", str(manifest), "--device", device, "--workers", str(workers)]
-    words += ["--output_dir", str(folder / "scores")]
-    if Enhancer.from_checkpoint(checkpoint, device).uses_video:
-        code = visual_degradation.main([*words, "--conditions", *CONDITIONS])
-    else:
-        code = snr_breakdown.main(words)
+    words = ["--checkpoint_file", str(folder / "best.pth"), "--manifest", str(manifest), "--device", device]
+    words += ["--workers", str(workers), "--output_dir", str(folder / "scores")]
+    code = visual_degradation.main([*words, "--conditions", *CONDITIONS]) if sees else snr_breakdown.main(words)
     if code:
         raise SystemExit(code)
     summary = read_csv(folder / "scores" / "summary.csv")
@@ -119,9 +115,9 @@ def losses(log: Path) -> list[dict]:
     return [line for line in lines if line["kind"] == "train"]
 
 
-def describe(variant: Variant, folder: Path) -> dict:
-    """What about.json says of the model and of what its training cost."""
-    cfg = load_config(ROOT / variant.base, [*variant.overrides(), "visual_cfg.backbone_weights=none"])
+def describe(variant: Variant, cfg: Mapping, folder: Path) -> dict:
+    """What about.json says of the model, which is random here, and of what its training cost."""
+    cfg = {**cfg, "visual_cfg": {**cfg["visual_cfg"], "backbone_weights": "none"}}
     model = LiteAVSEMamba(cfg).eval()  # as it is trained: a loaded checkpoint does not know which of its weights were frozen
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     return {
@@ -138,16 +134,16 @@ def ablate(args: argparse.Namespace) -> int:
     if args.name not in variants:
         raise ValueError(f"there is no variant {args.name}; {TABLE.name} has {', '.join(variants)}")
     variant, folder = variants[args.name], args.exp_folder / args.name
-    load_config(ROOT / variant.base, [*variant.overrides(), *args.override])  # what is wrong is said before the work
+    cfg = load_config(ROOT / variant.base, [*variant.overrides(), *args.override])  # what is wrong is said before the work
     if not args.manifest.is_file():
         raise FileNotFoundError(f"--manifest: {args.manifest} does not exist; evaluation.make_testset makes one")
     if not (folder / "best.pth").is_file():  # it is written at the end, since no variant validates on the way
         train(variant, folder, args.override, args.device)
-    rows, auc = score(folder / "best.pth", args.manifest, folder, args.device, args.workers)
+    rows, auc = score(folder, cfg["visual_cfg"]["use_visual"], args.manifest, args.device, args.workers)
     output = args.results_dir / args.name
     write_csv(output / "scores.csv", rows, SCORE_COLUMNS)
     write_csv(output / "losses.csv", losses(folder / "log.jsonl"), LOSS_COLUMNS)
-    write_json(output / "about.json", {**describe(variant, folder), "alpha_auc": auc})
+    write_json(output / "about.json", {**describe(variant, cfg, folder), "alpha_auc": auc})
     print(f"written to {output}: scores.csv, losses.csv, about.json")
     return 0
 
