@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,21 +13,14 @@ from evaluation.complexity_analysis import COLUMNS as SIZE_COLUMNS
 from evaluation.complexity_analysis import show
 from evaluation.reporting.document import Document
 from evaluation.reporting.spectrograms import spectrogram_figure
-from evaluation.reporting.tables import ALL, INTERVAL_NOTE, ROW_LABELS, gain_number
+from evaluation.reporting.tables import ALL, INTERVAL_NOTE, ROW_LABELS, Grid, gain_interval, kind_label
 from evaluation.statistical_test import verdict
 from evaluation.testset.conditions import NONE
-from evaluation.testset.manifest import SAMPLE_RATE_HZ, Manifest, Sample, mix
+from evaluation.testset.manifest import SAMPLE_RATE_HZ, Manifest, mix
+from evaluation.testset.score_rows import load_crops
 from models.inference.enhancer import Enhancer
 from utils.scores.metrics import METRICS, TABLE, number
 from utils.util import atomic_write, read_csv
-
-
-def kind_label(kind: str) -> str:
-    return "all kinds of noise" if kind == ALL else kind.replace("_", " ")
-
-
-def _metrics(summary: Sequence[Mapping[str, str]]) -> list[str]:
-    return list(dict.fromkeys(cell["metric"] for cell in summary))
 
 
 def _interval(cell: Mapping[str, str], metric: str) -> str:
@@ -37,36 +30,31 @@ def _interval(cell: Mapping[str, str], metric: str) -> str:
 
 def add_headline(document: Document, folder: Path) -> None:
     """One table, the means at the SNR nearest to 0 dB for each kind of noise, and one figure."""
-    summary = read_csv(folder / "summary.csv")
-    snr = min((cell["snr_db"] for cell in summary if cell["snr_db"] != ALL), key=lambda text: abs(float(text)))
-    metrics, kinds = _metrics(summary), list(dict.fromkeys(cell["kind"] for cell in summary))
-    cells = {(c["kind"], c["row"], c["metric"]): c for c in summary if c["snr_db"] == snr}
+    grid = Grid(read_csv(folder / "summary.csv"))
+    snr = min((snr for snr in grid.snrs if snr != ALL), key=lambda text: abs(float(text)))
     rows = []
-    for kind in sorted(kinds, key=lambda name: name == ALL):
-        for row in dict.fromkeys(cell["row"] for cell in summary):
-            means = [number(float(cells[kind, row, metric]["mean"] or "nan"), metric) for metric in metrics]
-            rows.append([kind_label(kind), ROW_LABELS[row], cells[kind, row, metrics[0]]["n"], *means])
-    head = ["noise", "", "mixtures", *(TABLE[metric].heading for metric in metrics)]
+    for kind in sorted(grid.kinds, key=lambda name: name == ALL):
+        for row in grid.rows:
+            cells = {metric: grid.at(row, kind, snr, metric) for metric in grid.metrics}
+            means = [number(float(cell["mean"] or "nan"), metric) for metric, cell in cells.items()]
+            rows.append([kind_label(kind), ROW_LABELS[row], cells[METRICS[0]]["n"], *means])
+    head = ["noise", "", "mixtures", *(TABLE[metric].heading for metric in grid.metrics)]
     document.table(head, rows, f"Mean scores at {float(snr):g} dB. Intervals, and the other SNRs, stand below.")
     document.image(folder / "snr.png", "Scores against SNR, with 95 % intervals")
 
 
 def add_snr_tables(document: Document, folder: Path) -> None:
     """For each kind of noise a table per metric: mean [interval] by SNR."""
-    summary = read_csv(folder / "summary.csv")
-    snrs = list(dict.fromkeys(cell["snr_db"] for cell in summary))
-    for kind in dict.fromkeys(cell["kind"] for cell in summary):
+    grid = Grid(read_csv(folder / "summary.csv"))
+    for kind in grid.kinds:
         document.heading(f"Scores by SNR: {kind_label(kind)}")
-        for metric in _metrics(summary):
-            cells = {(c["row"], c["snr_db"]): c for c in summary if (c["kind"], c["metric"]) == (kind, metric)}
-            rows = [
-                [ROW_LABELS[row], *(_interval(cells[row, snr], metric) for snr in snrs)]
-                for row in dict.fromkeys(row for row, _ in cells)
-            ]  # fmt: skip
-            counts = sorted({int(cells[key]["n"]) for key in cells if key[1] != ALL})
+        for metric in grid.metrics:
+            cells = {row: [grid.at(row, kind, snr, metric) for snr in grid.snrs] for row in grid.rows}
+            rows = [[ROW_LABELS[row], *(_interval(cell, metric) for cell in held)] for row, held in cells.items()]
+            counts = sorted({int(cell["n"]) for held in cells.values() for cell in held if cell["snr_db"] != ALL})
             count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
             said = f"{TABLE[metric].heading}: {count} mixtures at each SNR"
-            document.table(["", *(f"{snr} dB" if snr != ALL else ALL for snr in snrs)], rows, said)
+            document.table(["", *(f"{snr} dB" if snr != ALL else ALL for snr in grid.snrs)], rows, said)
     document.text(INTERVAL_NOTE)
 
 
@@ -76,11 +64,10 @@ def add_tests(document: Document, ours: str, baseline: str, path: Path, note: st
     for line in read_csv(path):
         metric = line["metric"]
         held = {key: float(value or "nan") for key, value in line.items() if key != "metric"}
-        interval = f"[{gain_number(held['low'], metric)}, {gain_number(held['high'], metric)}]"
         rows.append([
             TABLE[metric].heading, number(held["ours"], metric), number(held["baseline"], metric),
-            f"{gain_number(held['mean'], metric)} {interval}", f"{held['cohens_d']:.2f}", f"{held['p_t_holm']:.2g}",
-            f"{held['p_wilcoxon_holm']:.2g}", line["n"], line["n_failed"], verdict(held),
+            gain_interval(held["mean"], held["low"], held["high"], metric), f"{held['cohens_d']:.2f}",
+            f"{held['p_t_holm']:.2g}", f"{held['p_wilcoxon_holm']:.2g}", line["n"], line["n_failed"], verdict(held),
         ])  # fmt: skip
     one, other = ROW_LABELS[ours], ROW_LABELS[baseline]
     head = ["", one, other, "difference [95 % interval]", "Cohen's d", "p of t", "p of Wilcoxon", "n", "failed", "verdict"]
@@ -95,9 +82,8 @@ def add_degradations(document: Document, folder: Path) -> None:
         entries = {entry["metric"]: entry for entry in summary if entry["condition"] == condition}
         cells = []
         for metric in METRICS:
-            held = {key: float(entries[metric][key] or "nan") for key in ("difference", "low", "high")}
-            low, high = (gain_number(held[key], metric) for key in ("low", "high"))
-            cells.append("0" if condition == NONE else f"{gain_number(held['difference'], metric)} [{low}, {high}]")
+            held = [float(entries[metric][key] or "nan") for key in ("difference", "low", "high")]
+            cells.append("0" if condition == NONE else gain_interval(*held, metric))
         alpha, auc = (float(entries[METRICS[0]][key] or "nan") for key in ("mean_alpha", "alpha_auc"))
         trust = ["-" if math.isnan(value) else f"{value:.2f}" for value in (alpha, auc)]
         rows.append([condition, *cells, *trust, entries[METRICS[0]]["n"]])
@@ -120,15 +106,6 @@ def add_sizes(document: Document, path: Path, note: str) -> None:
     document.table(["", *(line["recipe"] for line in lines)], rows, note)
 
 
-def _crops(enhancer: Enhancer, sample: Sample, duration_sec: float) -> dict[str, np.ndarray]:
-    if sample.video is None or not enhancer.uses_video:
-        return {}
-    crops, mask = enhancer.load_video(sample.video, duration_sec)
-    for first, end in sample.masked:
-        mask[first:end] = False
-    return {"video": crops, "video_mask": mask}
-
-
 def add_examples(document: Document, enhancer: Enhancer, held: Manifest, folder: Path) -> None:
     """A mixture of each kind of noise, at the SNR nearest to 0 dB, to listen to; the spectrograms of the first."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,8 +113,10 @@ def add_examples(document: Document, enhancer: Enhancer, held: Manifest, folder:
         of_kind = [sample for sample in held.samples if sample.kind == kind]
         sample = min(of_kind, key=lambda each: (abs(each.snr_db), each.video is None))
         made = mix(sample, held.max_sec)
-        seen = _crops(enhancer, sample, len(made.noisy) / SAMPLE_RATE_HZ)
-        result = enhancer.enhance(made.noisy, SAMPLE_RATE_HZ, return_details=True, **seen)
+        crops = mask = None
+        if sample.video is not None and enhancer.uses_video:
+            crops, mask = load_crops(enhancer, sample.video, sample.masked, len(made.noisy) / SAMPLE_RATE_HZ)
+        result = enhancer.enhance(made.noisy, SAMPLE_RATE_HZ, crops, mask, return_details=True)
         sounds = {"noisy": made.noisy, "enhanced": result.wav, "clean": made.clean}
         loudest = max(float(np.abs(wave).max()) for wave in sounds.values())
         paths = {}

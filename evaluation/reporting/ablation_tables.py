@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from evaluation.reporting.tables import gain_number
+from evaluation.reporting.tables import gain_interval
 from utils.scores.metrics import number
 from utils.scores.stats import holm, mean_interval
 from utils.util import read_csv
@@ -123,11 +123,6 @@ def decide(claim: Claim, stoi: Difference, p_holm: float) -> str:
     return "held" if stoi.mean > 0 else "did not hold"
 
 
-def _told(found: Difference, metric: str) -> str:
-    mean, low, high = (gain_number(value, metric) for value in found[:3])
-    return f"{mean} [{low}, {high}]"
-
-
 def claims_table(results: Mapping[str, Results], claims: Sequence[Claim] = CLAIMS) -> str:
     """Markdown: each claim, what is compared, the differences, p after Holm, and whether it held."""
     found = {claim.says: (claim, difference(results, claim, "stoi"), difference(results, claim, "si_sdr")) for claim in claims}
@@ -142,7 +137,8 @@ def claims_table(results: Mapping[str, Results], claims: Sequence[Claim] = CLAIM
         p = corrected.get(says, math.nan)
         shown = "" if math.isnan(p) else f"{p:.2g}"
         verdict = f"**{decide(claim, stoi, p)}**"
-        lines.append(f"| {says} | {compared} | {_told(stoi, 'stoi')} | {_told(si_sdr, 'si_sdr')} | {shown} | {verdict} |")
+        gains = " | ".join(gain_interval(*gain[:3], metric) for gain, metric in ((stoi, "stoi"), (si_sdr, "si_sdr")))
+        lines.append(f"| {says} | {compared} | {gains} | {shown} | {verdict} |")
     return "\n".join(lines) + "\n"
 
 

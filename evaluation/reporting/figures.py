@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.reporting.tables import ALL, ROW_LABELS, Grid
+from evaluation.reporting.tables import ALL, ROW_LABELS, Grid, kind_label
 from utils.scores.metrics import METRICS, TABLE
 from utils.util import atomic_write
 
@@ -55,7 +55,7 @@ def snr_figure(summary: Sequence[Mapping], path: Path, kinds: Sequence[str]) -> 
                 _curves(axes[line, column], grid, kind, metric)
             axes[line, 0].set_ylabel(TABLE[metric].heading)
         for column, kind in enumerate(kinds):
-            axes[0, column].set_title("all kinds of noise" if kind == ALL else kind.replace("_", " "))
+            axes[0, column].set_title(kind_label(kind))
             axes[-1, column].set_xlabel("SNR in dB")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)

@@ -89,6 +89,15 @@ def gain_number(value: float, metric: str) -> str:
     return "-" if math.isnan(value) else f"{value:+.{2 if TABLE[metric].unit == 'dB' else 3}f}"
 
 
+def gain_interval(mean: float, low: float, high: float, metric: str) -> str:
+    """A difference of scores with its interval."""
+    return f"{gain_number(mean, metric)} [{gain_number(low, metric)}, {gain_number(high, metric)}]"
+
+
+def kind_label(kind: str) -> str:
+    return "all kinds of noise" if kind == ALL else kind.replace("_", " ")
+
+
 class Grid:
     """A summary as a table: grid.at(row, kind, snr, metric) is an entry; rows, kinds, snrs and metrics are in their order."""
 
@@ -99,6 +108,11 @@ class Grid:
 
     def at(self, row: str, kind: str, snr: float | str, metric: str) -> Mapping:
         return self._cells[row, kind, snr, metric]
+
+    def n_mixtures(self, kind: str) -> int:
+        """How many mixtures of a kind there are, at all SNRs, scored or not."""
+        cell = self.at(self.rows[0], kind, self.snrs[-1], METRICS[0])  # of all SNRs, or of the only one
+        return cell["n"] + cell["n_failed"]
 
 
 def snr_label(snr: float | str) -> str:
@@ -115,8 +129,7 @@ def text_table(summary: Sequence[Mapping], kind: str) -> str:
             cells = (number(grid.at(row, kind, snr, metric)["mean"], metric) for snr in grid.snrs)
             lines.append(f"{ROW_LABELS[row]:<16}" + "".join(f"{value:>9}" for value in cells))
     worst = max(cell["n_failed"] for cell in summary)
-    total = grid.at(grid.rows[0], kind, grid.snrs[-1], METRICS[0])  # of all SNRs, or of the only one
-    lines.append(f"{kind}: {total['n'] + total['n_failed']} mixtures; at most {worst} left out of a mean because a row failed")
+    lines.append(f"{kind}: {grid.n_mixtures(kind)} mixtures; at most {worst} left out of a mean because a row failed")
     return "\n".join(lines)
 
 
@@ -130,11 +143,10 @@ def latex_table(summary: Sequence[Mapping], kind: str, note: str) -> str:
     """A table with a block for each metric: rows by SNR, each mean above its interval, the best in bold. It needs booktabs."""
     grid = Grid(summary)
     width = len(grid.snrs) + 1
-    total = grid.at(grid.rows[0], kind, grid.snrs[-1], METRICS[0])  # of all SNRs, or of the only one
-    count = f"{total['n'] + total['n_failed']} mixtures"
+    said = f"{kind.replace('_', ' ')}: {grid.n_mixtures(kind)} mixtures, of {note}. {INTERVAL_NOTE}"
     lines = [
         r"\begin{table*}[t]", r"\centering", r"\footnotesize", r"\setlength{\tabcolsep}{3pt}",
-        rf"\caption{{{latex_escape(kind.replace('_', ' '))}: {count}, of {latex_escape(note)}. {latex_escape(INTERVAL_NOTE)}}}",
+        rf"\caption{{{latex_escape(said)}}}",
         rf"\label{{tab:snr-{kind.replace('_', '-')}}}", rf"\begin{{tabular}}{{l{'r' * len(grid.snrs)}}}", r"\toprule",
         "SNR in dB & " + " & ".join(snr_label(snr).replace("-", "$-$") for snr in grid.snrs) + r" \\",
     ]  # fmt: skip

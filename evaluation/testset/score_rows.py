@@ -104,10 +104,7 @@ class Scorer:
         if path not in self._loaded:
             if len(self._loaded) > 3:
                 self._loaded.clear()
-            crops, mask = self._enhancer.load_video(path, duration_sec)
-            for first, end in masked:
-                mask[first:end] = False
-            self._loaded[path] = crops, mask
+            self._loaded[path] = load_crops(self._enhancer, path, masked, duration_sec)
         return self._loaded[path]
 
     def _shown(self, sample: Sample, row: str, duration_sec: float) -> DegradedCrops | None:
@@ -138,6 +135,16 @@ class Scorer:
             "mean_alpha": result.mean_alpha or 0.0, "alpha": [round(float(a), 5) for a in frames],
             "corrupt": crops.corruption.astype(int).tolist(), "seen": crops.mask.astype(int).tolist(),
         }  # fmt: skip
+
+
+def load_crops(
+    enhancer: Enhancer, path: str, masked: Sequence[tuple[int, int]], duration_sec: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Crops and mask of a test set's video, without a face in the [first, end) runs `masked`, too."""
+    crops, mask = enhancer.load_video(path, duration_sec)
+    for first, end in masked:
+        mask[first:end] = False
+    return crops, mask
 
 
 def _about(task: Task) -> dict:
