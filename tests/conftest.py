@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,8 @@ os.environ.pop("LITEAVSE_FACE_MODEL", None)
 # One thread each: the tests' tensors are tiny, and on a busy machine threads spend more time waiting than working.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# A process inherits which signals are blocked, and some schedulers block them: Ctrl-C would then never arrive in a test.
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import multiprocessing
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 ATTEMPTS = 2  # for each item: a system that is short of memory may kill a process which is not the cause
+GRACE_SEC = 10.0  # for a worker to clear up when the pool is closed; one that is deep in C code hears nothing, and is killed
 AHEAD_PER_WORKER = 4  # items that have been read and are not finished; the rest of a long list is not in memory
 WHY_LOST = "its process crashed or was killed twice; if the memory is too small, use fewer workers"
 
@@ -90,8 +92,13 @@ class WorkerPool(contextlib.AbstractContextManager):
         """End the processes, even in the middle of an item."""
         with self._lock:
             self._closed = True
-            for worker in self._alive:
+            alive = list(self._alive)
+            for worker in alive:
                 worker.process.terminate()
+        end = time.monotonic() + GRACE_SEC
+        for worker in alive:
+            worker.process.join(max(0.0, end - time.monotonic()))
+            worker.process.kill()  # nothing happens to one that has ended
         self._threads.shutdown(cancel_futures=True)
         for worker in self._alive:
             worker.process.join()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import LONGEST_SEC
+from utils import worker_pool
 from utils.worker_pool import AHEAD_PER_WORKER, ATTEMPTS, WorkerPool, run_jobs
 
 PARENT = os.getpid()
@@ -34,6 +35,10 @@ class Work:
             raise KeyError(number)
         if what == "interrupt":
             os.kill(os.getpid(), signal.SIGINT)
+        if what == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.notes.with_suffix(".deaf").touch()
+            time.sleep(600)
         if what == "forever":
             try:
                 time.sleep(600)
@@ -132,6 +137,17 @@ def test_ctrl_c_here_ends_work_that_would_last(notes: Path) -> None:
     for _, _, pid in begun(notes):
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
+
+
+def test_a_process_that_heeds_no_signal_is_killed(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C code that never returns is such a process: a signal's handler waits until it does."""
+    monkeypatch.setattr(worker_pool, "GRACE_SEC", 0.1)
+    with WorkerPool(Work(notes), 1, lost) as pool:
+        pool.submit(("deaf", 0))
+        wait_for(notes.with_suffix(".deaf").exists)
+    ((_, _, pid),) = begun(notes)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
 
 
 def test_items_are_read_as_fast_as_they_are_worked_on(notes: Path) -> None:
