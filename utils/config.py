@@ -22,6 +22,7 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+Shares = Annotated[list[NonNegativeFloat], Field(min_length=1, max_length=4)]
 
 MOST_MISTAKES = 10  # that are named at once
 WHOLE_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d{1,3}")  # YAML reads 1e5 as text
@@ -115,19 +116,19 @@ class LossCfg(_Section):
 class SceneCfg(_Section):
     """Mixtures of several voices (dataloaders.scene); shares are probabilities of a scene, or of a voice in it."""
 
-    talker_shares: Annotated[list[NonNegativeFloat], Field(min_length=1, max_length=4)] = [0.4, 0.4, 0.15, 0.05]
+    talker_shares: Shares = [0.4, 0.4, 0.15, 0.05]  # of scenes with 0, 1, 2 and 3 competing talkers
     talker_snr_range: tuple[float, float] = (-5.0, 10.0)  # dB, of the target over each competing talker
-    noise_share: Probability = 0.6  # of scenes with talkers; without there is always noise
+    noise_share: Probability = 0.6  # of scenes with talkers, at snr_range; without talkers there is always noise
     same_speaker_share: Probability = 0.15  # of competing talkers: another clip of the target's own voice
     pair_share: Probability = 0.0  # the same mixture given once with each of two faces, side by side in the batch
-    silent_share: Probability = 0.0  # the target's mouth is closed while the others talk
+    silent_share: Probability = 0.0  # a mouth is closed while the others talk: silence is wanted, taught by loss.silence
     sync_jitter_ms: NonNegativeFloat = 0.0  # the video is early or late by so much at most, and still to be trusted
-    speed_share: Probability = 0.3  # of voices: sound and video together
+    speed_share: Probability = 0.3  # of voices: sound and video faster or slower together, pitch included
     speed_range: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.1)
-    equalizer_share: Probability = 0.3  # of voices
-    level_range_db: tuple[float, float] = (-10.0, 5.0)
-    clip_share: Probability = 0.03
-    narrow_band_share: Probability = 0.03
+    equalizer_share: Probability = 0.3  # of voices: coloured
+    level_range_db: tuple[float, float] = (-10.0, 5.0)  # of the microphone
+    clip_share: Probability = 0.03  # of microphones: overloaded
+    narrow_band_share: Probability = 0.03  # of microphones: telephone band
     faceless_target: Literal["everybody", "one"] = "everybody"  # where no face that can be trusted says whom to keep
 
     @model_validator(mode="after")
@@ -163,7 +164,7 @@ class TrainingCfg(_Section):
     rir_prob: Probability = 0.3
     rir_target: Literal["early", "reverberant"] = "early"
     visual_degradation: bool = True
-    degradation_shares: dict[str, NonNegativeFloat] | None = None  # None: those of dataloaders.degrade
+    degradation_shares: dict[str, NonNegativeFloat] | None = None  # how often videos are spoilt, and how; None: augment_video's
     scene: SceneCfg | None = None  # None: one voice and one noise
     crop_jitter: bool = True  # face crops moved, scaled, turned, mirrored and lit at random in training
     video_dropout: Probability = 0.0
@@ -172,7 +173,7 @@ class TrainingCfg(_Section):
     valid_snrs_db: Annotated[list[float], Field(min_length=1)] = [0.0]
     valid_max_sec: PositiveFloat = 10.0
     valid_kinds: Annotated[list[Literal["noise", "talker", "both"]], Field(min_length=1)] = ["noise"]  # in turn over the clips
-    valid_conditions: list[str] | None = None  # of the video (evaluation.video_conditions); None: as it is
+    valid_conditions: list[str] | None = None  # of the video (evaluation.testset.conditions); None: as it is
     valid_criterion: dict[Literal["pesq", "stoi", "estoi", "si_sdr"], float] | None = None  # weights of the best's score
     validate_at_end: bool = False  # also the last step's weights, averaged if there is an average, may be the best
     nan_patience: PositiveInt = 10  # bad batches in a row before the last checkpoint is reloaded
