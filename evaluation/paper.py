@@ -7,19 +7,22 @@ A placeholder names a CSV file below docs/results, KEY=VALUE conditions that lea
     {{LiteAVSE_small/snr/summary.csv kind=noise snr_db=0 row=audio_visual metric=stoi : mean}}
     {{LiteAVSE_small/snr/summary.csv kind=noise snr_db=0 row=audio_visual metric=stoi : gain :+.3f}}
 
-{{table ablations}} and {{table claims}} become the tables of evaluation/reporting/ablation_tables.py.
+`face_gains` in the place of a file are the rows of evaluation/reporting/face_tables.py. {{table scores}}, {{table corpora}},
+{{table sizes}}, {{table ablations}} and {{table claims}} become whole tables.
 A score has the digits that it has in every table, unless a format follows; any other text without a format stays as it is.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from evaluation.complexity_analysis import COLUMNS, show
 from evaluation.reporting.ablation_tables import claims_table, read_results, variants_table
+from evaluation.reporting.face_tables import corpora_table, face_gains, scores_table
 from utils.console import Parser, run
 from utils.scores.metrics import TABLE, number
 from utils.util import atomic_write, read_csv
@@ -27,14 +30,18 @@ from utils.util import atomic_write, read_csv
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PAPER = ROOT / "docs" / "results", ROOT / "docs" / "paper"
 PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
-# By name, what makes a whole table from the variants that were scored.
-SIZES = ("trained_m", "macs_sound_g", "macs_face_g", "rtf_sound", "rtf_face", "rtf_stream", "cpu_peak_mb")
+FACE_GAINS = "face_gains"
+SCORES = "LiteAVSE_small/snr/scores.csv"
+SIZES = ("parameters_m", "trained_m", "macs_sound_g", "macs_face_g", "rtf_sound", "rtf_face", "rtf_stream", "cpu_peak_mb")
+NO_ENHANCER = "LiteAVSE_encoder"  # this recipe teaches the visual encoder, and enhances nothing
 
 
 def sizes_table(results: Path) -> str:
-    """Markdown: a line for each recipe, from the CSV of evaluation.complexity_analysis."""
+    """Markdown: a line for each recipe of an enhancer, from the CSV of evaluation.complexity_analysis."""
     lines = ["| recipe | " + " | ".join(COLUMNS[key][0] for key in SIZES) + " |", "|---|" + "---|" * len(SIZES)]
     for row in read_csv(results / "complexity" / "complexity.csv"):
+        if row["recipe"] == NO_ENHANCER:
+            continue
         cells = [show(float(row[key]) if row[key] else None, COLUMNS[key][1]) for key in SIZES]
         lines.append(f"| {row['recipe']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -45,18 +52,28 @@ PRINTED = """#set page(margin: 2cm)
 #show table: set par(justify: false)
 #show figure: set block(breakable: true)
 """
+# By name, what makes a whole table from the results.
 TABLES: Mapping[str, Callable[[Path], str]] = {
+    "scores": lambda results: scores_table(read_csv(results / SCORES)),
+    "corpora": lambda results: corpora_table(read_csv(results / SCORES)),
     "ablations": lambda results: variants_table(read_results(results / "ablations")),
     "claims": lambda results: claims_table(read_results(results / "ablations")),
     "sizes": sizes_table,
 }
 
 
+@functools.lru_cache(maxsize=1)
+def _face_gains(file: Path) -> Sequence[Mapping[str, str]]:
+    return face_gains(read_csv(file))
+
+
 def _row(file: Path, conditions: Mapping[str, str], name: str) -> Mapping[str, str]:
     """The only row of the file in which every condition holds; `name` is what messages call the placeholder."""
+    of_faces = file.name == FACE_GAINS
+    file = file.parent / SCORES if of_faces else file
     if not file.is_file():
         raise ValueError(f"{name}: there is no file {file}")
-    rows = read_csv(file)
+    rows = _face_gains(file) if of_faces else read_csv(file)
     for key in conditions:
         if rows and key not in rows[0]:
             raise ValueError(f"{name}: no column {key}; {file.name} has {', '.join(rows[0])}")

@@ -142,11 +142,17 @@ def claims_table(results: Mapping[str, Results], claims: Sequence[Claim] = CLAIM
     return "\n".join(lines) + "\n"
 
 
+def _place(named: tuple[str, Results]) -> tuple[str, bool, str]:
+    """Where a variant stands: with those of the same recipe, `full`, which the others change, before them."""
+    name, held = named
+    return held.about.get("base", ""), name != "full", name
+
+
 def variants_table(results: Mapping[str, Results]) -> str:
     """Markdown: each variant, its cost, and its STOI and SI-SDR in dB with the right face and without; AUC of alpha."""
     head = "| variant | | CPU min | trained k | noise | noise, sound alone | one talker | one talker, sound alone | AUC |"
     lines = [head, "|" + "|".join("-" * width for width in (16, 30, 6, 7, 14, 14, 14, 14, 6)) + "|"]
-    for name, held in results.items():
+    for name, held in sorted(results.items(), key=_place):
         sees = any(score["row"] == RIGHT for score in held.scores)
         cells = []
         for kind in BOTH:

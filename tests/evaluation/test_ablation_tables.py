@@ -77,3 +77,9 @@ def test_p_is_corrected_for_the_number_of_claims_that_are_tested() -> None:
 def test_variants_stand_with_their_cost_and_scores() -> None:
     table = variants_table({"full": results([0.05] * 8)})
     assert table.splitlines()[2] == "| full | a model | 10.0 | 79 | 0.650, 3.50 | 0.600, 3.00 | -, - | -, - | 0.64 |"
+
+
+def test_variants_of_one_recipe_stand_together_and_full_comes_first() -> None:
+    of_face, of_sound = (results([0.05] * 8)._replace(about=results([0.05] * 8).about | {"base": base}) for base in "ab")
+    table = variants_table({"causal": of_sound, "altered": of_face, "full": of_face})
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:]] == ["| full", "| altered", "| causal"]

@@ -33,6 +33,13 @@ def test_a_placeholder_becomes_its_value(results: Path, placeholder: str, value:
     assert paper.rendered(f"is {{{{{placeholder}}}}}.", results) == f"is {value}."
 
 
+def test_what_the_face_gains_is_computed_from_the_scores(results: Path) -> None:
+    placeholder = "{{face_gains corpus=GRID kind=all snr_db=all metric=stoi : n :.0f}}"
+    assert paper.rendered(placeholder) == "168"
+    with pytest.raises(ValueError, match="there is no file"):
+        paper.rendered(placeholder, results)
+
+
 @pytest.mark.parametrize(("placeholder", "said"), [
     ("run/nothing.csv a=1 : mean", "there is no file"),
     ("run/summary.csv snr_db=0 : mean", "2 rows of summary.csv fit"),
@@ -61,7 +68,7 @@ def test_the_paper_is_what_its_text_and_the_results_make_it() -> None:
 
 
 def test_the_command_writes_the_paper(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    placeholder = "{{LiteAVSE_small/snr/summary.csv kind=all snr_db=0 row=noisy metric=stoi : n}}"
+    placeholder = "{{LiteAVSE_small/snr/summary.csv kind=all snr_db=0 row=noisy metric=stoi : n :.0f}}"
     (results / "paper.in.md").write_text(placeholder, "utf-8")
     monkeypatch.setattr(paper, "PAPER", results)
     assert paper.main([]) == 0
