@@ -1,4 +1,4 @@
-"""Teaches the small visual encoder (lite_cfg.visual_encoder_type: distilled) what a larger network says of moving mouths.
+"""Teaches the small visual encoder (lite_cfg.visual_encoder_type: distilled) what a costlier network says of moving mouths.
 
     python evaluation/teach_encoder.py --config recipes/LiteAVSE/LiteAVSE_encoder.yaml --teacher_weights PATH --output PATH
 

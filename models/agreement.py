@@ -15,7 +15,7 @@ _WINDOW_SEC = 1.0
 _SMOOTH_SEC = 0.04  # one video frame: the sound changes faster than the video can
 _LAGS_SEC = (0.0, 0.08, 0.16, 0.24, 0.32, 0.4)  # in both directions: a shifted video correlates best at another lag than 0
 _LEAST_SPREAD = 0.05  # of a trait: a smaller spread is no movement, and gives no correlation
-DEAD_ZONE = 0.2  # up to this confidence alpha is 0, and the output exactly that of the sound alone
+DEAD_ZONE = 0.2  # up to this confidence alpha is 0, and the frame adds nothing to the sound
 
 
 class AgreementVCE(VCE):

@@ -1,4 +1,4 @@
-"""Visual encoder C: a small, causal network that was taught by a larger one, which had seen thousands of faces.
+"""Visual encoder C: a small, causal network that was taught by a costlier one, which had seen thousands of faces.
 
 Its input is the brightness of the lower three quarters of the face. It follows movement place by place at every resolution
 and takes the maximum over all places only at the end, so it does not matter where in the crop the mouth is, nor whose it is.
@@ -62,7 +62,7 @@ class _MotionBlock(nn.Module):
 
 
 class LiteVisualEncoderC(_LiteVisualEncoder):
-    """Small motion network, distilled from a larger one: 7 M multiply-accumulates for a frame of 96 x 96 pixels.
+    """Small motion network, distilled from one that takes 20 times the 7 M multiply-accumulates of a frame of 96 x 96 pixels.
 
     With `visual_cfg.encoder_weights` and `freeze_visual_encoder` its weights stay as they were taught: no gradients.
     """
