@@ -21,11 +21,12 @@ from evaluation.web.recording import Complaint
 
 NICENESS = 3  # Live streams come first, for they cannot wait.
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
-PRELOADED = f"{__package__}.enhance"
+# What the work needs, and what that imports only where it is used. The process server passes over what is not installed.
+PRELOADED = [f"{__package__}.enhance", "numba", "matplotlib.figure", "matplotlib.backends.backend_agg", "pystoi", "pesq"]
 TOO_MUCH_MEMORY = "This recording needs more memory than one visitor may have here."
 
 _context = multiprocessing.get_context("forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn")
-_context.set_forkserver_preload([PRELOADED])
+_context.set_forkserver_preload(PRELOADED)
 
 
 class Progress(NamedTuple):

@@ -317,16 +317,20 @@ def left_by(server: Server) -> list[Path]:
     return list(server.temporary.iterdir())
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
-def test_it_ends_when_told_to_and_leaves_no_files(causal_checkpoint: Path, tmp_path: Path, how: signal.Signals) -> None:
-    server = Server(causal_checkpoint, tmp_path)
+def ends_without_a_trace(server: Server, how: signal.Signals) -> None:
     upload(server, "mine.wav", bytes(1000))
     assert any(server.temporary.rglob("mine.wav"))
     assert server.stop(how) == 0, server.log()
     assert not left_by(server) and "Traceback" not in server.log()
 
 
-def test_what_a_killed_server_left_goes_at_the_next_start(causal_checkpoint: Path, tmp_path: Path) -> None:
+def test_it_ends_with_its_terminal_and_leaves_no_files(causal_checkpoint: Path, tmp_path: Path) -> None:
+    ends_without_a_trace(Server(causal_checkpoint, tmp_path), signal.SIGHUP)
+
+
+def test_what_a_killed_server_left_goes_at_the_next_start_and_that_leaves_nothing(
+    causal_checkpoint: Path, tmp_path: Path
+) -> None:
     killed = Server(causal_checkpoint, tmp_path / "first")
     place = upload(killed, "film.mp4", (ROOT / "samples" / "cafe_slt.mp4").read_bytes())
     enhance(killed, given(place))
@@ -338,4 +342,4 @@ def test_what_a_killed_server_left_goes_at_the_next_start(causal_checkpoint: Pat
     assert not any(server.temporary.rglob("film.mp4"))
     remove_if_abandoned(folder)  # as another server would, which removes nothing of one that runs
     assert (folder / "samples").is_dir() and status_of(server.url) == 200
-    assert server.stop() == 0 and not left_by(server)
+    ends_without_a_trace(server, signal.SIGTERM)
