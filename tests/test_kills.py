@@ -96,6 +96,9 @@ def killed_and_taken_up(run: Run, start_sec: float, work_sec: float, seed: int) 
         killed[at_work] += run.kill(at_work, float(rng.random()) * most_sec)
     print(f"{KILLS} runs, {killed[1]} killed at work and {killed[0]} in their start")
     run.to_the_end()
+    end_sec = time.monotonic() + 60
+    while processes_of(run.temporary) and time.monotonic() < end_sec:  # Python's own end a moment later
+        time.sleep(0.1)
     assert not processes_of(run.temporary)
     left = [path.name for path in run.temporary.iterdir() if not path.name.startswith("torch")]  # torch keeps some for ever
     assert not left

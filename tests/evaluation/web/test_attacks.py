@@ -130,6 +130,7 @@ def flood(server: Server, visitor: str, n: int) -> None:
             with contextlib.suppress(ConnectionError):
                 for _ in range(2 * FORM_BYTES // 4096):
                     sock.sendall(b"1000\r\n" + b"x" * 4096 + b"\r\n")
+    assert wait_for(lambda: ask(server, "GET", "/config", visitor=visitor)[0] == 200)  # the last of these have been refused
     for k in range(5 * n):
         assert ask(server, "POST", f"{API}/queue/join", b"[" * FORM_BYTES, JSON, visitor)[0] == 400
         assert ask(server, "GET", f"/no/such/page/{k}", visitor=visitor)[0] == 404
