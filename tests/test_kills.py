@@ -5,6 +5,7 @@ LITEAVSE_KILLS says how often each run is killed (default 2).
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,33 +32,86 @@ KILLS = int(os.environ.get("LITEAVSE_KILLS", "2"))
 pytestmark = pytest.mark.slow
 
 
-def start(*arguments: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+@dataclass
+class Run:
+    """One command, which writes into `folder`, its log beside it; the same command goes on with what a killed one left."""
 
+    arguments: Callable[[], list[str]]
+    folder: Path
 
-def whole(arguments: Callable[[], list[str]]) -> float:
-    """Run to the end; the seconds that it takes."""
-    begun = time.monotonic()
-    process = start(*arguments())
-    errors = process.communicate()[1]
-    assert process.returncode == 0, errors.decode(errors="replace")[-3000:]
-    return time.monotonic() - begun
+    def __post_init__(self) -> None:
+        self.temporary = self.folder.with_name("tmp")
+        self.temporary.mkdir(exist_ok=True)
 
+    def start(self) -> subprocess.Popen:
+        with open(self.folder.with_name("log"), "wb") as log:
+            return subprocess.Popen(
+                [sys.executable, *self.arguments()], cwd=ROOT, start_new_session=True, stdout=log, stderr=log,
+                env={**os.environ, "TMPDIR": str(self.temporary)},
+            )  # fmt: skip
 
-def killed_and_taken_up(arguments: Callable[[], list[str]], seconds: float, seed: int) -> None:
-    """Kill a run, with all its processes, KILLS times at random moments, then let it end."""
-    rng = np.random.default_rng(seed)
-    for _ in range(KILLS):
-        process = start(*arguments())
+    def written(self) -> dict[str, tuple[int, int]]:
+        """When each file was written last, and its bytes."""
+        stats = {}
+        for name in all_files(self.folder):
+            with contextlib.suppress(FileNotFoundError):  # a temporary file that has its name by now
+                stat = (self.folder / name).stat()
+                stats[name] = stat.st_mtime_ns, stat.st_size
+        return stats
+
+    def to_the_end(self) -> tuple[float, float]:
+        """Run to the end; the seconds until the first file is written, and from then until the last one is."""
+        begun_sec, before = time.monotonic(), self.written()
+        process, first_sec, last_sec = self.start(), None, 0.0
+        while process.poll() is None:
+            time.sleep(0.01)
+            if (now := self.written()) != before:
+                before, last_sec = now, time.monotonic()
+                first_sec = first_sec or last_sec
+        assert process.returncode == 0, self.folder.with_name("log").read_text()[-3000:]
+        return (first_sec or last_sec) - begun_sec, last_sec - (first_sec or last_sec)
+
+    def kill(self, at_work: bool, seconds: float) -> bool:
+        """Kill it, with all its processes, so long after its first write or else after its start; False where it had ended."""
+        before, process = self.written(), self.start()
+        while at_work and process.poll() is None and self.written() == before:
+            time.sleep(0.01)
         try:
-            process.communicate(timeout=float(rng.uniform(0.2, 1.0)) * seconds)
+            process.wait(seconds)
+            assert process.returncode == 0, self.folder.with_name("log").read_text()[-3000:]
+            return False
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    whole(arguments)
+            process.wait()
+            return True
+
+
+def killed_and_taken_up(run: Run, start_sec: float, work_sec: float, seed: int) -> None:
+    """Kill a run KILLS times at random moments, which lie all over its work and now and then in a start; then let it end."""
+    rng = np.random.default_rng(seed)
+    killed = [0, 0]  # in a start, at work
+    for _ in range(KILLS):
+        at_work = bool(rng.random() < 0.8)
+        most_sec = 2 * work_sec / (KILLS + 1) if at_work else start_sec
+        killed[at_work] += run.kill(at_work, float(rng.random()) * most_sec)
+    print(f"{KILLS} runs, {killed[1]} killed at work and {killed[0]} in their start")
+    run.to_the_end()
+    end_sec = time.monotonic() + 60
+    while processes_of(run.temporary) and time.monotonic() < end_sec:  # Python's own end a moment later
+        time.sleep(0.1)
+    assert not processes_of(run.temporary)
+    left = [path.name for path in run.temporary.iterdir() if not path.name.startswith("torch")]  # torch keeps some for ever
+    assert not left
+
+
+def processes_of(temporary: Path) -> list[str]:
+    """The command lines of processes that were given `temporary` for their temporary files."""
+    found = []
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):  # it has ended by now
+            if f"TMPDIR={temporary}".encode() in environment.read_bytes().split(b"\0"):
+                found.append(environment.with_name("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return found
 
 
 def rows_of(table: Path) -> list[tuple[str, ...]]:
@@ -75,15 +130,14 @@ def same_files(one: Path, other: Path) -> None:
 def test_a_training_on_two_ranks(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path)
 
-    def command(name: str) -> Callable[[], list[str]]:
-        return lambda: [
+    def run(name: str) -> Run:
+        return Run(lambda: [
             "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()), "train_lite.py",
             "--config", str(recipe), "--exp_folder", str(tmp_path), "--exp_name", name, "--device", "cpu",
-            "--override", "training_cfg.max_steps=6", "env_setting.checkpoint_interval=1",
-        ]  # fmt: skip
+            "--override", f"training_cfg.max_steps={6 + 2 * KILLS}", "env_setting.checkpoint_interval=1",
+        ], tmp_path / name)  # fmt: skip
 
-    seconds = whole(command("whole"))
-    killed_and_taken_up(command("killed"), seconds, 1)
+    killed_and_taken_up(run("killed"), *run("whole").to_the_end(), 1)
     (weights, _), (again, _) = last_pair(tmp_path / "whole"), last_pair(tmp_path / "killed")
     assert all(torch.equal(value, again[key]) for key, value in weights.items())
     assert log_lines(tmp_path / "whole") == log_lines(tmp_path / "killed")
@@ -92,15 +146,16 @@ def test_a_training_on_two_ranks(tmp_path: Path) -> None:
 
 
 def test_a_folder_run(tmp_path: Path, causal_checkpoint: Path) -> None:
-    for number in range(6):
+    for number in range(6 + KILLS):
         wav_file(tmp_path / "in" / f"{number}.wav", voice(4.0, seed=number))
 
-    def command(name: str) -> Callable[[], list[str]]:
-        return lambda: ["inference_av.py", "--input_folder", str(tmp_path / "in"), "--output", str(tmp_path / name),
-                        "--checkpoint_file", str(causal_checkpoint), "--device", "cpu", "--skip_existing"]  # fmt: skip
+    def run(name: str) -> Run:
+        return Run(lambda: [
+            "inference_av.py", "--input_folder", str(tmp_path / "in"), "--output", str(tmp_path / name),
+            "--checkpoint_file", str(causal_checkpoint), "--device", "cpu", "--skip_existing",
+        ], tmp_path / name)  # fmt: skip
 
-    seconds = whole(command("whole"))
-    killed_and_taken_up(command("killed"), seconds, 2)
+    killed_and_taken_up(run("killed"), *run("whole").to_the_end(), 2)
     same_files(tmp_path / "whole", tmp_path / "killed")
     assert rows_of(tmp_path / "whole" / "enhanced.csv") == rows_of(tmp_path / "killed" / "enhanced.csv")
 
@@ -108,20 +163,20 @@ def test_a_folder_run(tmp_path: Path, causal_checkpoint: Path) -> None:
 @pytest.mark.parametrize("kind", ["shards", "clips"])
 def test_face_crops(tmp_path: Path, kind: str) -> None:
     entries = []
-    for number in range(6):
+    for number in range(6 + KILLS):
         write_clip(tmp_path / f"take{number}.mp4", face_crops(25, seed=number), voice(1.0, seed=number))
         entries.append({"video": str(tmp_path / f"take{number}.mp4")})
     write_json(tmp_path / "clips.json", entries)
 
-    def command(name: str) -> Callable[[], list[str]]:
-        return lambda: [
+    def run(name: str) -> Run:
+        return Run(lambda: [
             "-m", "data.prepare_faces", "--list", str(tmp_path / "clips.json"), "--output_dir", str(tmp_path / name),
             "--format", kind, "--clips_per_shard", "2", "--face_crop", "center", "--workers", "2",
             "--output_list", str(tmp_path / name / "list.json"),
-        ]  # fmt: skip
+        ], tmp_path / name)  # fmt: skip
 
-    seconds = whole(command("whole"))
-    killed_and_taken_up(command("killed"), seconds, 3)
-    (tmp_path / "whole" / "list.json").unlink(missing_ok=True)  # it holds the folder's own name
-    (tmp_path / "killed" / "list.json").unlink(missing_ok=True)
+    killed_and_taken_up(run("killed"), *run("whole").to_the_end(), 3)
+    for name in ("whole", "killed") if kind == "clips" else ():  # the list holds the folder's own name
+        path = tmp_path / name / "list.json"
+        path.write_text(path.read_text().replace(str(tmp_path / name), ""))
     same_files(tmp_path / "whole", tmp_path / "killed")

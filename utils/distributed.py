@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -167,10 +168,30 @@ def end_with_launcher() -> None:
     """Let the system kill this process when torchrun, which started it, is killed; only Linux can.
 
     torchrun gives each process a session of its own. Where torchrun itself was killed, as by a full memory, its processes
-    stayed, waited for each other for TIMEOUT, and kept the run's folder locked against the same command.
+    stayed, waited for each other for TIMEOUT, and kept the run's folder locked against the same command. ValueError where
+    torchrun has ended already, while this process was still importing torch.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if _adopted():
+            raise ValueError("torchrun, which started this process, has ended; run its command again")
+
+
+def _adopted() -> bool:
+    """Whether torchrun started this process and its parent is another one by now: one whose memory has no torch in it.
+
+    What torchrun starts leads a session; what a script between the two starts does not, and its parent never has torch.
+    """
+    leads, has_parent_here = os.getsid(0) == os.getpid(), os.getppid() != 0  # 0 lives in another PID namespace
+    return leads and has_parent_here and _has_torch("self") and not _has_torch(str(os.getppid()))
+
+
+def _has_torch(process: str) -> bool:
+    """Whether a process of /proc has loaded torch; False for one that this user may not look into, as the system's first."""
+    try:
+        return "libtorch" in Path("/proc", process, "maps").read_text(errors="replace")
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from starlette.responses import FileResponse
 from starlette.routing import Route, WebSocketRoute
 
 from evaluation.web import layout
+from evaluation.web.connections import Connection
 from evaluation.web.enhance import Answer, work
 from evaluation.web.gate import Gate, Names, visitor_of
 from evaluation.web.job import Failure, Job, Progress, start_job_server
@@ -221,6 +222,6 @@ def serve_page(page: Page, listener: socket.socket, names: Names, frames: str) -
     gate = Gate(app, Path(blocks.GRADIO_CACHE), names, page.limits.largest_mb, frames)
     config = uvicorn.Config(
         gate, log_level="warning", timeout_graceful_shutdown=2, timeout_keep_alive=10, ws_max_size=1 << 19, ws_max_queue=64,
-        h11_max_incomplete_event_size=1 << 16, server_header=False,
+        h11_max_incomplete_event_size=1 << 16, server_header=False, http=Connection,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])

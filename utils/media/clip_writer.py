@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
@@ -18,9 +19,10 @@ CLIP_CRF = 14  # H.264 quality of written crops: no visible loss at 96 x 96
 
 
 def write_clip(
-    path: str | os.PathLike, frames: np.ndarray, samples: np.ndarray | None, sample_rate: int = 16000, fps: float = 25.0
+    path: str | os.PathLike | io.BytesIO, frames: np.ndarray, samples: np.ndarray | None, sample_rate: int = 16000,
+    fps: float = 25.0,
 ) -> None:
-    """Write frames uint8 [V, H, W, 3] (even H, W) and sound float [L] as H.264 and FLAC in one .mp4 or .mkv.
+    """Write frames uint8 [V, H, W, 3] (even H, W) and sound float [L] as H.264 and FLAC in one .mp4 or .mkv, or mp4 in memory.
 
     Without samples the frames alone. Sound begins at 0, frame k is shown at k / fps; a key frame every second lets
     windows be sought. MediaError when the file cannot be written.
@@ -38,13 +40,16 @@ class ClipWriter:
     """
 
     def __init__(
-        self, path: str | os.PathLike, sample_rate: int | None, fps: float, size: tuple[int, int], crf: int = CLIP_CRF
+        self, path: str | os.PathLike | io.BytesIO, sample_rate: int | None, fps: float, size: tuple[int, int],
+        crf: int = CLIP_CRF,
     ) -> None:
-        self._path, self._rate, self._period = path, sample_rate, 1 / Fraction(fps).limit_denominator(1001)
+        in_memory = isinstance(path, io.BytesIO)
+        self._path, self._rate = "a clip" if in_memory else path, sample_rate
+        self._period = 1 / Fraction(fps).limit_denominator(1001)
         self._shown = 0
         with self._errors():
             self._stack = contextlib.ExitStack()
-            self._container = self._stack.enter_context(create_media(path))
+            self._container = self._stack.enter_context(create_media(path, **{"format": "mp4"} if in_memory else {}))
             self._video = video = self._container.add_stream("libx264", rate=1 / self._period)
             video.height, video.width = size
             video.pix_fmt = "yuv420p"

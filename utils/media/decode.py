@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -126,9 +127,12 @@ def open_media(path: str | os.PathLike, options: dict[str, str] | None = None) -
 
 
 @contextlib.contextmanager
-def create_media(path: str | os.PathLike, **options: object) -> Iterator[av.container.OutputContainer]:
-    """Open a media file to be written; options as av.open takes them. The name may hold colons and any bytes."""
-    name = library_name(path)
+def create_media(path: str | os.PathLike | io.BytesIO, **options: object) -> Iterator[av.container.OutputContainer]:
+    """Open a media file to be written; options as av.open takes them. The name may hold colons and any bytes.
+
+    Bytes in memory may take the place of a file; options then name the format.
+    """
+    name = path if isinstance(path, io.BytesIO) else library_name(path)
     if name is not None:
         with av.open(name, "w", **options) as container:
             yield container

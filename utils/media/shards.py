@@ -14,7 +14,6 @@ import json
 import os
 import reprlib
 import tarfile
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,15 +48,12 @@ class Shard:
 
 def encode_clip(crops: np.ndarray, samples: np.ndarray, sample_rate: int, fps: float, note: Mapping) -> dict[str, bytes]:
     """A clip's members by suffix: crops uint8 [V, S, S, 3], sound float [L], `note` with n_frames and n_samples added."""
-    with tempfile.TemporaryDirectory() as folder:
-        clip = Path(folder) / f"crops.{CROPS}"
-        write_clip(clip, crops, None, sample_rate, fps)
-        encoded = clip.read_bytes()
-    sound = io.BytesIO()
+    encoded, sound = io.BytesIO(), io.BytesIO()
+    write_clip(encoded, crops, None, sample_rate, fps)
     pcm = to_pcm16(samples)
     soundfile.write(sound, pcm, sample_rate, format="FLAC", subtype="PCM_16")
     text = json.dumps({"n_frames": len(crops), "n_samples": len(pcm), **note}, ensure_ascii=False)
-    return {CROPS: encoded, SOUND: sound.getvalue(), NOTE: text.encode()}
+    return {CROPS: encoded.getvalue(), SOUND: sound.getvalue(), NOTE: text.encode()}
 
 
 def write_shard(path: Path, clips: Sequence[tuple[str, Mapping[str, bytes]]], about: Mapping) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from pathlib import Path
 
@@ -223,6 +224,12 @@ def test_masked_frames_travel_with_the_clip() -> None:
     assert np.abs(frames[0].astype(int) - crops[1]).mean() < 8
     with pytest.raises(MediaError, match="do not decode"):
         decode_crops(members["mp4"][:300], 0, 5, 10, 25.0, SIZE)
+
+
+def test_clips_are_encoded_without_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody would remove those of killed runs."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert decode_crops(encode_clip(face_crops(3, SIZE), voice(0.12), 16000, 25.0, {})["mp4"], 0, 3, 3, 25.0, SIZE)[1].all()
 
 
 def test_damage_costs_the_clips_it_hits(corpus: Path, tmp_path: Path) -> None:

@@ -197,12 +197,23 @@ def test_gpus_that_are_not_there(recipes, tmp_path, capsys, monkeypatch) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
-def test_who_was_started_by_torchrun_ends_with_it() -> None:
-    """Otherwise a killed torchrun left its processes, which kept the run's folder from the same command for hours."""
-    child = "import time, utils.distributed as ours; ours.end_with_launcher(); print('up', flush=True); time.sleep(9999)"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
+@pytest.mark.parametrize("orphaned", [False, True])
+def test_who_was_started_by_torchrun_ends_with_it(orphaned: bool) -> None:
+    """Whether torchrun is killed while a process works or while it still imports torch.
+
+    Otherwise its processes stayed for hours, and kept the run's folder or met the processes of the next torchrun.
+    """
+    child = "import os, time, utils.distributed as ours; parent = os.getppid()\n"
+    if orphaned:
+        child += "print('up', flush=True)\nwhile os.getppid() == parent: time.sleep(0.05)\nours.end_with_launcher()"
+    else:
+        child += "ours.end_with_launcher(); print('up', flush=True); time.sleep(9999)"
+    parent = f"import subprocess, sys, torch; subprocess.run([sys.executable, '-c', {child!r}], start_new_session=True)"
     environment = os.environ | {"TORCHELASTIC_RUN_ID": "run", "PYTHONPATH": str(ROOT)}
-    launcher = subprocess.Popen([sys.executable, "-c", parent], env=environment, stdout=subprocess.PIPE, text=True)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", parent], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert launcher.stdout.readline() == "up\n"
     launcher.kill()
-    assert launcher.communicate(timeout=LONGEST_SEC) == ("", None)  # at the end of both: the child holds the pipe, too
+    out, said = launcher.communicate(timeout=LONGEST_SEC)  # at the end of both: the child holds the pipes, too
+    assert not out and said.endswith("has ended; run its command again\n") == orphaned
