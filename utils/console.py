@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from utils.util import reuse_freed_memory
@@ -15,11 +16,35 @@ EXIT_USAGE = 2  # nothing was begun, because of a mistake in the options or file
 EXIT_INTERRUPTED = 130  # shells use it for Ctrl-C
 
 
+def underscored(argument: str) -> str:
+    """An option with underscores where it has hyphens: --dry-run=x -> --dry_run=x; anything else as it is."""
+    name, equals, value = argument.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else argument
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, without the usage text."""
+    """argparse whose errors are one line, without the usage text; --an-option may be written for --an_option."""
+
+    def parse_known_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        given = list(sys.argv[1:] if args is None else args)
+        end = given.index("--") if "--" in given else len(given)
+        return super().parse_known_args([*map(self._own_name, given[:end]), *given[end:]], namespace)
+
+    def _own_name(self, argument: str) -> str:
+        """The argument as this parser calls it."""
+        other, known = underscored(argument), self._option_string_actions
+        begins = other.partition("=")[0]
+        return other if argument.partition("=")[0] not in known and any(name.startswith(begins) for name in known) else argument
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message} (--help shows how)\n")
+        words = (word.partition("=")[0] for word in message.split()) if message.startswith("unrecognized") else ()
+        unknown = [underscored(word) for word in words if word.startswith("--")]
+        close = (difflib.get_close_matches(word, self._option_string_actions, 2) for word in unknown)
+        near = dict.fromkeys(name for names in close for name in names)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        self.exit(EXIT_USAGE, f"{self.prog}: {message}{hint} (--help shows how)\n")
 
 
 def flag(text: str) -> bool:
