@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from utils.util import reuse_freed_memory
@@ -14,6 +16,7 @@ LONGEST_MESSAGE = 2000  # characters, a screen
 EXIT_FAILED = 1  # some of the work could not be done
 EXIT_USAGE = 2  # nothing was begun, because of a mistake in the options or files
 EXIT_INTERRUPTED = 130  # shells use it for Ctrl-C
+_told: set[str] = set()  # what told_if_slow has said
 
 
 def underscored(argument: str) -> str:
@@ -68,6 +71,26 @@ def one_line(error: BaseException) -> str:
 def first_line(error: BaseException) -> str:
     """The first line of the error's message, at most 160 characters: a compiled package may say pages when it does not load."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+@contextlib.contextmanager
+def told_if_slow(text: str, after_sec: float = 1.5) -> Iterator[None]:
+    """Tell somebody who sits at a terminal, once in a process, why nothing happens, where the block takes longer than that."""
+    def tell() -> None:
+        if text not in _told:
+            _told.add(text)
+            print(text, file=sys.stderr, flush=True)
+
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield
+        return
+    timer = threading.Timer(after_sec, tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def run(program: str, body: Callable[[], int]) -> int:

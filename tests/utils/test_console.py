@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import threading
+
 import pytest
 
-from utils.console import EXIT_USAGE, Parser
+from utils.console import EXIT_USAGE, Parser, told_if_slow
 
 
 @pytest.fixture
@@ -14,6 +17,25 @@ def parser() -> Parser:
     parser.add_argument("--dry_run", action="store_true")
     parser.add_argument("--output_dir", default="-a-b")
     return parser
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_is_slow_is_told_once_and_only_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, wanted in ((io.StringIO(), ""), (Terminal(), "compiling\n")):
+        monkeypatch.setattr("sys.stderr", stream)
+        for _ in range(2):
+            with told_if_slow("compiling", after_sec=0.0):
+                for thread in threading.enumerate():
+                    if isinstance(thread, threading.Timer):
+                        thread.join()
+        assert stream.getvalue() == wanted
+    with told_if_slow("never", after_sec=3600.0):
+        pass
+    assert "never" not in stream.getvalue()
 
 
 def test_hyphens_and_underscores_are_the_same_option(parser: Parser) -> None:
