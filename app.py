@@ -29,8 +29,8 @@ from utils.faces.detectors import settle_method
 ROOT = Path(__file__).resolve().parent
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = console.Parser("app.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(argv: Sequence[str] | None, program: str = "app.py") -> argparse.Namespace:
+    parser = console.Parser(program, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint_file", type=Path, default=ROOT / "ckpts" / "LiteAVSE_small.pth",
                         help="default: ckpts/LiteAVSE_small.pth")
     parser.add_argument("--config", type=Path, help="only for checkpoints that carry no configuration")
@@ -71,10 +71,11 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(args: argparse.Namespace) -> int:
+def serve(args: argparse.Namespace, program: str) -> int:
     for package in ("gradio", "websockets"):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"the page needs the {package} package: pip install -r requirements-app.txt")
+            remedy = "-r requirements-app.txt" if program == "app.py" else '"liteavsemamba[app]"'
+            raise ValueError(f"the page needs the {package} package: pip install {remedy}")
     with listening_socket(args.host, args.port) as listener:
         # One thread each: a recording and a live stream at the same time do not fight for the cores.
         torch.set_num_threads(args.threads)
@@ -82,7 +83,7 @@ def serve(args: argparse.Namespace) -> int:
         enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, cfg)
         print(enhancer.describe(), flush=True)
         detector = settle_method("auto")  # now, for its model may have to be fetched
-        print(f"faces: {detector.fallback or detector.method}", flush=True)
+        print(detector.fallback or f"faces: {detector.method}", flush=True)
         enhancer.warm_up()
         # However the page is ended, what visitors left is removed; nohup's wish to outlive a terminal is kept.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -109,9 +110,10 @@ def serve(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
-    return console.run("app.py", lambda: serve(args))
+def main(argv: Sequence[str] | None = None, program: str = "app.py") -> int:
+    """Command line; returns the exit code. `program` is what messages call it."""
+    args = parse(argv, program)
+    return console.run(program, lambda: serve(args, program))
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def enhance_all(args: argparse.Namespace, group: Group, device: torch.device) ->
         enhance_file, post_process=cal_pcs if args.post_processing_PCS else None, keep_sample_rate=args.keep_sample_rate,
         attenuation_limit_db=args.attenuation_limit_db, band=args.band, progress=progress.reach,
     )
-    in_folder = args.input_folder is not None or len(args.inputs) > 1 or args.inputs[0].is_dir()
+    in_folder = args.input_folder is not None or max(len(args.inputs), len(jobs)) > 1 or args.inputs[0].is_dir()
     return run_jobs(enhancer, jobs, work, args.output_folder if in_folder else None, args.skip_existing, group, progress)
 
 

@@ -120,8 +120,8 @@ def enhance_all(args: argparse.Namespace, group: Group, device: torch.device) ->
 
     enhancer, work = group.together(prepare)
     introduce(enhancer, args.keep_sample_rate, args.band, group)
-    in_folder = args.input_folder is not None or len(args.inputs) > 1 or any(path.is_dir() for path in args.inputs)
-    table_folder = (args.output or DEFAULT_OUTPUT) if in_folder else None
+    several = args.input_folder is not None or max(len(args.inputs), len(jobs)) > 1 or args.inputs and args.inputs[0].is_dir()
+    table_folder = (args.output or DEFAULT_OUTPUT) if several else None
     return run_jobs(enhancer, jobs, work, table_folder, args.skip_existing, group, progress)
 
 

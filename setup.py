@@ -86,7 +86,10 @@ setup(
     install_requires=requirements("requirements-enhance.txt"),
     extras_require={
         "train": requirements("requirements.txt"), "app": requirements("requirements-app.txt"),
-        "gpu": requirements("requirements-cuda.txt"), "live": requirements("requirements-live.txt"),
-        "gpu-dev": ["triton>=3.0,<4"],  # tests the GPU kernels without a GPU; a CUDA build of torch brings it
+        "live": requirements("requirements-live.txt"),
+        # What our GPU kernels need; a CUDA build of torch brings it. mamba-ssm, which they replace, is no extra: pip builds it
+        # away from torch, where it fails (requirements-cuda.txt has the line that works).
+        "gpu": ["triton>=3.0,<4; sys_platform == 'linux'"],
+        "gpu-dev": ["triton>=3.0,<4"],  # tests the GPU kernels without a GPU
     },
 )

@@ -6,19 +6,22 @@
     liteavse train --config recipes/LiteAVSE/LiteAVSE_small.yaml --exp_name small
     liteavse evaluate report --help                any command of evaluation/; without a name: which there are
     liteavse app                                   the web page
+    liteavse --version
 
-A path in recipes/, ckpts/ or samples/ that does not exist here is looked for in the package.
+`liteavse COMMAND --help` has a command's options. A path in recipes/, ckpts/ or samples/ that does not exist here is looked
+for in the package.
 """
 
 from __future__ import annotations
 
 import importlib
+import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import evaluation as evaluation_package
-from utils.console import EXIT_USAGE
+from utils.console import EXIT_USAGE, underscored
 
 HOME = Path(__file__).resolve().parent  # in an installed package everything lies here; in a clone one folder up
 SHIPPED = ("recipes", "ckpts", "samples")
@@ -57,7 +60,14 @@ def enhance(arguments: Sequence[str]) -> int:
 def stream(arguments: Sequence[str]) -> int:
     from liteavse import live
 
-    if any(argument.split("=")[0] in live.OPTIONS for argument in arguments):
+    if not arguments:
+        print("liteavse stream: give files, or devices by --input_device and --output_device (--list_devices names them; "
+              "--help shows how)", file=sys.stderr)
+        return EXIT_USAGE
+    if {"-h", "--help"} & set(arguments):
+        live.build_parser().print_help()
+        print("\nWith files instead of devices, as live, chunk by chunk:\n", flush=True)
+    elif any(underscored(argument).split("=")[0] in live.OPTIONS for argument in arguments):
         named = any(argument.split("=")[0] == "--checkpoint_file" for argument in arguments)
         return live.main(arguments if named else ["--checkpoint_file", shipped(str(live.CHECKPOINT)), *arguments])
     from inference_av import main
@@ -79,14 +89,23 @@ def evaluate(arguments: Sequence[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         print(f"liteavse evaluate: {arguments[0]!r} is not known; choose from {', '.join(names)}", file=sys.stderr)
         return EXIT_USAGE
-    print(f"liteavse evaluate NAME ..., NAME being one of {', '.join(names)}")
+    print(f"liteavse evaluate NAME ..., NAME being one of {', '.join(names)}; liteavse evaluate NAME --help says what it does")
     return 0
 
 
 def app(arguments: Sequence[str]) -> int:
     from app import main
 
-    return main(arguments)
+    return main(arguments, "liteavse app")
+
+
+def version() -> str:
+    """What a report of a fault should name: this version, torch's and Python's."""
+    import torch
+
+    from liteavse import __version__
+
+    return f"liteavsemamba {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,6 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else EXIT_USAGE
+    if arguments[0] in ("-V", "--version"):
+        print(version())
+        return 0
     if arguments[0] not in COMMANDS:
         print(f"liteavse: {arguments[0]!r} is not known; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_USAGE

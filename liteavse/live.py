@@ -25,7 +25,7 @@ LINE_SEC = 2.0
 CAMERA_HOLD_SEC = 0.2  # a camera's frame always comes later than its sound
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def build_parser() -> console.Parser:
     parser = console.Parser(prog=PROGRAM, description=__doc__)
     parser.add_argument("--input_device", metavar="NAME|NUMBER", help="microphone (default: the system's)")
     parser.add_argument("--output_device", metavar="NAME|NUMBER", help="where the enhanced sound goes (default: the system's)")
@@ -39,6 +39,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--checkpoint_file", type=Path, default=CHECKPOINT, help="default: ckpts/LiteAVSE_small.pth")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N, for the model")
     parser.add_argument("--seconds", type=float, help="end after this long (default: at Ctrl-C)")
+    return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = build_parser()
     args = parser.parse_args(argv)
     if not 1 <= args.block_ms <= 1000:
         parser.error(f"--block_ms is {args.block_ms:g}, it should be some milliseconds, e.g. 10")
@@ -96,7 +101,8 @@ def open_camera(number: int, enhancer: Enhancer, sound: LiveSound) -> Watcher:
 def run(args: argparse.Namespace) -> int:
     sd = load_sounddevice()
     if args.list_devices:
-        print(sd.query_devices())
+        devices = sd.query_devices()
+        print(devices if len(devices) else "no sound devices: PortAudio finds neither a microphone nor an output here")
         return 0
     source, rate = checked_device(sd, args.input_device, "input", args.rate)
     target, _ = checked_device(sd, args.output_device, "output", rate)

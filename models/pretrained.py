@@ -15,6 +15,7 @@ from models.lite_visual_encoder import LiteVisualEncoderA
 from utils.checkpoint import check_fit, check_weights, load_checkpoint, load_state
 from utils.config import complete_config
 
+LEVEL_KEY, LARGEST_LEVEL_DB = "level_db", 20.0
 DEFAULT_SIZE = 64**2 * 4 * 4 * 16  # of SEMamba's recipe, as `_is_large` counts
 ARCHITECTURES = {"SEMamba": SEMamba, "LiteAVSEMamba": LiteAVSEMamba}
 
@@ -42,7 +43,8 @@ def load_generator(
     """Build the model of a checkpoint and load its weights -> (model in eval mode, its complete configuration).
 
     Our checkpoints contain their configuration. SEMamba's own files contain only weights: their configuration is `config`,
-    or SEMamba's defaults. ValueError if `config` contradicts the checkpoint in a key that changes the output.
+    or SEMamba's defaults. ValueError if `config` contradicts the checkpoint in a key that changes the output. Where the
+    checkpoint's meta has a `level_db` (evaluation/match_level.py), the output is louder by that.
     """
     checkpoint = load_checkpoint(path)
     weights = checkpoint.get("generator")
@@ -70,7 +72,20 @@ def load_generator(
         check_fit(outline, weights, f"checkpoint {path}", may_miss=third_party_keys(outline))
     model = ARCHITECTURES[name](cfg_to_build)
     load_state(model, weights, f"checkpoint {path}", may_miss=third_party_keys(model))
+    # The mask is in proportion to beta, and the output to its magnitude, which the STFT compresses.
+    model.mask_decoder.lsigmoid.beta *= 10 ** (level_db(checkpoint, path) / 20 * cfg["model_cfg"]["compress_factor"])
     return model.to(device).eval(), cfg
+
+
+def level_db(checkpoint: Mapping, path: str | os.PathLike) -> float:
+    """By how many dB a checkpoint's output is to be made louder, 0 where it does not say; ValueError for what is no level."""
+    meta = checkpoint.get("meta")
+    value = meta.get(LEVEL_KEY, 0.0) if isinstance(meta, Mapping) else 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -LARGEST_LEVEL_DB <= value <= LARGEST_LEVEL_DB:
+        raise ValueError(
+            f"checkpoint {path}: {LEVEL_KEY} is {reprlib.repr(value)}, it should be a number of dB up to {LARGEST_LEVEL_DB:g}"
+        )
+    return float(value)
 
 
 def _is_large(cfg: Mapping) -> bool:

@@ -44,6 +44,20 @@ def fake_sounddevice() -> SimpleNamespace:
     )
 
 
+def test_help_names_devices_and_files(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["stream", "--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0 and "--list_devices" in said and "--camera" in said and "--chunk_ms" in said
+    assert main(["stream"]) == 2 and "--list_devices" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--list_devices", "--list-devices"])
+def test_a_machine_without_devices_says_so(option: str, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(live, "load_sounddevice", lambda: SimpleNamespace(query_devices=list))
+    assert main(["stream", option]) == 0 and "no sound devices" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

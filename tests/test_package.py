@@ -64,6 +64,19 @@ def test_the_command_line_names_what_it_does_not_know(capsys: pytest.CaptureFixt
     assert "report" in evaluations()
 
 
+def test_the_version_names_what_a_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("liteavsemamba ") and "torch" in said and "Python 3" in said
+
+
+def test_the_page_names_the_extra_that_it_needs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert main(["app"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("liteavse app: ") and said.endswith('pip install "liteavsemamba[app]"\n')
+
+
 def test_what_is_shipped_is_found_unless_it_is_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ result is resampled to the input's rate and has the input's level.
 from __future__ import annotations
 
 import math
+import numbers
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,7 @@ from utils.media.short_resampler import convert
 from utils.media.sound import resample
 from utils.util import pick_device
 
+SHIPPED = Path(__file__).resolve().parents[2] / "ckpts" / "LiteAVSE_small.pth"  # there in a clone and in the installed package
 HIGHEST_RATE_HZ = 10_000_000
 LONGEST_WHOLE_SEC = 30  # of sound that a model which is not causal takes at once
 
@@ -61,10 +63,12 @@ class Enhancer:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | os.PathLike, device: str | torch.device = "auto", config: Mapping | None = None,
+        cls, path: str | os.PathLike = SHIPPED, device: str | torch.device = "auto", config: Mapping | None = None,
         faces: FaceOptions | None = None,
     ) -> Enhancer:
-        """Load a checkpoint; `config` is needed only for files without one that differ from SEMamba's defaults.
+        """Load a checkpoint, by default the small model that comes with this package.
+
+        `config` is needed only for files without one that differ from SEMamba's defaults.
 
         FileNotFoundError or ValueError, one line, for what is missing, damaged or of another kind.
         """
@@ -126,7 +130,8 @@ class Enhancer:
         overlapping chunks with cross-fades and one gain for all of them (models/inference/overlap.py).
         """
         started = time.perf_counter()
-        if not 1 <= sample_rate <= HIGHEST_RATE_HZ or int(sample_rate) != sample_rate:
+        number = isinstance(sample_rate, numbers.Real)
+        if not number or not 1 <= sample_rate <= HIGHEST_RATE_HZ or int(sample_rate) != sample_rate:
             raise ValueError(f"sample_rate is {sample_rate!r}, it should be a whole number of Hz, e.g. {self.sample_rate}")
         share, sample_rate = noisy_share(attenuation_limit_db), int(sample_rate)
         full = check_band(band) == FULL and has_upper_band(sample_rate, self.sample_rate)

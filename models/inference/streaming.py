@@ -109,6 +109,8 @@ class StreamingEnhancer:
         self, enhancer: Enhancer, threads: int | None = 1, hold_sec: float | None = None,
         attenuation_limit_db: float | None = None, sample_rate: int | None = None, band: str = FULL,
     ) -> None:
+        if not isinstance(enhancer, Enhancer):
+            raise ValueError(f"enhancer is a {type(enhancer).__name__}, it should be an Enhancer: Enhancer.from_checkpoint()")
         if threads is not None and threads < 1:
             raise ValueError(f"threads is {threads}, it should be at least 1, or None for the program's own setting")
         if hold_sec is not None and not 0 <= hold_sec < 60:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 
@@ -19,6 +20,9 @@ def float_waveform(wav: np.ndarray, axis: int | None = None) -> np.ndarray:
     Integers are scaled to full scale 1 (uint8 is centred at 128, as in 8-bit WAV); floats are taken as they are.
     ValueError for no samples, NaN or infinity, complex, boolean or 64-bit integer samples.
     """
+    if isinstance(wav, (str, bytes, os.PathLike)):
+        kind = type(wav).__name__
+        raise ValueError(f"sound is a {kind}, not samples: wav, rate = soundfile.read(path) gives those of a file")
     wav = np.asarray(wav)
     if wav.ndim not in (1, 2):
         raise ValueError(f"sound should have the shape [samples] or [samples, channels], not {list(wav.shape)}")
@@ -33,7 +37,8 @@ def float_waveform(wav: np.ndarray, axis: int | None = None) -> np.ndarray:
     low, high = float(wav.min()), float(wav.max())
     if not math.isfinite(low + high):
         bad = int(np.count_nonzero(~np.isfinite(wav)))
-        raise ValueError(f"the sound holds {bad} samples that are NaN or infinite; repair it or replace them with 0")
+        count = f"{bad} samples that are" if bad > 1 else "1 sample that is"
+        raise ValueError(f"the sound holds {count} NaN or infinite; repair it, or replace it by 0 (np.nan_to_num)")
     if (peak := max(-low, high)) > LOUDEST:
         raise ValueError(f"the sound reaches {peak:g}; floats should have full scale 1")
     return to_mono(wav, axis)

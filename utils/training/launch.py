@@ -159,5 +159,8 @@ def _train(trainer: Trainer, exp_path: Path, device: torch.device, group: Group)
             f"{trainer.precision}) and a smaller segment_size ({training['segment_size']}) need less, too"
         ) from None
     said = f"best PESQ {best['pesq']:.3f} at step {best['step']}" if best["step"] >= 0 else "no validation gave a PESQ yet"
-    group.say(f"{outcome} at step {trainer.step}; {said}")
+    limit = trainer.training["max_steps"]
+    key = "max_steps" if limit is not None and trainer.step >= limit else "training_epochs"
+    why = f" (training_cfg.{key}: {trainer.training[key]})" if outcome == "finished" else ""
+    group.say(f"{outcome} at step {trainer.step}{why}; {said}")
     return 0 if outcome == "finished" else EXIT_INTERRUPTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -84,6 +85,11 @@ def single_job(
     if output.is_dir() or not output.suffix:
         output = output / f"{sound.stem}{suffix}{output_suffix(output_format, video)}"
     if output.suffix.lower() not in SOUND_FORMATS:
+        if video is None and output.suffix.lower() not in CONTAINERS:
+            raise ValueError(
+                f"output {output}: a sound cannot be written as {output.suffix}; choose .wav or .flac, or a folder "
+                "(one whose name has a dot must exist)"
+            )
         check_video_output(output)
         if video is None:
             raise ValueError(f"output {output} is a video: give the video that belongs to the sound as --input_video")
@@ -117,9 +123,7 @@ def find_jobs(
     gives; where several recordings share a stem, <stem>_<extension> replaces it. FileNotFoundError or ValueError in one line
     for an input that does not exist or holds nothing, and for an output that cannot be or would replace an input.
     """
-    for path in inputs:
-        if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist")
+    inputs = [path for given in inputs for path in _matches(given)]
     if len(inputs) == 1 and inputs[0].is_file():
         is_video = use_video and inputs[0].suffix.lower() in VIDEO_EXTENSIONS
         return [single_job(inputs[0], inputs[0] if is_video else None, output, output_format, suffix)]
@@ -152,6 +156,16 @@ def find_jobs(
     return jobs
 
 
+def _matches(given: Path) -> list[Path]:
+    """The input, or what a pattern such as *.mp4 stands for, which not every shell replaces; FileNotFoundError for nothing."""
+    if given.exists():
+        return [given]
+    found = sorted(map(Path, glob.glob(str(given)))) if glob.has_magic(str(given)) else []
+    if not found:
+        raise FileNotFoundError(f"{given} does not exist")
+    return found
+
+
 def _left_out_line(files: Sequence[Path], use_video: bool) -> str:
     """Say how many files of folders are not enhanced, and name some."""
     count = f"{len(files)} files are" if len(files) > 1 else "1 file is"
@@ -169,7 +183,11 @@ def _all_files(inputs: Sequence[Path], output: Path, recursive: bool) -> Iterato
         if same_file(given, output):
             raise ValueError(f"output folder {output} is the input folder; choose another, inputs are never overwritten")
         if recursive and output.resolve().is_relative_to(given.resolve()):
-            raise ValueError(f"output folder {output} lies inside the input folder {given}; with -r choose one outside of it")
+            outside = Path("..") / f"{given.resolve().name}_enhanced" if same_file(given, Path()) else f"{given}_enhanced"
+            raise ValueError(
+                f"output folder {output} lies inside the input folder {given}; with -r choose one outside of it, "
+                f"e.g. -o '{outside}'"
+            )
         top = Path(given.resolve().name) if len(inputs) > 1 else Path()
         for folder, inside, names in os.walk(given):
             inside[:] = sorted(name for name in inside if recursive and not name.startswith("."))

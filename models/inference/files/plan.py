@@ -23,19 +23,20 @@ class Facts:
     duration_sec: float | None  # None: the header does not say
     sample_rate: int | None  # of the sound in Hz; None: the file cannot be read, or holds no sound
     size: tuple[int, int] | None  # width and height of the video in pixels
+    channels: int = 1  # of the sound
 
 
 def read_facts(job: Job) -> Facts:
     """Return what the headers of the job's files say; what cannot be read is None."""
     paths = {path.resolve(): path for path in (job.audio, job.video) if path is not None and path.is_file()}
     n_bytes = sum(path.stat().st_size for path in paths.values())
-    duration, rate, size = None, None, None
+    duration, rate, size, channels = None, None, None, 1
     try:
         track = find_sound(job.audio)
         if track is not None:
             with open_media(job.audio) as container:
                 duration = container.duration / av.time_base if container.duration else None
-                rate = container.streams[track.index].rate
+                rate, channels = container.streams[track.index].rate, container.streams[track.index].channels
     except (MediaError, OSError):
         pass
     if job.video is not None:
@@ -45,7 +46,7 @@ def read_facts(job: Job) -> Facts:
                 size = (video.width, video.height) if video is not None else None
         except (MediaError, OSError):
             pass
-    return Facts(n_bytes, duration, rate, size)
+    return Facts(n_bytes, duration, rate, size, channels)
 
 
 def _amount(n_bytes: int) -> str:
@@ -55,6 +56,8 @@ def _amount(n_bytes: int) -> str:
 def _line(job: Job, facts: Facts, uses_video: bool, skip_existing: bool) -> str:
     about = ["length unknown" if facts.duration_sec is None else minutes(facts.duration_sec), _amount(facts.bytes)]
     about.append("no sound that can be read" if facts.sample_rate is None else f"{facts.sample_rate / 1000:g} kHz")
+    if facts.channels > 1:
+        about.append(f"{facts.channels} channels that become one")
     if facts.size is not None:
         about.append(f"video {facts.size[0]}x{facts.size[1]}")
     what = "sound and video" if uses_video and job.video is not None else "sound only"

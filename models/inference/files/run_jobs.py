@@ -123,7 +123,7 @@ def _part_name(rank: int | str) -> str:
 
 def report_line(job: Job, result: Outcome) -> str:
     """Return one line that says what was done to a recording."""
-    parts = [f"{result.duration_sec:.2f} s", f"RTF {result.rtf:.2f}"]
+    parts = [f"{result.duration_sec:.2f} s", f"{1 / max(result.rtf, 1e-6):.1f} x real time"]
     if result.alpha is not None:
         parts += [f"mean alpha {result.mean_alpha:.2f}", f"masked {100 * result.masked_share:.0f} %"]
     if result.faces is not None:
@@ -212,6 +212,9 @@ def _finish(jobs: Sequence[Job], table: Table, folder: Path | None, kept: Mappin
         skipped = len(kept.keys() | {name for name, row in rows.items() if row["status"] == SKIPPED})
         if skipped:
             print(f"{skipped} of {len(jobs)} recordings were skipped: their outputs existed", flush=True)
+        if folder is not None:
+            now = sum(row["status"] == DONE and name not in kept for name, row in rows.items())
+            print(f"{now} of {len(jobs)} recordings enhanced; {folder / TABLE} says of each what was done", flush=True)
         if n_failed and len(jobs) > 1:
             table_name = f"; {folder / TABLE} says why" if folder is not None else ""
             print(f"{n_failed} of {len(jobs)} recordings failed{table_name}", file=sys.stderr)

@@ -19,6 +19,8 @@ from numba.core import cgutils
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from utils.console import told_if_slow
+
 LANES = 64  # four AVX-512 or eight AVX2 vectors, whose independent work hides the latency of a multiply-add
 ROW = 4 * LANES  # bytes
 f32 = np.float32
@@ -324,7 +326,8 @@ def compiled(function, layout: np.dtype):
     """`function(params)` as a C function of a pointer to the parameters (at `.address`). The compiled code is kept on disk."""
     kind = types.void(types.CPointer(from_dtype(layout)))
     try:
-        return cfunc(kind, cache=True, error_model="numpy")(function)
+        with told_if_slow("compiling kernels for this CPU; they are kept for the next time"):
+            return cfunc(kind, cache=True, error_model="numpy")(function)
     except RuntimeError as error:
         if "cannot cache function" not in str(error):
             raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -117,6 +119,9 @@ def test_silence_with_one_click_is_finite(enhancer: Enhancer) -> None:
         (np.zeros(0, np.float32), "no samples"),
         (np.zeros((0, 2), np.float32), "no samples"),
         (np.array([0.0, np.nan, np.inf], np.float32), "2 samples that are NaN or infinite"),
+        (np.array([0.0, np.nan], np.float32), "1 sample that is NaN or infinite"),
+        ("noisy.wav", "sound is a str, not samples"),
+        (Path("noisy.wav"), "soundfile.read"),
         (np.zeros((2, 3, 4), np.float32), r"shape \[samples\]"),
         (np.zeros(500, bool), "bool"),
         (np.zeros(500, np.int64), "int64"),
@@ -130,7 +135,7 @@ def test_unusable_sound_is_refused_in_one_line(offline: Enhancer, wav: np.ndarra
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("rate", [0, -16000, 0.5, 16000.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("rate", [0, -16000, 0.5, 16000.5, float("nan"), float("inf"), "44100", None])
 def test_impossible_sample_rate_is_refused(offline: Enhancer, rate: float) -> None:
     with pytest.raises(ValueError, match="sample_rate"):
         offline.enhance(voice(0.1), rate)
@@ -241,6 +246,11 @@ def test_checkpoint_round_trip_and_description(av_checkpoint, offline: Enhancer)
     assert "\n" not in line
     for word in (str(av_checkpoint), "LiteAVSEMamba", "offline", "M parameters", "cpu", "scan"):
         assert word in line
+
+
+def test_without_a_path_the_shipped_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Enhancer.from_checkpoint(device="cpu").name.endswith("LiteAVSE_small.pth")
 
 
 def test_damaged_weights_are_named_not_passed_on() -> None:

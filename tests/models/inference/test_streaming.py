@@ -241,6 +241,8 @@ def test_streams_of_a_batch_do_not_know_of_each_other(enhancer: Enhancer) -> Non
 def test_a_model_that_looks_ahead_is_refused() -> None:
     with pytest.raises(ValueError, match="not causal"):
         StreamingEnhancer(Enhancer(*tiny_model()))
+    with pytest.raises(ValueError, match=r"enhancer is a str, it should be an Enhancer"):
+        StreamingEnhancer("ckpts/LiteAVSE_small.pth")
 
 
 NAN = np.array([0.1, np.nan], np.float32)

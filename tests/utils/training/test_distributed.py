@@ -115,7 +115,8 @@ def test_two_processes_train_and_log_once(script, two_processes) -> None:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3]
     assert len([line for line in lines if line["kind"] == "validation"]) == 1
-    assert said.count(f"/{script}: ") == 1 and said.count("finished at step 3") == 2  # two scripts, once each
+    assert said.count(f"/{script}: ") == 1
+    assert said.count("finished at step 3 (training_cfg.max_steps: 3)") == 2  # two scripts, once each
     pair = latest_pair(folder)
     assert pair[2] == 3
     rest = load_checkpoint(pair[1])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import inference
 import inference_av
 from helpers.tiny import all_files, bytes_file, only_line, voice, wav_file
-from models.inference.files.jobs import find_jobs
+from models.inference.files.jobs import Job, find_jobs
+from models.inference.files.plan import plan_lines, read_facts
 
 
 @pytest.fixture
@@ -56,6 +58,21 @@ def test_a_single_file_is_written_where_asked(tree: Path) -> None:
     assert table(find_jobs([Path("in/b.wav")], None, suffix="")) == [("in/b.wav", None, "results/b.wav")]
 
 
+def test_a_pattern_that_the_shell_left_is_what_it_stands_for(tree: Path) -> None:
+    assert table(find_jobs([Path("in/*.wav")], Path("out"))) == [
+        ("in/a.wav", None, "out/a_enhanced.wav"), ("in/b.wav", None, "out/b_enhanced.wav"),
+    ]  # fmt: skip
+    bytes_file(tree / "in" / "[1] b.wav", b"x")  # a name, not a pattern
+    assert table(find_jobs([Path("in/[1] b.wav")], None)) == [("in/[1] b.wav", None, "results/[1] b_enhanced.wav")]
+
+
+def test_several_channels_are_said_to_become_one(tmp_path: Path) -> None:
+    two = wav_file(tmp_path / "two.wav", np.repeat(voice(0.3)[:, None], 2, axis=1))
+    jobs = [Job(path, None, tmp_path / "out.wav") for path in (two, wav_file(tmp_path / "one.wav"))]
+    lines = plan_lines(jobs, [read_facts(job) for job in jobs])
+    assert "16 kHz, 2 channels that become one): sound only" in lines[1] and "16 kHz): sound only" in lines[2]
+
+
 def test_files_and_folders_are_enhanced_together(tmp_path, causal_checkpoint, talking_clip, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     wav_file(tmp_path / "one.wav", voice(0.3))
@@ -72,6 +89,7 @@ def test_files_and_folders_are_enhanced_together(tmp_path, causal_checkpoint, ta
     assert inference_av.main(arguments) == 0
     said = capsys.readouterr().out.splitlines()
     assert "LiteAVSEMamba" in said[4]  # what will be done stands before the model
+    assert said[-1].startswith("3 of 3 recordings enhanced; out/enhanced.csv")
     assert all_files(tmp_path / "out") == {
         "enhanced.csv", "one_enhanced.wav", "many/talk_enhanced.wav", "many/deep/two_enhanced.wav",
     }  # fmt: skip
