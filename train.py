@@ -154,7 +154,7 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     return Trainer(
         cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=train_set, compute_losses=losses,
         validate=lambda: validation(enhancer), adversary=adversary, group=group, about=describe_backend(device),
-        show=lambda: shown_clips(valid_set, enhancer),
+        show=lambda: shown_clips(valid_set, enhancer, cfg["env_setting"]["shown_clips"]),
     )
 
 

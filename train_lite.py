@@ -148,7 +148,8 @@ def build_trainer(cfg: dict, exp_path: Path, device: torch.device, group: Group 
     return Trainer(
         cfg, exp_path, model, pack=lambda meta: pack_generator(model, cfg, meta), dataset=train_set,
         compute_losses=lambda item: compute_losses(model, item, cfg, device, precision),
-        validate=validate, may_miss=third_party_keys(model), group=group, show=lambda: shown_clips(valid_set, enhancer),
+        validate=validate, may_miss=third_party_keys(model), group=group,
+        show=lambda: shown_clips(valid_set, enhancer, cfg["env_setting"]["shown_clips"]),
         about=f"{'causal' if model.causal else 'not causal'}; {describe_backend(device)}",
     )
 

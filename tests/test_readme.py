@@ -44,7 +44,8 @@ LARGEST_CHECKPOINT = 15e6  # bytes
 
 # What is appended where a command is run here, so that it takes a second; the options before it stay as they are.
 TINY = [
-    "env_setting.num_workers=0", "training_cfg.max_steps=2", "training_cfg.batch_size=1", "training_cfg.segment_size=4000",
+    "env_setting.num_workers=0", "env_setting.shown_clips=0", "training_cfg.max_steps=2", "training_cfg.batch_size=1",
+    "training_cfg.segment_size=4000",
     "training_cfg.valid_clips=1", "env_setting.validation_interval=1", "model_cfg.hid_feature=8", "model_cfg.num_tfmamba=1",
     "model_cfg.d_state=4", "visual_cfg.visual_dim=32",
 ]  # fmt: skip

@@ -72,6 +72,7 @@ class EnvSetting(_Section):
     checkpoint_interval: PositiveInt = 1000
     validation_interval: PositiveInt = 1000
     summary_interval: PositiveInt = 100  # steps between TensorBoard's numbers
+    shown_clips: NonNegativeInt = 2  # validation clips whose sound and spectrograms TensorBoard gets after each validation
     keep_checkpoints: PositiveInt = 3  # newest pairs kept on disk, besides the best
     dist_cfg: DistCfg = DistCfg()
 

@@ -17,11 +17,10 @@ from models.inference.enhancer import Enhancer
 from models.inference.results import EnhanceResult
 from utils.training.run_folder import ShownClip
 
-COUNT = 2
 SCREEN_DPI = 80
 
 
-def shown_clips(dataset: Dataset, enhancer: Enhancer, count: int = COUNT) -> Iterator[ShownClip]:
+def shown_clips(dataset: Dataset, enhancer: Enhancer, count: int) -> Iterator[ShownClip]:
     """The first `count` clips of a fixed split that can be read, enhanced with the weights that the enhancer has now."""
     left = count
     for index in range(len(dataset)):

@@ -29,6 +29,7 @@ FACES = {TALKS: None, "the leftmost": 1, "the 2nd from the left": 2, "the 3rd fr
 OUTPUTS = ("told", "progress", "player", "facts", "scores", "figures", "stop")  # of `Page.enhance`, in its order
 NO_NOISE = "none"
 NO_LIMIT_DB = 40  # the slider's end
+SESSIONS_KEPT = 50  # Gradio keeps 50 kB of each page that was opened, for ever; none of ours needs it once it has its answer.
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -65,6 +66,7 @@ def build_page(page: Page) -> gr.Blocks:
         stop.click(page.stop, None, None, **at_work)
         blocks.unload(page.stop)
     blocks.queue(max_size=64)
+    blocks.state_session_capacity = SESSIONS_KEPT
     return blocks
 
 

@@ -17,6 +17,7 @@ from utils.util import write_json
 RECIPE = {
     "env_setting": {
         "num_gpus": 0, "num_workers": 0, "seed": 7, "stdout_interval": 1, "checkpoint_interval": 2, "validation_interval": 1000,
+        "shown_clips": 0,
     },
     "training_cfg": {
         "batch_size": 2, "segment_size": 8000, "max_steps": 4, "valid_clips": 1,

@@ -21,6 +21,7 @@ from utils.util import write_json
 RECIPE = {
     "env_setting": {
         "num_workers": 0, "seed": 7, "stdout_interval": 1, "checkpoint_interval": 2, "validation_interval": 1000,
+        "shown_clips": 0,
     },
     "training_cfg": {
         "batch_size": 2, "segment_size": 4000, "max_steps": 5, "ema_decay": 0.9, "valid_clips": 1, "video_dropout": 0.2,

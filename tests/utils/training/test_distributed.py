@@ -27,7 +27,8 @@ from utils.training.launch import usable_gpus
 from utils.util import write_json
 
 TINY = {
-    "env_setting": {"num_workers": 0, "stdout_interval": 1, "checkpoint_interval": 2, "validation_interval": 3, "seed": 3},
+    "env_setting": {"num_workers": 0, "stdout_interval": 1, "checkpoint_interval": 2, "validation_interval": 3, "seed": 3,
+                    "shown_clips": 0},
     "model_cfg": {"hid_feature": 8, "num_tfmamba": 1, "d_state": 4, "expand": 2, "causal": False},
     "visual_cfg": {"visual_dim": 32}, "lite_cfg": {"visual_encoder_type": "custom3d"},
 }  # fmt: skip
