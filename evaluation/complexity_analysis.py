@@ -4,6 +4,7 @@
 
 The weights are random, because nothing here depends on them. Each recipe is measured in a process of its own. Multiply-adds
 (MACs) are those of matrix products, convolutions and scans; normalisations, activations and the STFT are not counted.
+--peers times other programs (evaluation.peers) in the same run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import argparse
 import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -23,14 +23,18 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from evaluation import peers
+from evaluation.benchmarks.live import stream_noise
 from evaluation.benchmarks.network import recipes
+from evaluation.peers import PEERS
 from evaluation.reporting.tables import latex_escape, write_text
+from evaluation.testset.manifest import SAMPLE_RATE_HZ
 from evaluation.testset.runs import command_line
 from models.generator import SEMamba
 from models.inference.enhancer import Enhancer
+from models.inference.streaming import StreamingEnhancer
 from models.ops.backend import describe_backend, resolve_backend
 from models.pretrained import ARCHITECTURES
-from models.timing import latency_samples, video_frame_index
 from utils.config import load_config
 from utils.console import Parser, run
 from utils.util import pick_device, write_csv
@@ -40,8 +44,8 @@ COLUMNS = {  # of the CSV: (heading of the tables, digits)
     "parameters_m": ("params M", 2), "trained_m": ("trained M", 2), "parameters_without_encoder_m": ("no v.e. M", 2),
     "trained_without_encoder_m": ("trained, no v.e. M", 2), "macs_sound_g": ("GMAC/s sound", 2),
     "macs_face_g": ("GMAC/s +face", 2), "rtf_sound": ("RTF sound", 3), "rtf_face": ("RTF +face", 3),
-    "rtf_stream": ("RTF stream", 3), "worst_chunk_ms": ("worst chunk ms", 1), "latency_ms": ("latency ms", 0),
-    "cpu_peak_mb": ("CPU MB", 0), "gpu_peak_mb": ("GPU MB", 0),
+    "rtf_stream": ("RTF live", 3), "rtf_stream_face": ("RTF live +face", 3), "worst_chunk_ms": ("worst chunk ms", 1),
+    "latency_ms": ("latency ms", 0), "cpu_peak_mb": ("CPU MB", 0), "gpu_peak_mb": ("GPU MB", 0),
 }  # fmt: skip
 STREAM_THREADS = 1  # in many small steps more threads would wait for each other
 
@@ -105,48 +109,23 @@ def offline_rtf(enhancer: Enhancer, seconds: float, n_runs: int) -> dict[str, fl
     return found
 
 
-@torch.inference_mode()
-def stream_seconds(model: SEMamba, cfg: Mapping, seconds: float) -> list[float]:
-    """Seconds that a causal model takes for each next analysis window of a stream, with its part of the video."""
-    mag, pha, video = _inputs(cfg, seconds)
-    stft, sees = cfg["stft_cfg"], getattr(model, "use_visual", False)
-    chunk = stft["win_size"] // stft["hop_size"]  # frames
-    state, seen, spent = model.init_state(mag), [], []
-    encoder_state = model.visual_encoder.init_state(1) if sees else None
-    for first in range(0, mag.shape[2] - chunk + 1, chunk):
-        started = time.perf_counter()
-        piece = mag[:, :, first : first + chunk], pha[:, :, first : first + chunk]
-        if sees:
-            index = video_frame_index(chunk, **model.timing, first=first)
-            shown = min(int(index[-1]) + 1, video.shape[2])
-            if shown > len(seen):
-                new, encoder_state = model.visual_encoder.encode_frames(video[:, :, len(seen) : shown], encoder_state)
-                seen += list(new.unbind(2))  # each [1, D]
-            features = torch.stack([seen[min(int(i), len(seen) - 1)] for i in index], dim=1)  # [1, t, D]
-            _, state = model.step_with_gates(*piece, features, torch.ones(1, chunk, dtype=torch.bool), state)
-        else:
-            *_, state = model.step(*piece, state)
-        spent.append(time.perf_counter() - started)
-    return spent
-
-
-def streaming(model: SEMamba, cfg: Mapping, seconds: float) -> dict[str, float | None]:
-    """Real-time factor and worst chunk of the model itself, chunk by chunk on one CPU thread; None unless it is causal."""
-    if not model.causal:
-        return {"rtf_stream": None, "worst_chunk_ms": None, "latency_ms": None}
-    before = torch.get_num_threads()
-    torch.set_num_threads(STREAM_THREADS)
-    try:
-        stream_seconds(model, cfg, 0.2)
-        spent = stream_seconds(model, cfg, seconds)
-    finally:
-        torch.set_num_threads(before)
-    stft, rate = cfg["stft_cfg"], cfg["stft_cfg"]["sampling_rate"]
-    lookahead_ms = cfg["visual_cfg"]["visual_lookahead_ms"] if getattr(model, "use_visual", False) else 0.0
-    return {
-        "rtf_stream": statistics.mean(spent) / (stft["win_size"] / rate), "worst_chunk_ms": 1e3 * max(spent),
-        "latency_ms": 1e3 * latency_samples(stft["n_fft"], rate, lookahead_ms) / rate,
-    }  # fmt: skip
+def streaming(enhancer: Enhancer, seconds: float) -> dict[str, float | None]:
+    """Real-time factors without and with the video, worst call and latency of a live stream; None unless it is causal."""
+    found: dict[str, float | None] = dict.fromkeys(("rtf_stream", "rtf_stream_face", "worst_chunk_ms", "latency_ms"))
+    if not enhancer.model.causal:
+        return found
+    rng, worst = np.random.default_rng(0), []
+    stream = StreamingEnhancer(enhancer, threads=STREAM_THREADS)
+    for key, face in (("rtf_stream", False), ("rtf_stream_face", True)):
+        if face and not enhancer.uses_video:
+            continue
+        stream.reset()
+        stream_noise(stream, rng, face, 0.5)  # the first calls are slow
+        stream.reset()
+        worst += stream_noise(stream, rng, face, seconds)
+        found[key] = stream.readout().rtf
+    latency_ms = 1e3 * stream.readout().latency_samples / stream.sample_rate
+    return found | {"worst_chunk_ms": max(worst), "latency_ms": latency_ms}
 
 
 def _resident_bytes(largest: bool) -> int | None:
@@ -181,7 +160,23 @@ def analyse(name: str, architecture: str, cfg: Mapping, device: str, threads: in
     enhancer, memory = peak_memory(architecture, cfg, torch.device(device), seconds)
     found = {"recipe": name, **count_parameters(enhancer.model), **memory, **offline_rtf(enhancer, seconds, n_runs)}
     model = enhancer.model.to("cpu")
-    return found | macs_per_second(model, cfg) | streaming(model, cfg, min(seconds, 2.0))
+    alone = Enhancer(model, cfg, torch.device("cpu"))
+    return found | macs_per_second(model, cfg) | streaming(alone, seconds)
+
+
+def analyse_peer(name: str, n_runs: int, seconds: float) -> dict:
+    """The row of another program, on one thread: its frames one by one, which is a stream as well as a file."""
+    wav = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * SAMPLE_RATE_HZ)).astype(np.float32)
+    before = _resident_bytes(False)
+    peer = PEERS[name]
+    runs = [peers.enhance(peer, wav)[1] for _ in range(n_runs + 1)][1:]
+    rtf = statistics.median(sum(spent) for spent in runs) / seconds
+    after = _resident_bytes(True)
+    return dict.fromkeys(COLUMNS) | {
+        "recipe": peer.name, "rtf_sound": rtf, "rtf_stream": rtf, "worst_chunk_ms": 1e3 * max(max(spent) for spent in runs),
+        "latency_ms": 1e3 * (peer.delay + peer.frame) / peer.rate,
+        "cpu_peak_mb": None if before is None or after is None else (after - before) / 1e6,
+    }  # fmt: skip
 
 
 def read_recipe(path: str) -> tuple[str, str, dict]:
@@ -233,10 +228,13 @@ def compare(args: argparse.Namespace, command: str) -> int:
         with ProcessPoolExecutor(1, mp_context=spawned) as alone:
             job = alone.submit(analyse, *recipe, str(device), args.threads, args.n_runs, args.duration_sec)
             rows.append(job.result())
+    for name in args.peers:
+        with ProcessPoolExecutor(1, mp_context=spawned) as alone:
+            rows.append(alone.submit(analyse_peer, name, args.n_runs, args.duration_sec).result())
     note = (
-        f"RTF: whole pipeline on {args.duration_sec:g} s, median of {args.n_runs}, threads: {args.threads}, {device}. Stream: "
-        f"the model alone in chunks of one window, CPU threads: {STREAM_THREADS}. v.e.: visual encoder. Memory: at its "
-        f"largest, weights included. {describe_backend(device)}."
+        f"RTF: whole pipeline on {args.duration_sec:g} s, median of {args.n_runs}, threads: {args.threads}, {device}. Live: "
+        f"in chunks of 25 ms, with face crops where there is a face, CPU threads: {STREAM_THREADS}. v.e.: visual encoder. "
+        f"Memory: at its largest, weights included. {describe_backend(device)}."
     )
     print(f"{text_table(rows)}\n{note}")
     write_csv(args.output_csv, rows, ["recipe", *COLUMNS])
@@ -249,6 +247,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("complexity_analysis.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", nargs="+", help="recipes (default: SEMamba's and all of ours)")
     parser.add_argument("--output_csv", type=Path, default=Path("results/complexity.csv"), help="LaTeX is written beside")
+    parser.add_argument("--peers", nargs="+", choices=sorted(PEERS), default=[], help="other programs, timed in the same run")
     parser.add_argument("--n_runs", type=int, default=5, help="timed runs, after a warm-up")
     parser.add_argument("--duration_sec", type=float, default=4.0, help="length of the timed sound")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))

@@ -36,7 +36,8 @@ def results_table(snr: Sequence[Mapping[str, str]], visual: Sequence[Mapping[str
     """Markdown: scores at 0 dB by kind of noise, and with spoilt videos over all kinds, from both summary.csv."""
     lines = ["| | " + " | ".join(TABLE[metric].heading for metric in METRICS) + " |", "|---|" + "---|" * len(METRICS)]
     for kind, said in KINDS.items():
-        for row, name in ROWS.items():
+        others = [row for row in dict.fromkeys(r["row"] for r in snr) if row not in ROWS]
+        for row, name in {**ROWS, **{row: row for row in others}}.items():
             found = {r["metric"]: r["mean"] for r in snr if (r["row"], r["kind"], r["snr_db"]) == (row, kind, SNR_DB)}
             lines.append(_line(f"{said}: {name}", found))
     found = {r["metric"]: r["audio_only"] for r in visual if r["condition"] == "clean"}

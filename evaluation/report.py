@@ -23,7 +23,7 @@ from evaluation import complexity_analysis, snr_breakdown, statistical_test, vis
 from evaluation import report_sections as sections
 from evaluation.reporting.document import Document
 from evaluation.testset.manifest import Manifest, read_manifest, write_manifest
-from evaluation.testset.runs import RATINGS, add_rating_options, add_run_options, command_line
+from evaluation.testset.runs import RATINGS, add_others_option, add_rating_options, add_run_options, command_line, read_others
 from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, NOISY
 from models.inference.enhancer import Enhancer
 from utils.config import load_config
@@ -77,7 +77,7 @@ def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
     words: list[str] = []
     for name in names:
         value = getattr(args, name)
-        if value is not None:
+        if value is not None and value != []:
             words += [f"--{name}", *(f"{each:g}" if isinstance(each, float) else str(each) for each in (
                 value if isinstance(value, list) else [value]
             ))]  # fmt: skip
@@ -117,7 +117,7 @@ def make_report(args: argparse.Namespace, command: str) -> int:
     document = Document(f"Evaluation of {Path(args.checkpoint_file).name}")
     model = ["--checkpoint_file", str(args.checkpoint_file), "--device", args.device]
     workers = ["--workers", str(args.workers)]
-    words = [*model, *workers, *_given(args, MIXTURE_OPTIONS + RATINGS), "--output_dir", str(output / "snr")]
+    words = [*model, *workers, *_given(args, (*MIXTURE_OPTIONS, *RATINGS, "others")), "--output_dir", str(output / "snr")]
     printed = steps(snr_breakdown.main, words).splitlines()
     held = read_manifest(args.manifest or output / "snr" / "manifest.json")
     scores = output / "snr" / "scores.csv"
@@ -136,7 +136,9 @@ def make_report(args: argparse.Namespace, command: str) -> int:
     document.text(held.note + (f"; left out: {len(held.left_out)}" if held.left_out else "") + f". {printed[-1]}")
     sections.add_snr_tables(document, output / "snr")
     document.heading("Paired tests")
-    for ours, baseline in ((AUDIO_VISUAL, AUDIO_ONLY), (AUDIO_VISUAL, NOISY), (AUDIO_ONLY, NOISY)):
+    pairs = [(AUDIO_VISUAL, AUDIO_ONLY), (AUDIO_VISUAL, NOISY), (AUDIO_ONLY, NOISY)]
+    pairs += [(AUDIO_VISUAL if sees else AUDIO_ONLY, name) for name in read_others(args.others)]
+    for ours, baseline in pairs:
         if {ours, baseline} <= rows:
             words = ["--ours_csv", str(scores), "--baseline_csv", str(scores), "--ours_row", ours, "--baseline_row", baseline]
             csv_path = output / f"test_{ours}_{baseline}.csv"
@@ -161,6 +163,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("report.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_options(parser, "results/report")
     add_rating_options(parser)
+    add_others_option(parser)
     parser.add_argument("--visual_snr_db", type=float, nargs="+", help="SNRs with a degraded video (default: nearest to 0)")
     parser.add_argument(
         "--conditions", nargs="+", default=list(visual_degradation.CONDITIONS), choices=list(visual_degradation.CONDITIONS),

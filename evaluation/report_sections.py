@@ -13,7 +13,7 @@ from evaluation.complexity_analysis import COLUMNS as SIZE_COLUMNS
 from evaluation.complexity_analysis import show
 from evaluation.reporting.document import Document
 from evaluation.reporting.spectrograms import spectrogram_figure
-from evaluation.reporting.tables import ALL, INTERVAL_NOTE, ROW_LABELS, Grid, gain_interval, kind_label
+from evaluation.reporting.tables import ALL, INTERVAL_NOTE, Grid, gain_interval, kind_label, row_label
 from evaluation.statistical_test import verdict
 from evaluation.testset.conditions import NONE
 from evaluation.testset.manifest import SAMPLE_RATE_HZ, Manifest, mix
@@ -37,7 +37,7 @@ def add_headline(document: Document, folder: Path) -> None:
         for row in grid.rows:
             cells = {metric: grid.at(row, kind, snr, metric) for metric in grid.metrics}
             means = [number(float(cell["mean"] or "nan"), metric) for metric, cell in cells.items()]
-            rows.append([kind_label(kind), ROW_LABELS[row], cells[METRICS[0]]["n"], *means])
+            rows.append([kind_label(kind), row_label(row), cells[METRICS[0]]["n"], *means])
     head = ["noise", "", "mixtures", *(TABLE[metric].heading for metric in grid.metrics)]
     document.table(head, rows, f"Mean scores at {float(snr):g} dB. Intervals, and the other SNRs, stand below.")
     document.image(folder / "snr.png", "Scores against SNR, with 95 % intervals")
@@ -50,7 +50,7 @@ def add_snr_tables(document: Document, folder: Path) -> None:
         document.heading(f"Scores by SNR: {kind_label(kind)}")
         for metric in grid.metrics:
             cells = {row: [grid.at(row, kind, snr, metric) for snr in grid.snrs] for row in grid.rows}
-            rows = [[ROW_LABELS[row], *(_interval(cell, metric) for cell in held)] for row, held in cells.items()]
+            rows = [[row_label(row), *(_interval(cell, metric) for cell in held)] for row, held in cells.items()]
             counts = sorted({int(cell["n"]) for held in cells.values() for cell in held if cell["snr_db"] != ALL})
             count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
             said = f"{TABLE[metric].heading}: {count} mixtures at each SNR"
@@ -69,7 +69,7 @@ def add_tests(document: Document, ours: str, baseline: str, path: Path, note: st
             gain_interval(held["mean"], held["low"], held["high"], metric), f"{held['cohens_d']:.2f}",
             f"{held['p_t_holm']:.2g}", f"{held['p_wilcoxon_holm']:.2g}", line["n"], line["n_failed"], verdict(held),
         ])  # fmt: skip
-    one, other = ROW_LABELS[ours], ROW_LABELS[baseline]
+    one, other = row_label(ours), row_label(baseline)
     head = ["", one, other, "difference [95 % interval]", "Cohen's d", "p of t", "p of Wilcoxon", "n", "failed", "verdict"]
     document.table(head, rows, f"{one} against {other}. {note}. p after Holm's correction.")
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from evaluation.reporting.figures import require_matplotlib, snr_figure
 from evaluation.reporting.tables import SUMMARY_COLUMNS, Grid, latex_table, summarize_rows, text_table, write_text
 from evaluation.testset.manifest import Manifest
-from evaluation.testset.runs import add_rating_options, add_run_options, command_line, score_run
+from evaluation.testset.runs import add_others_option, add_rating_options, add_run_options, command_line, score_run
 from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, COLUMNS, NOISY, metrics_of, report_failures
 from models.inference.enhancer import Enhancer
 from utils.console import EXIT_FAILED, Parser, run
@@ -56,6 +56,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser("snr_breakdown.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_options(parser, "results/snr_breakdown")
     add_rating_options(parser)
+    add_others_option(parser)
     return parser.parse_args(argv)
 
 

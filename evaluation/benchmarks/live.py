@@ -39,7 +39,7 @@ def bench_streaming(device: torch.device) -> list[Row]:
             stream = StreamingEnhancer(enhancer)
             for _ in range(2):  # the first time is the warm-up
                 stream.reset()
-                spent_ms = _stream(stream, rng, face)
+                spent_ms = stream_noise(stream, rng, face, LIVE_SEC)
             readout = stream.readout()
             rows.append({
                 "recipe": name, "input": "sound and face" if face else "sound", "RTF": readout.rtf,
@@ -49,10 +49,10 @@ def bench_streaming(device: torch.device) -> list[Row]:
     return rows
 
 
-def _stream(stream: StreamingEnhancer, rng: np.random.Generator, face: bool) -> list[float]:
-    """Streams LIVE_SEC seconds of noise, and noise for faces; returns the ms of each chunk, with those of its crops."""
+def stream_noise(stream: StreamingEnhancer, rng: np.random.Generator, face: bool, seconds: float) -> list[float]:
+    """Streams noise in chunks of 25 ms, and noise for faces; returns the ms of each chunk, with those of its crops."""
     size, spent_ms, shown = stream.sample_rate // 40, [], 0
-    for chunk in range(LIVE_SEC * 40):
+    for chunk in range(round(seconds * 40)):
         before = stream.readout().compute_sec
         while face and shown / 25 < (chunk + 1) / 40:
             stream.feed_video(rng.integers(0, 255, (1, 96, 96, 3), dtype=np.uint8), np.array([shown / 25]))

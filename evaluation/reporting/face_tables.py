@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from evaluation.reporting.tables import ALL, ROW_LABELS, by_sample, complete, gain_interval, kind_label, mean
+from evaluation.reporting.tables import ALL, by_sample, complete, gain_interval, kind_label, mean, row_label
 from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL
 from utils.scores.metrics import METRICS, TABLE, number
 from utils.scores.stats import mean_interval
@@ -72,9 +72,9 @@ def scores_table(rows: Sequence[Mapping[str, str]], snr: str = "0") -> str:
     lines = _lines(["noise", "sound"])
     for kind in [*dict.fromkeys(sample[AUDIO_ONLY]["kind"] for sample in samples), ALL]:
         chosen = [sample for sample in samples if kind in (ALL, sample[AUDIO_ONLY]["kind"])]
-        for row, label in ROW_LABELS.items():
+        for row in samples[0]:
             means = [number(mean([s[row][metric] for s in complete(chosen, metric)]), metric) for metric in METRICS]
-            lines.append(f"| {kind_label(kind)} | {label} | " + " | ".join(means) + " |")
+            lines.append(f"| {kind_label(kind)} | {row_label(row)} | " + " | ".join(means) + " |")
         lines.append(f"| {kind_label(kind)} | gain of the face | " + " | ".join(_interval(found, ALL, kind, snr)) + " |")
     return "\n".join(lines) + "\n"
 

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.reporting.tables import ALL, ROW_LABELS, Grid, kind_label
+from evaluation.reporting.tables import ALL, Grid, kind_label, row_label
 from utils.scores.metrics import METRICS, TABLE
 from utils.util import atomic_write
 
 DPI = 300
 LETTERS = {"font.size": 8, "axes.titlesize": 8, "axes.linewidth": 0.6, "lines.linewidth": 1.2, "lines.markersize": 3.5}
 STYLE = {"noisy": ("#666666", ":", "s"), "audio_only": ("#0072b2", "--", "o"), "audio_visual": ("#d55e00", "-", "^")}
+OTHERS = (("#009e73", "-.", "v"), ("#cc79a7", (0, (1, 1)), "D"), ("#000000", (0, (5, 1, 1, 1)), "x"))  # other programs' rows
 
 
 def require_matplotlib() -> None:
@@ -67,12 +68,12 @@ def _curves(axis, grid: Grid, kind: str, metric: str) -> None:
     for place, row in enumerate(grid.rows):
         cells = [grid.at(row, kind, snr, metric) for snr in snrs]
         middle, low, high = (np.array([cell[key] for cell in cells]) for key in ("mean", "low", "high"))
-        colour, dash, mark = STYLE[row]
+        colour, dash, mark = STYLE.get(row) or OTHERS[place % len(OTHERS)]
         # The rows are drawn side by side, so that their intervals do not hide each other.
         x = np.array(snrs) + 0.6 * (place - (len(grid.rows) - 1) / 2)
         bars = np.nan_to_num(np.maximum(np.stack([middle - low, high - middle]), 0))
         axis.errorbar(x, middle, bars, color=colour, linestyle=dash, marker=mark, capsize=1.5, elinewidth=0.7,
-                      label=ROW_LABELS[row])  # fmt: skip
+                      label=row_label(row))  # fmt: skip
     axis.grid(alpha=0.3)
     axis.set_xticks(snrs)
     axis.tick_params(axis="x", labelsize=6)

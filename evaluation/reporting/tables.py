@@ -80,6 +80,11 @@ def summarize_rows(rows: Sequence[Mapping], reference: str = NOISY, metrics: Seq
     return found
 
 
+def row_label(row: str) -> str:
+    """What a row is called; one that another program made has its own name."""
+    return ROW_LABELS.get(row, row)
+
+
 def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
 
@@ -127,7 +132,7 @@ def text_table(summary: Sequence[Mapping], kind: str) -> str:
         lines.append(f"{TABLE[metric].heading:<16}" + "".join(f"{snr_label(snr):>9}" for snr in grid.snrs) + "  (SNR in dB)")
         for row in grid.rows:
             cells = (number(grid.at(row, kind, snr, metric)["mean"], metric) for snr in grid.snrs)
-            lines.append(f"{ROW_LABELS[row]:<16}" + "".join(f"{value:>9}" for value in cells))
+            lines.append(f"{row_label(row):<16}" + "".join(f"{value:>9}" for value in cells))
     worst = max(cell["n_failed"] for cell in summary)
     lines.append(f"{kind}: {grid.n_mixtures(kind)} mixtures; at most {worst} left out of a mean because a row failed")
     return "\n".join(lines)
@@ -166,7 +171,7 @@ def latex_table(summary: Sequence[Mapping], kind: str, note: str) -> str:
                 means.append(rf"\textbf{{{text}}}" if bold else text)
                 bounds = (number(cell[key], metric).replace("-", "$-$") for key in ("low", "high"))
                 intervals.append(r"\tiny[" + ", ".join(bounds) + "]")
-            lines.append(f"{ROW_LABELS[row]} & " + " & ".join(means) + r" \\[-2pt]")
+            lines.append(f"{latex_escape(row_label(row))} & " + " & ".join(means) + r" \\[-2pt]")
             lines.append(" & " + " & ".join(intervals) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table*}", ""])
 

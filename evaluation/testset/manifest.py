@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import soundfile
+from tqdm import tqdm
 
 from dataloaders.augment_rir import prepare_rir, reverberate
 from dataloaders.clip_dataset import resolve
 from dataloaders.mixing import active_samples, fit_length, mix_audio
 from utils.media.sound import load_audio
-from utils.util import write_json
+from utils.util import atomic_write, write_json
 
 VERSION = 1
 SAMPLE_RATE_HZ = 16000
@@ -161,3 +163,13 @@ def mix(sample: Sample, max_sec: float) -> Mixture:
         speech, target = reverberate(speech, room, "early", SAMPLE_RATE_HZ)
     noise = sum_maskers(sample.maskers, len(speech))
     return Mixture(target.astype(np.float32), mix_audio(speech, noise, sample.snr_db, SAMPLE_RATE_HZ))
+
+
+def write_sounds(held: Manifest, folder: Path) -> None:
+    """Write each mixture as noisy/SAMPLE_ID.wav and clean/SAMPLE_ID.wav, 16 kHz float; OSError, ValueError as `mix`."""
+    for sample in tqdm(held.samples, unit="mixture", disable=None):
+        made = mix(sample, held.max_sec)
+        for name, wav in (("noisy", made.noisy), ("clean", made.clean)):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            with atomic_write(folder / name / f"{sample.sample_id}.wav") as temporary:
+                soundfile.write(temporary, wav, SAMPLE_RATE_HZ, subtype="FLOAT", format="WAV")

@@ -23,6 +23,7 @@ from models.inference.enhancer import Enhancer
 from models.inference.results import EnhanceResult
 from models.timing import video_frame_index
 from utils.console import one_line
+from utils.media.sound import load_audio
 from utils.scores.dnsmos import DNSMOS
 from utils.scores.metrics import METRICS, TABLE, require_scorers, score_clip
 from utils.util import write_json
@@ -33,7 +34,7 @@ COLUMNS = ("sample_id", "row", "clip", "speaker", "kind", "snr_db", "mixture", *
 
 
 class Task(NamedTuple):
-    """What one process does at a time: a sample, and a row (NOISY, AUDIO_ONLY, AUDIO_VISUAL, or one of CONDITIONS)."""
+    """What one process does at a time: a sample, and a row: NOISY, AUDIO_ONLY, AUDIO_VISUAL, one of CONDITIONS or of others."""
 
     sample: Sample
     row: str
@@ -49,6 +50,7 @@ class Setup:
     threads: int
     max_sec: float
     dnsmos: tuple[str | None, str | None] = (None, None)  # models of P.835 and P.808, with which sounds are rated besides
+    others: Mapping[str, str] = dataclasses.field(default_factory=dict)  # row: folder of what another program made
 
 
 class Scorer:
@@ -72,7 +74,9 @@ class Scorer:
             mixture = self._mixture(sample)
             found["mixture"] = mixture.fingerprint
             estimate = mixture.noisy
-            if row != NOISY:
+            if row in self._setup.others:
+                estimate = load_made(Path(self._setup.others[row]), sample.sample_id)
+            elif row != NOISY:
                 shown = self._shown(sample, row, len(mixture.noisy) / SAMPLE_RATE_HZ)
                 crops, mask = (shown.crops, shown.mask) if shown else (None, None)
                 result = self._enhancer.enhance(mixture.noisy, SAMPLE_RATE_HZ, crops, mask)
@@ -80,7 +84,7 @@ class Scorer:
                 found["note"] = "; ".join(result.notes)
                 if shown is not None:
                     found |= self._alpha(result, shown)
-            scores = score_clip(mixture.clean, estimate, SAMPLE_RATE_HZ)
+            scores = score_clip(mixture.clean, estimate, SAMPLE_RATE_HZ, align=row in self._setup.others)
             found |= {} if self._dnsmos is None else self._dnsmos(estimate)
         except (ValueError, OSError) as error:
             return found | failed(one_line(error))
@@ -147,6 +151,14 @@ def load_crops(
     return crops, mask
 
 
+def load_made(folder: Path, sample_id: str) -> np.ndarray:
+    """What another program made of a mixture [L]: the folder's `sample_id`.wav or .flac, at any rate."""
+    for suffix in (".wav", ".flac"):
+        if (folder / f"{sample_id}{suffix}").is_file():
+            return load_audio(folder / f"{sample_id}{suffix}", SAMPLE_RATE_HZ)
+    raise FileNotFoundError(f"{folder} has no {sample_id}.wav or .flac")
+
+
 def _about(task: Task) -> dict:
     """The fields of a row that are known before it is scored."""
     sample = task.sample
@@ -209,10 +221,10 @@ def file_sha256(path: str | os.PathLike) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def check_rows(rows: Sequence[str]) -> None:
+def check_rows(rows: Sequence[str], others: Mapping[str, str]) -> None:
     """ValueError for a row that cannot be made."""
     for row in rows:
-        if row not in (NOISY, AUDIO_ONLY, AUDIO_VISUAL, *CONDITIONS):
+        if row not in (NOISY, AUDIO_ONLY, AUDIO_VISUAL, *CONDITIONS, *others):
             raise ValueError(f"row {row!r} is not known; there are noisy, audio_only, audio_visual, {', '.join(CONDITIONS)}")
 
 
@@ -224,7 +236,7 @@ def score_rows(
     workers: processes, each with setup.threads threads. 1 works in this process, which ends if PESQ's C code crashes.
     """
     require_scorers()
-    check_rows(rows)
+    check_rows(rows, setup.others)
     wanted = [Task(sample, row) for sample in samples for row in rows]
     todo = [task for task in wanted if (task.sample.sample_id, task.row) not in store.rows]
     if len(todo) < len(wanted):

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from evaluation import complexity_analysis
-from evaluation.complexity_analysis import count_macs, count_parameters, macs_per_second, read_recipe, stream_seconds
+from evaluation.complexity_analysis import analyse_peer, count_macs, count_parameters, macs_per_second, read_recipe, streaming
+from helpers.delayed import Delayed
 from helpers.paths import ROOT
 from helpers.tiny import only_line, tiny_config, tiny_model
+from models.inference.enhancer import Enhancer
+from models.inference.streaming import StreamingEnhancer
 from models.mamba import Mamba
 
 RECIPES = ROOT / "recipes"
@@ -67,19 +70,30 @@ def test_parameters_with_and_without_the_visual_encoder() -> None:
 
 def test_a_stream_hears_and_sees_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model, cfg = tiny_model(model_cfg={"causal": True})
-    shown, heard = [], []
-    encode, step = model.visual_encoder.encode_frames, model.step_with_gates
-    monkeypatch.setattr(
-        model.visual_encoder, "encode_frames", lambda v, *rest, **named: shown.append(v) or encode(v, *rest, **named)
-    )
-    monkeypatch.setattr(model, "step_with_gates", lambda *given: heard.append(step(*given)) or heard[-1])
-    assert len(stream_seconds(model, cfg, 0.4)) == 16
-    mag, pha, video = complexity_analysis._inputs(cfg, 0.4)
-    assert torch.equal(torch.cat(shown, dim=2), video)
-    together = torch.cat([found.mag for found, _ in heard], dim=2)
-    with torch.no_grad():
-        whole = model.forward_with_gates(mag, pha, video)
-    torch.testing.assert_close(together, whole.mag, atol=1e-4, rtol=1e-3)
+    heard, shown = [], []
+    feed, feed_video = StreamingEnhancer.feed, StreamingEnhancer.feed_video
+    monkeypatch.setattr(StreamingEnhancer, "feed", lambda self, wav: heard.append(len(wav)) or feed(self, wav))
+    monkeypatch.setattr(StreamingEnhancer, "feed_video", lambda self, *given: shown.append(given) or feed_video(self, *given))
+    found = streaming(Enhancer(model, cfg, torch.device("cpu")), 0.4)
+    second = 16000
+    assert sum(heard) == 2 * (0.5 + 0.4) * second and set(heard) == {second // 40}
+    assert len(shown) == 13 + 10  # crops at 25 fps of half a second, and of 0.4 s
+    assert min(found["rtf_stream"], found["rtf_stream_face"]) > 0 and found["latency_ms"] == 25
+    assert 1e-3 * found["worst_chunk_ms"] / 0.025 >= max(found["rtf_stream"], found["rtf_stream_face"])
+
+
+def test_a_model_that_cannot_stream_has_no_such_numbers() -> None:
+    model, cfg = tiny_model(model_cfg={"causal": False})
+    assert set(streaming(Enhancer(model, cfg, torch.device("cpu")), 0.4).values()) == {None}
+
+
+def test_another_program_is_timed_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(complexity_analysis.PEERS, "gtcrn", Delayed)
+    row = analyse_peer("gtcrn", 2, 0.5)
+    assert row["recipe"] == Delayed.name and row["parameters_m"] is None
+    assert 0 < row["rtf_stream"] == row["rtf_sound"]
+    assert row["latency_ms"] == 1e3 * (Delayed.delay + Delayed.frame) / Delayed.rate
+    assert set(row) == {"recipe", *complexity_analysis.COLUMNS}
 
 
 def test_recipes_are_told_apart() -> None:
@@ -99,7 +113,7 @@ def test_a_table_from_a_recipe(tmp_path: Path, capsys) -> None:
     with open(output, newline="") as file:
         (row,) = csv.DictReader(file)
     assert (row["recipe"], float(row["latency_ms"]), row["gpu_peak_mb"]) == ("tiny", 25, "")
-    for key in ("macs_sound_g", "macs_face_g", "rtf_sound", "rtf_face", "rtf_stream", "worst_chunk_ms"):
+    for key in ("macs_sound_g", "macs_face_g", "rtf_sound", "rtf_face", "rtf_stream", "rtf_stream_face", "worst_chunk_ms"):
         assert float(row[key]) > 0, key
     assert "tiny & " in output.with_suffix(".tex").read_text()
     assert complexity_analysis.main([*command, "--n_runs", "0"]) == 2

@@ -8,16 +8,18 @@ import math
 import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from evaluation import make_testset, snr_breakdown
 from evaluation.reporting.tables import Grid, latex_table, summarize_rows, text_table
 from evaluation.testset import score_rows as scoring
-from evaluation.testset.manifest import mix, read_manifest
+from evaluation.testset.manifest import mix, read_manifest, write_sounds
 from evaluation.testset.runs import command_line
 from evaluation.testset.score_rows import AUDIO_ONLY, AUDIO_VISUAL, NOISY, RowStore, Scorer, Setup
 from helpers.corpus import make_corpus
@@ -297,3 +299,60 @@ def test_mistakes_are_one_line_and_leave_no_scores(
     assert snr_breakdown.main(arguments(corpus, causal_checkpoint, tmp_path / "out", *more)) == 2
     assert word in only_line(capsys.readouterr().err)
     assert not (tmp_path / "out" / "scores.csv").exists()
+
+
+@pytest.fixture
+def made_elsewhere(finished: Path, tmp_path: Path) -> Path:
+    """What "another program" made of the mixtures of `finished`: the clean sound itself."""
+    folder = tmp_path / "elsewhere"
+    testset = read_manifest(finished / "manifest.json")
+    write_sounds(testset, folder)
+    for sample in testset.samples:
+        noisy, rate = soundfile.read(folder / "noisy" / f"{sample.sample_id}.wav", dtype="float32")
+        made = mix(sample, testset.max_sec)
+        assert rate == 16000
+        np.testing.assert_array_equal(noisy, made.noisy)
+        clean, _ = soundfile.read(folder / "clean" / f"{sample.sample_id}.wav", dtype="float32")
+        np.testing.assert_array_equal(clean, made.clean)
+    return folder
+
+
+def test_sounds_of_another_program_are_a_row_beside_ours(
+    finished: Path, made_elsewhere: Path, corpus: Path, causal_checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    clean, noisy = made_elsewhere / "clean", made_elsewhere / "noisy"
+    command = arguments(corpus, causal_checkpoint, tmp_path / "out", "--others", f"Oracle={clean}", f"Nothing={noisy}")
+    assert snr_breakdown.main(command) == 0
+    out = capsys.readouterr().out
+    assert "24 of 24 rows were finished before" in out and "Oracle" in out
+    rows = table(tmp_path / "out" / "scores.csv")
+    assert [row for row in rows if row["row"] not in ("Oracle", "Nothing")] == table(finished / "scores.csv")
+    scores = {(row["sample_id"], row["row"]): row for row in rows}
+    for sample, row in scores:
+        if row == NOISY:
+            assert [scores[sample, "Nothing"][m] for m in METRICS] == [scores[sample, NOISY][m] for m in METRICS]
+            assert float(scores[sample, "Oracle"]["stoi"]) == pytest.approx(1, abs=1e-6)
+    summary = Grid(table(tmp_path / "out" / "summary.csv"))
+    assert summary.rows == [NOISY, AUDIO_ONLY, AUDIO_VISUAL, "Oracle", "Nothing"]
+    assert "Oracle & " in (tmp_path / "out" / "table.tex").read_text()
+    # The same sounds are not scored again; others under the same name are refused.
+    assert snr_breakdown.main(command) == 0
+    assert capsys.readouterr().out.count("rows were finished before") == 3
+    assert snr_breakdown.main([*command[:-2], f"Oracle={noisy}"]) == 2
+    assert "another sounds" in only_line(capsys.readouterr().err)
+
+
+def test_sounds_that_are_not_there_are_named(
+    finished: Path, made_elsewhere: Path, corpus: Path, causal_checkpoint: Path, tmp_path: Path, capsys
+) -> None:
+    shutil.copytree(finished, tmp_path / "out")
+    gone = sorted((made_elsewhere / "clean").iterdir())[0]
+    gone.unlink()
+    command = arguments(corpus, causal_checkpoint, tmp_path / "out", "--others")
+    assert snr_breakdown.main([*command, f"Oracle={made_elsewhere / 'clean'}"]) == 1
+    assert f"{gone.stem}, Oracle: {made_elsewhere / 'clean'} has no {gone.stem}.wav or .flac" in capsys.readouterr().err
+    there = made_elsewhere
+    for bad in ("Oracle", f"Oracle={tmp_path / 'none'}", f"{NOISY}={there}", f"a/b={there}", f"={there}"):
+        assert snr_breakdown.main([*command, bad]) == 2
+        assert f"--others {bad}" in only_line(capsys.readouterr().err)
