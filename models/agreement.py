@@ -68,27 +68,24 @@ class AgreementVCE(VCE):
         heard, seen, valid = joined.split((_TRAITS, _TRAITS, 1), dim=2)
         heard = running_mean(heard, self.smooth)  # [B, window - 1 + longest lag + count, traits]
         seen, valid = (part[:, part.shape[1] - heard.shape[1] :] for part in (seen, valid))
-        reach = self.lags[-1]
+        reach, n_frames = self.lags[-1], heard.shape[1]
+        # (how much earlier the sound is taken, how much earlier the video): all in one go, since a live stream takes two frames
+        # at a time, in which the number of calls counts.
+        pairs = [(0, 0), *(pair for lag in self.lags[1:] for pair in ((lag, 0), (0, lag)))]
 
-        def window(values: torch.Tensor) -> torch.Tensor:
-            return running_mean(values, self.window)[:, -count:]
+        def shifted(values: torch.Tensor, lags: list[int]) -> torch.Tensor:
+            """[B, n_frames, D] -> [B * pairs, n_frames - reach, D]."""
+            return torch.stack([values[:, reach - lag : n_frames - lag] for lag in lags], dim=1).flatten(0, 1)
 
-        def moments(sound: torch.Tensor, video: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            """Correlation and both spreads over the valid frames of the window."""
-            both = torch.cat((sound * there, video, sound.square() * there, video.square(), sound * video, there), dim=2)
-            sums = window(both)
-            share = sums[..., -1:].clamp(min=1e-6)
-            s, v, ss, vv, sv = (part / share for part in sums[..., :-1].split(_TRAITS, dim=2))
-            s_var, v_var = (ss - s.square()).clamp(min=0.0), (vv - v.square()).clamp(min=0.0)
-            floor = _LEAST_SPREAD**2
-            return (sv - s * v) * ((s_var + floor) * (v_var + floor)).rsqrt(), (s_var + floor).sqrt(), (v_var + floor).sqrt()
-
-        n_frames = heard.shape[1]
-        here, sound_spread, video_spread = moments(heard[:, reach:], seen[:, reach:], valid[:, reach:])
-        found = [here]
-        for lag in self.lags[1:]:
-            early = slice(reach - lag, n_frames - lag)
-            found.append(moments(heard[:, early], seen[:, reach:], valid[:, reach:])[0])
-            found.append(moments(heard[:, reach:], seen[:, early], valid[:, early])[0])
-        share = window(valid[:, reach:])
-        return torch.cat((*found, sound_spread.log(), video_spread.log(), share), dim=2)
+        early_sound, early_video = (list(lags) for lags in zip(*pairs, strict=True))
+        sound, video, there = shifted(heard, early_sound), shifted(seen, early_video), shifted(valid, early_video)
+        both = torch.cat((sound * there, video, sound.square() * there, video.square(), sound * video, there), dim=2)
+        sums = running_mean(both, self.window)[:, -count:]
+        share = sums[..., -1:].clamp(min=1e-6)
+        s, v, ss, vv, sv = (part / share for part in sums[..., :-1].split(_TRAITS, dim=2))
+        floor = _LEAST_SPREAD**2
+        s_var, v_var = (ss - s.square()).clamp(min=0.0) + floor, (vv - v.square()).clamp(min=0.0) + floor
+        found = (sv - s * v) * (s_var * v_var).rsqrt()  # [B * pairs, count, traits]
+        found = found.unflatten(0, (-1, len(pairs))).transpose(1, 2).flatten(2)  # [B, count, pairs * traits]
+        spreads = [var[:: len(pairs)].sqrt().log() for var in (s_var, v_var)]  # of the pair without a shift
+        return torch.cat((found, *spreads, sums[:: len(pairs), :, -1:]), dim=2)
