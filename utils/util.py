@@ -45,22 +45,48 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     handle, name = tempfile.mkstemp(prefix=UNFINISHED, suffix=suffix, dir=path.parent)
     temporary = Path(name)
     try:
-        _lock(handle)
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
-        os.fsync(handle)
-        os.replace(temporary, path)
-    except Exception as error:
-        if _is_full(error, path.parent):
-            raise OSError(
-                errno.ENOSPC, f"No space left on device: {path} was not written; what was there before is as it was"
-            ) from error
-        raise
+        with naming_full_disk(path, "it was not written; what was there before is as it was"):
+            _lock(handle)
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
+            os.fsync(handle)
+            os.replace(temporary, path)
     finally:
         os.close(handle)
         temporary.unlink(missing_ok=True)
+
+
+def append_whole(path: str | os.PathLike, data: bytes, sync: bool = False) -> None:
+    """Append all of `data` to a file, or nothing; `sync` returns when it is on the disk.
+
+    OSError that names the file where the disk is full: a file system may take a part of what is written and say nothing.
+    """
+    with open(path, "ab", buffering=0) as file:
+        before = file.seek(0, os.SEEK_END)
+        try:
+            with naming_full_disk(path, "nothing was added to it"):
+                left = memoryview(data)
+                while left:
+                    left = left[file.write(left) :]
+                if sync:
+                    os.fsync(file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                file.truncate(before)
+            raise
+
+
+@contextlib.contextmanager
+def naming_full_disk(path: str | os.PathLike, then: str) -> Iterator[None]:
+    """Errors inside that come from a full disk become an OSError that names `path` and says what became of it."""
+    try:
+        yield
+    except Exception as error:
+        if _is_full(error, Path(path).parent):
+            raise OSError(errno.ENOSPC, f"No space left on device: {path}; {then}") from error
+        raise
 
 
 def _lock(handle: int) -> bool:

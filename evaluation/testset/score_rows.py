@@ -26,7 +26,7 @@ from utils.console import one_line
 from utils.media.sound import load_audio
 from utils.scores.dnsmos import DNSMOS
 from utils.scores.metrics import METRICS, TABLE, require_scorers, score_clip
-from utils.util import write_json
+from utils.util import append_whole, write_json
 from utils.worker_pool import WHY_LOST, run_jobs
 
 NOISY, AUDIO_ONLY, AUDIO_VISUAL = "noisy", "audio_only", "audio_visual"
@@ -210,11 +210,9 @@ class RowStore:
 
     def add(self, row: dict) -> None:
         """Append one row; it is on the disk when this returns."""
-        self.rows[row["sample_id"], row["row"]] = row
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        with open(self._path, "ab", buffering=0) as file:
-            file.write(line.encode())
-            os.fsync(file.fileno())
+        append_whole(self._path, line.encode(), sync=True)
+        self.rows[row["sample_id"], row["row"]] = row
 
 
 def file_sha256(path: str | os.PathLike) -> str:

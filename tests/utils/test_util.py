@@ -20,6 +20,7 @@ from helpers.paths import ROOT
 from helpers.tiny import all_files
 from utils.console import one_line
 from utils.util import (
+    append_whole,
     atomic_write,
     check_loss_health,
     clear_unfinished,
@@ -45,6 +46,28 @@ def test_atomic_write_replaces_only_on_success(tmp_path: Path) -> None:
         raise RuntimeError("interrupted")
     assert path.read_text() == "one"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.wav"]
+
+
+def test_what_is_appended_is_all_there_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    for line in (b"one\n", b"two\n"):
+        append_whole(path, line, sync=True)
+    assert path.read_bytes() == b"one\ntwo\n"
+    # A limit to the size of files lets a first write be short, without an error, as a full disk does.
+    program = (
+        "import resource, sys; from utils.util import append_whole\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (12, 12))\n"
+        "append_whole(sys.argv[1], b'three, four, five')"
+    )
+    found = subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 1 and "File too large" in found.stderr
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_a_full_disk_is_named_when_something_is_appended() -> None:
+    with pytest.raises(OSError, match="No space left on device: /dev/full; nothing was added to it"):
+        append_whole("/dev/full", b"line")
 
 
 def test_a_reader_keeps_the_file_it_opened(tmp_path: Path) -> None:

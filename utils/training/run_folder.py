@@ -6,8 +6,9 @@ import errno
 import importlib.metadata
 import json
 import platform
+import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from utils.config import LossCfg, load_config
-from utils.util import atomic_write, clear_unfinished, git_revision, write_json
+from utils.util import append_whole, atomic_write, clear_unfinished, git_revision, naming_full_disk, write_json
 
 try:
     import fcntl
@@ -91,7 +92,8 @@ def only_run(exp_path: Path) -> Iterator[None]:
 class RunLog:
     """Writes one JSON line per entry into log.jsonl, and gives TensorBoard numbers. Unless `active`, it writes nothing.
 
-    It removes entries after resume_step, and those of kind `again` at resume_step: the run will write them again.
+    It removes entries after resume_step, and those of kind `again` at resume_step: the run will write them again. OSError that
+    names the file, or TensorBoard's folder, where the disk is full.
     """
 
     def __init__(self, exp_path: Path, resume_step: int, again: str | None = None, active: bool = True) -> None:
@@ -105,23 +107,32 @@ class RunLog:
             kept = [line for line in lines if (place := _place_of(line))[0] <= resume_step and place != (resume_step, again)]
             with atomic_write(self.path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._board = SummaryWriter(str(exp_path / "logs"), purge_step=resume_step + 1)
+        # TensorBoard's thread would print a traceback where the disk is full; the next call here raises the same error.
+        self._hook = threading.excepthook
+        threading.excepthook = lambda said: None if getattr(said.exc_value, "errno", 0) == errno.ENOSPC else self._hook(said)
+        with self._naming():
+            self._board = SummaryWriter(str(exp_path / "logs"), purge_step=resume_step + 1)
+
+    def _naming(self) -> AbstractContextManager[None]:
+        return naming_full_disk(self.path.with_name("logs"), "TensorBoard's entries end there")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Add an entry to log.jsonl."""
         if self._board is not None:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            append_whole(self.path, (json.dumps({"kind": kind, "step": step, **values}) + "\n").encode())
 
     def summarize(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Give the numbers among `values` to TensorBoard, under SEMamba's tags where it has one for them."""
-        for name, value in values.items() if self._board is not None else ():
-            if isinstance(value, (int, float)):
-                self._board.add_scalar(tag_of(kind, name), value, step)
+        with self._naming():
+            for name, value in values.items() if self._board is not None else ():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(tag_of(kind, name), value, step)
 
     def describe(self, cfg: Mapping) -> None:
         """Give the recipe to TensorBoard: as hyper-parameters, and as text."""
-        if self._board is not None:
+        if self._board is None:
+            return
+        with self._naming():
             values = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in _flat(cfg)}
             for summary in hparams(values, {}):
                 self._board.file_writer.add_summary(summary)
@@ -130,19 +141,22 @@ class RunLog:
 
     def show(self, step: int, clips: Iterable[ShownClip]) -> None:
         """Give the sounds and figures of validation clips to TensorBoard."""
-        for clip in clips if self._board is not None else ():
-            for name, wav in clip.sounds.items():
-                if name == "enhanced" or clip.name not in self._heard:
-                    sound = torch.from_numpy(np.clip(wav, -1.0, 1.0).astype(np.float32))[None]  # [1, L]
-                    self._board.add_audio(f"Validation {clip.name}/{name}", sound, step, clip.sample_rate)
-            self._heard.add(clip.name)
-            if clip.figure is not None:
-                tag = f"Validation {clip.name}/spectrograms, alpha, gate"
-                self._board.add_image(tag, clip.figure, step, dataformats="HWC")
+        with self._naming():
+            for clip in clips if self._board is not None else ():
+                for name, wav in clip.sounds.items():
+                    if name == "enhanced" or clip.name not in self._heard:
+                        sound = torch.from_numpy(np.clip(wav, -1.0, 1.0).astype(np.float32))[None]  # [1, L]
+                        self._board.add_audio(f"Validation {clip.name}/{name}", sound, step, clip.sample_rate)
+                self._heard.add(clip.name)
+                if clip.figure is not None:
+                    tag = f"Validation {clip.name}/spectrograms, alpha, gate"
+                    self._board.add_image(tag, clip.figure, step, dataformats="HWC")
 
     def close(self) -> None:
         if self._board is not None:
-            self._board.close()
+            threading.excepthook = self._hook
+            with self._naming():
+                self._board.close()
 
 
 def tag_of(kind: str, name: str) -> str:

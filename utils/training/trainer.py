@@ -307,11 +307,11 @@ class Trainer:
             self.save()
         finally:
             self._loader = None  # its workers end with it
-            log.close()
             if self.adversary is not None:
                 self.adversary.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            log.close()
         return "finished" if self.done and not self.validation_due else "interrupted"
 
     def _run_epoch(self, bar: tqdm, log: RunLog) -> None:

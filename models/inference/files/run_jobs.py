@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from models.inference.upper_band import BANDS, FULL
 from models.inference.waveform import noisy_share
 from utils.console import EXIT_FAILED, one_line
 from utils.distributed import Group
-from utils.util import atomic_write, clear_unfinished
+from utils.util import append_whole, atomic_write, clear_unfinished
 
 TABLE = "enhanced.csv"  # in the output folder
 AS_NAMES = {"encoding": "utf-8", "errors": "surrogateescape"}  # of a text file with names in it, whatever their bytes are
@@ -97,8 +98,9 @@ class Table:
     def add(self, row: Row) -> None:
         self.rows.append(row)
         if self.path is not None:
-            with open(self.path, "a", newline="", **AS_NAMES) as file:
-                csv.DictWriter(file, COLUMNS).writerow(row)
+            line = io.StringIO(newline="")
+            csv.DictWriter(line, COLUMNS).writerow(row)
+            append_whole(self.path, line.getvalue().encode(**AS_NAMES))
 
     def remove(self) -> None:
         if self.path is not None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
 from helpers.paths import ROOT
 from helpers.semamba_training import RECIPE, run, trainer_of, write_semamba_recipe
@@ -110,3 +113,23 @@ def test_what_never_changes_is_shown_once(tmp_path: Path) -> None:
     board.Reload()
     heard = {tag.split("/")[1]: [event.step for event in board.Audio(tag)] for tag in board.Tags()["audio"]}
     assert heard == {"noisy": [1], "enhanced": [1, 2], "clean": [1]} and not board.Tags()["images"]
+
+
+def test_a_full_disk_is_named_by_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    """TensorBoard writes in a thread of its own: the error comes with a later call, and without that thread's traceback."""
+    hook = threading.excepthook
+    log = RunLog(tmp_path, 0)
+    log.write("train", 1, {"total": 1.0})
+
+    def full(*given, **named) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LocalFileSystem, "append", full)
+    with pytest.raises(OSError, match="No space left on device: .*logs; TensorBoard's entries end there") as error:
+        for step in range(100_000):
+            log.summarize("train", step, {"total": 1.0})
+    assert error.value.errno == errno.ENOSPC
+    with pytest.raises(OSError, match="TensorBoard"):
+        log.close()
+    assert threading.excepthook is hook and "Traceback" not in capfd.readouterr().err
+    assert (tmp_path / "log.jsonl").read_text() == '{"kind": "train", "step": 1, "total": 1.0}\n'
