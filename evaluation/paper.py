@@ -32,7 +32,10 @@ RESULTS, PAPER = ROOT / "docs" / "results", ROOT / "docs" / "paper"
 PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
 FACE_GAINS = "face_gains"
 SCORES = "LiteAVSE_small/snr/scores.csv"
-SIZES = ("parameters_m", "trained_m", "macs_sound_g", "macs_face_g", "rtf_sound", "rtf_face", "rtf_stream", "cpu_peak_mb")
+SIZES = (
+    "parameters_m", "trained_m", "macs_sound_g", "macs_face_g", "rtf_sound", "rtf_face", "rtf_stream", "rtf_stream_face",
+    "cpu_peak_mb",
+)  # fmt: skip
 NO_ENHANCER = "LiteAVSE_encoder"  # this recipe teaches the visual encoder, and enhances nothing
 
 
