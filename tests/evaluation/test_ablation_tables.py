@@ -71,7 +71,14 @@ def test_p_is_corrected_for_the_number_of_claims_that_are_tested() -> None:
     assert table.count(f"| {2 * stats.ttest_1samp(gains, 0.0).pvalue:.2g} | **held** |") == 2
     assert "| +0.023 [" in table and "| +0.23 [" in table  # STOI, and SI-SDR in dB
     missing = claims_table({"full": results(gains)}, [*claims, CLAIMS[-1]])
-    assert missing.endswith("| | | | not tested |\n") and missing.count("**held**") == 2
+    assert missing.endswith("| | | | not tested | |\n") and missing.count("**held**") == 2
+
+
+def test_another_seed_stands_beside_the_verdict_and_does_not_change_it() -> None:
+    first, second = results([0.02] * 7 + [0.03]), results([-0.01] * 8)
+    alone, both = (claims_table(held, [FACE]) for held in ({"full": first}, {"full": first, "full_seed2": second}))
+    assert alone.endswith("| **held** |  |\n")
+    assert both == alone.replace("| **held** |  |", "| **held** | -0.010, -0.10 |")
 
 
 def test_variants_stand_with_their_cost_and_scores() -> None:
