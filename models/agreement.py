@@ -53,8 +53,7 @@ class AgreementVCE(VCE):
         if valid is None:
             valid = torch.ones(feat.shape[:2], dtype=torch.bool, device=feat.device)
         feat = torch.where(valid[..., None], feat, 0.0)
-        bands = F.adaptive_avg_pool2d(audio.detach(), (audio.shape[2], _BANDS))  # [B, C, t, 8]
-        heard = self.hearing(bands.permute(0, 2, 1, 3).flatten(2))  # [B, t, traits]
+        heard = self._heard(audio)
         seen = self.sight(self.sight_norm(feat)) * valid[..., None]
         now = torch.cat((heard, seen, valid[..., None].to(heard.dtype)), dim=2)
         joined = torch.cat((state, now), dim=1)  # [B, H + t, .]
@@ -62,6 +61,16 @@ class AgreementVCE(VCE):
         alpha = ((torch.sigmoid(logits) - DEAD_ZONE) / (1 - DEAD_ZONE)).clamp(min=0.0)
         alpha = torch.where(valid[..., None], alpha, torch.zeros_like(alpha))
         return alpha, logits, joined[:, joined.shape[1] - self._history :]
+
+    def look_away(self, audio: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """The state after frames without a face: what was heard counts once there is a face again."""
+        heard = F.pad(self._heard(audio), (0, _TRAITS + 1))
+        return torch.cat((state, heard), dim=1)[:, heard.shape[1] :]
+
+    def _heard(self, audio: torch.Tensor) -> torch.Tensor:
+        """The sound's traits [B, t, traits]."""
+        bands = F.adaptive_avg_pool2d(audio.detach(), (audio.shape[2], _BANDS))  # [B, C, t, 8]
+        return self.hearing(bands.permute(0, 2, 1, 3).flatten(2))
 
     def _evidence(self, joined: torch.Tensor, count: int) -> torch.Tensor:
         """Correlations, spreads and the share of valid frames for each of the last `count` frames, [B, count, n]."""

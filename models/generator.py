@@ -169,7 +169,7 @@ class LiteAVSEMamba(SEMamba):
         super()._build(cfg, light or cfg["lite_cfg"]["use_lite_dense"])
         visual, lite, stft = cfg["visual_cfg"], cfg["lite_cfg"], cfg["stft_cfg"]
         self.use_visual = visual["use_visual"]
-        self.visual_dim, self.feature_dropout = visual["visual_dim"], visual["feature_dropout"]
+        self.feature_dropout = visual["feature_dropout"]
         self.vce = self.fsvg = self.visual_norm = None
         self.timing = {
             "hop_size": stft["hop_size"], "sampling_rate": stft["sampling_rate"], "fps": visual["video_fps"],
@@ -255,14 +255,11 @@ class LiteAVSEMamba(SEMamba):
 
     def _look_away(self, audio: torch.Tensor, state: ModelState) -> ModelState:
         """The next state where there is no video: time goes on, and what was seen earlier must be forgotten."""
-        batch, _, frames, _ = audio.shape
-        none = torch.zeros(batch, frames, dtype=torch.bool, device=audio.device)
-        blank = torch.zeros(batch, frames, self.visual_dim, device=audio.device)
         with full_precision(audio):
             if self.vce is not None:
-                state = state._replace(vce=self.vce.judge(blank, audio, state.vce, none)[2])
-            if self.visual_norm is not None:
-                state = state._replace(visual_norm=self.visual_norm.step(blank, none, state.visual_norm)[1])
+                state = state._replace(vce=self.vce.look_away(audio, state.vce))
+        if self.visual_norm is not None:
+            state = state._replace(visual_norm=self.visual_norm.look_away(audio.shape[2], state.visual_norm))
         return state
 
     def step_with_gates(

@@ -41,6 +41,10 @@ class VCE(nn.Module):
         """feat [B, t, in_dim], valid bool [B, t] (None: all) -> (alpha [B, t, 1], exactly 0 where not valid; next state)."""
         return self._confidence(self._logits(feat), state, valid)
 
+    def look_away(self, audio: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """The state after further frames of sound [B, C, t, F'] in which nobody is seen, as `judge` gives it."""
+        return F.pad(state, (0, 0, 0, audio.shape[2]))[:, audio.shape[2] :]
+
     def _confidence(
         self, logits: torch.Tensor, state: torch.Tensor, valid: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models.layers import running_mean
@@ -49,6 +50,11 @@ class RunningNorm(nn.Module):
         variance = (power - mean.square().sum(2, keepdim=True)).clamp(min=0.0) / dim
         normed = (features - mean) * (variance + _LEAST_VARIANCE).rsqrt()
         return torch.where(valid[..., None], normed, 0.0), joined[:, joined.shape[1] - (self.window - 1) :]
+
+    @staticmethod
+    def look_away(frames: int, state: torch.Tensor) -> torch.Tensor:
+        """The state after further frames in which nobody is seen, as `step` gives it."""
+        return F.pad(state, (0, 0, 0, frames))[:, frames:]
 
 
 class VisualProjection(nn.Module):

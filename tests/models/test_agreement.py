@@ -25,6 +25,16 @@ def inputs(frames: int, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, to
     return feat, audio, torch.rand(batch, frames, generator=draw) > 0.2
 
 
+@pytest.mark.parametrize("frames", [1, 9, 60])
+def test_looking_away_leaves_the_state_that_judging_nobody_leaves(frames: int) -> None:
+    vce = made()
+    state = vce.judge(*inputs(25)[:2], vce.init_state(2), None)[2]
+    feat, audio, _ = inputs(frames, seed=1)
+    nobody = torch.zeros(2, frames, dtype=torch.bool)
+    judged = vce.judge(feat, audio, state, nobody)[2]
+    assert torch.equal(vce.look_away(audio, state), judged) and judged.shape == state.shape
+
+
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(pieces=st.lists(st.integers(1, 20), min_size=2, max_size=5))
 @torch.no_grad()

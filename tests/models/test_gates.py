@@ -65,6 +65,14 @@ def test_an_absent_face_neither_leaks_in_nor_drags_alpha_down(vce):
     torch.testing.assert_close(steady, torch.sigmoid(vce._logits(feat[:, :1])).expand(1, 9, 1)[0], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("frames", [1, 3, 20])
+def test_looking_away_leaves_the_state_that_judging_nobody_leaves(vce, frames):
+    _, state = vce.step(torch.randn(2, 7, 16), vce.init_state(2))
+    audio = torch.randn(2, 4, frames, 10)
+    judged = vce.judge(torch.randn(2, frames, 16), audio, state, torch.zeros(2, frames, dtype=torch.bool))[2]
+    assert torch.equal(vce.look_away(audio, state), judged) and judged.shape == state.shape
+
+
 def test_smoothing_is_the_weighted_mean_of_the_valid_past():
     torch.manual_seed(0)
     model = VCEWithTemporalSmoothing(16, smooth_kernel=3)

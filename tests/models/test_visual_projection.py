@@ -32,6 +32,14 @@ def inputs(frames: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(batch, frames, DIM, generator=draw), torch.rand(batch, frames, generator=draw) > 0.2
 
 
+@pytest.mark.parametrize("frames", [1, 7, 40])
+def test_looking_away_leaves_the_state_that_nobody_leaves(frames: int) -> None:
+    norm = made()
+    _, state = norm.step(torch.randn(2, 25, DIM), torch.ones(2, 25, dtype=torch.bool), norm.init_state(2))
+    seen = norm.step(torch.randn(2, frames, DIM), torch.zeros(2, frames, dtype=torch.bool), state)[1]
+    assert torch.equal(norm.look_away(frames, state), seen) and seen.shape == state.shape
+
+
 @torch.no_grad()
 def test_it_is_the_mean_and_the_spread_of_the_valid_frames_of_two_seconds_and_a_bit_of_an_average_face() -> None:
     norm = made()
