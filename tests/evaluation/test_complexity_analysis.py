@@ -74,17 +74,17 @@ def test_a_stream_hears_and_sees_all_of_it(monkeypatch: pytest.MonkeyPatch) -> N
     feed, feed_video = StreamingEnhancer.feed, StreamingEnhancer.feed_video
     monkeypatch.setattr(StreamingEnhancer, "feed", lambda self, wav: heard.append(len(wav)) or feed(self, wav))
     monkeypatch.setattr(StreamingEnhancer, "feed_video", lambda self, *given: shown.append(given) or feed_video(self, *given))
-    found = streaming(Enhancer(model, cfg, torch.device("cpu")), 0.4)
+    found = streaming(Enhancer(model, cfg, torch.device("cpu")), 0.4, 2)
     second = 16000
-    assert sum(heard) == 2 * (0.5 + 0.4) * second and set(heard) == {second // 40}
-    assert len(shown) == 13 + 10  # crops at 25 fps of half a second, and of 0.4 s
+    assert sum(heard) == 2 * (0.5 + 2 * 0.4) * second and set(heard) == {second // 40}
+    assert len(shown) == 13 + 2 * 10  # crops at 25 fps of half a second, and twice of 0.4 s
     assert min(found["rtf_stream"], found["rtf_stream_face"]) > 0 and found["latency_ms"] == 25
     assert 1e-3 * found["worst_chunk_ms"] / 0.025 >= max(found["rtf_stream"], found["rtf_stream_face"])
 
 
 def test_a_model_that_cannot_stream_has_no_such_numbers() -> None:
     model, cfg = tiny_model(model_cfg={"causal": False})
-    assert set(streaming(Enhancer(model, cfg, torch.device("cpu")), 0.4).values()) == {None}
+    assert set(streaming(Enhancer(model, cfg, torch.device("cpu")), 0.4, 1).values()) == {None}
 
 
 def test_another_program_is_timed_frame_by_frame(monkeypatch: pytest.MonkeyPatch) -> None:
