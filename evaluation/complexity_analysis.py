@@ -23,10 +23,9 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from evaluation import peers
 from evaluation.benchmarks.live import stream_noise
 from evaluation.benchmarks.network import recipes
-from evaluation.peers import PEERS
+from evaluation.peers import PEERS, enhance
 from evaluation.reporting.tables import latex_escape, write_text
 from evaluation.testset.manifest import SAMPLE_RATE_HZ
 from evaluation.testset.runs import command_line
@@ -141,16 +140,25 @@ def _resident_bytes(largest: bool) -> int | None:
     return 1024 * int(line.split()[1])
 
 
-def peak_memory(architecture: str, cfg: Mapping, device: torch.device, seconds: float) -> tuple[Enhancer, dict]:
-    """Build the model and enhance once: (the enhancer, the peak of memory in MB on CPU and GPU, weights included)."""
+def _watch_memory() -> int | None:
+    """Forget the peak of this process's memory; resident bytes now, None on systems other than Linux."""
     before = _resident_bytes(False)
     if before is not None:
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the peak
+    return before
+
+
+def _peak_mb(before: int | None) -> float | None:
+    """MB from what `_watch_memory` gave to the peak since then."""
+    return None if before is None else (_resident_bytes(True) - before) / 1e6
+
+
+def peak_memory(architecture: str, cfg: Mapping, device: torch.device, seconds: float) -> tuple[Enhancer, dict]:
+    """Build the model and enhance once: (the enhancer, the peak of memory in MB on CPU and GPU, weights included)."""
+    before = _watch_memory()
     enhancer = Enhancer(ARCHITECTURES[architecture](cfg), cfg, device)
     offline_rtf(enhancer, seconds, 1)
-    found: dict[str, float | None] = {"cpu_peak_mb": None, "gpu_peak_mb": None}
-    if before is not None:
-        found["cpu_peak_mb"] = (_resident_bytes(True) - before) / 1e6
+    found: dict[str, float | None] = {"cpu_peak_mb": _peak_mb(before), "gpu_peak_mb": None}
     if device.type == "cuda":
         found["gpu_peak_mb"] = torch.cuda.max_memory_allocated(device) / 1e6
     return enhancer, found
@@ -170,15 +178,12 @@ def analyse(name: str, architecture: str, cfg: Mapping, device: str, threads: in
 def analyse_peer(name: str, n_runs: int, seconds: float) -> dict:
     """The row of another program, on one thread: its frames one by one, which is a stream as well as a file."""
     wav = 0.1 * np.random.default_rng(0).standard_normal(round(seconds * SAMPLE_RATE_HZ)).astype(np.float32)
-    before = _resident_bytes(False)
-    peer = PEERS[name]
-    runs = [peers.enhance(peer, wav)[1] for _ in range(n_runs + 1)][1:]
+    peer, before = PEERS[name], _watch_memory()
+    runs = [enhance(peer, wav)[1] for _ in range(n_runs + 1)][1:]
     rtf = statistics.median(sum(spent) for spent in runs) / seconds
-    after = _resident_bytes(True)
     return dict.fromkeys(COLUMNS) | {
         "recipe": peer.name, "rtf_sound": rtf, "rtf_stream": rtf, "worst_chunk_ms": 1e3 * max(max(spent) for spent in runs),
-        "latency_ms": 1e3 * (peer.delay + peer.frame) / peer.rate,
-        "cpu_peak_mb": None if before is None or after is None else (after - before) / 1e6,
+        "latency_ms": 1e3 * (peer.delay + peer.frame) / peer.rate, "cpu_peak_mb": _peak_mb(before),
     }  # fmt: skip
 
 

@@ -21,14 +21,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
-from evaluation.testset.manifest import SAMPLE_RATE_HZ
+from evaluation.score_folder import sounds_by_stem
+from evaluation.testset.manifest import SAMPLE_RATE_HZ, write_sound
 from utils.console import Parser, run
-from utils.media.formats import AUDIO_EXTENSIONS
 from utils.media.sound import load_audio, resample
-from utils.util import atomic_write
 
 
 class Peer(Protocol):
@@ -144,20 +142,16 @@ def enhance(make: type[Peer], wav: np.ndarray) -> tuple[np.ndarray, list[float]]
 
 def enhance_folder(make: type[Peer], input_dir: Path, output_dir: Path) -> None:
     """Write an enhanced 16 kHz wav of the same name for each sound; prints the real-time factor of the frames alone."""
-    paths = sorted(path for path in input_dir.iterdir() if path.suffix.lower() in AUDIO_EXTENSIONS)
-    if not paths:
-        raise ValueError(f"--input_dir: no sound files in {input_dir}")
+    sounds = sounds_by_stem(input_dir, "--input_dir")
     if output_dir.resolve() == input_dir.resolve():
         raise ValueError("--output_dir is --input_dir; the enhanced sounds would overwrite the noisy ones")
-    output_dir.mkdir(parents=True, exist_ok=True)
     spent, heard = 0.0, 0
-    for path in tqdm(paths, unit="file", disable=None):
+    for stem, path in tqdm(sounds.items(), unit="file", disable=None):
         wav = load_audio(path, SAMPLE_RATE_HZ)
         made, seconds = enhance(make, wav)
-        with atomic_write(output_dir / f"{path.stem}.wav") as temporary:
-            soundfile.write(temporary, made, SAMPLE_RATE_HZ, subtype="FLOAT", format="WAV")
+        write_sound(output_dir / f"{stem}.wav", made)
         spent, heard = spent + sum(seconds), heard + len(wav)
-    print(f"{make.name}: {len(paths)} sounds in {output_dir}; real-time factor {spent / (heard / SAMPLE_RATE_HZ):.3f}")
+    print(f"{make.name}: {len(sounds)} sounds in {output_dir}; real-time factor {spent / (heard / SAMPLE_RATE_HZ):.3f}")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -172,8 +166,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
 
     def work() -> int:
-        if not args.input_dir.is_dir():
-            raise FileNotFoundError(f"--input_dir: {args.input_dir} is not a folder")
         enhance_folder(PEERS[args.peer], args.input_dir, args.output_dir)
         return 0
 

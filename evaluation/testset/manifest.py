@@ -170,6 +170,10 @@ def write_sounds(held: Manifest, folder: Path) -> None:
     for sample in tqdm(held.samples, unit="mixture", disable=None):
         made = mix(sample, held.max_sec)
         for name, wav in (("noisy", made.noisy), ("clean", made.clean)):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            with atomic_write(folder / name / f"{sample.sample_id}.wav") as temporary:
-                soundfile.write(temporary, wav, SAMPLE_RATE_HZ, subtype="FLOAT", format="WAV")
+            write_sound(folder / name / f"{sample.sample_id}.wav", wav)
+
+
+def write_sound(path: Path, wav: np.ndarray) -> None:
+    """Write sound [L] as a wav of 32-bit floats at 16 kHz, which changes no bit of it."""
+    with atomic_write(path) as temporary:
+        soundfile.write(temporary, wav, SAMPLE_RATE_HZ, subtype="FLOAT", format="WAV")
