@@ -35,11 +35,11 @@ def _line(name: str, values: Mapping[str, str]) -> str:
 def results_table(snr: Sequence[Mapping[str, str]], visual: Sequence[Mapping[str, str]]) -> str:
     """Markdown: scores at 0 dB by kind of noise, and with spoilt videos over all kinds, from both summary.csv."""
     lines = ["| | " + " | ".join(TABLE[metric].heading for metric in METRICS) + " |", "|---|" + "---|" * len(METRICS)]
+    rows = dict.fromkeys([*ROWS, *(r["row"] for r in snr)])  # ours, and those of other programs under their own names
     for kind, said in KINDS.items():
-        others = [row for row in dict.fromkeys(r["row"] for r in snr) if row not in ROWS]
-        for row, name in {**ROWS, **{row: row for row in others}}.items():
+        for row in rows:
             found = {r["metric"]: r["mean"] for r in snr if (r["row"], r["kind"], r["snr_db"]) == (row, kind, SNR_DB)}
-            lines.append(_line(f"{said}: {name}", found))
+            lines.append(_line(f"{said}: {ROWS.get(row, row)}", found))
     found = {r["metric"]: r["audio_only"] for r in visual if r["condition"] == "clean"}
     lines.append(_line("all kinds: sound only", found))
     for condition, name in CONDITIONS.items():

@@ -77,7 +77,7 @@ def _given(args: argparse.Namespace, names: Sequence[str]) -> list[str]:
     words: list[str] = []
     for name in names:
         value = getattr(args, name)
-        if value is not None and value != []:
+        if value is not None:
             words += [f"--{name}", *(f"{each:g}" if isinstance(each, float) else str(each) for each in (
                 value if isinstance(value, list) else [value]
             ))]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -82,11 +84,11 @@ class AgreementVCE(VCE):
         # at a time, in which the number of calls counts.
         pairs = [(0, 0), *(pair for lag in self.lags[1:] for pair in ((lag, 0), (0, lag)))]
 
-        def shifted(values: torch.Tensor, lags: list[int]) -> torch.Tensor:
+        def shifted(values: torch.Tensor, lags: Sequence[int]) -> torch.Tensor:
             """[B, n_frames, D] -> [B * pairs, n_frames - reach, D]."""
             return torch.stack([values[:, reach - lag : n_frames - lag] for lag in lags], dim=1).flatten(0, 1)
 
-        early_sound, early_video = (list(lags) for lags in zip(*pairs, strict=True))
+        early_sound, early_video = zip(*pairs, strict=True)
         sound, video, there = shifted(heard, early_sound), shifted(seen, early_video), shifted(valid, early_video)
         both = torch.cat((sound * there, video, sound.square() * there, video.square(), sound * video, there), dim=2)
         sums = running_mean(both, self.window)[:, -count:]

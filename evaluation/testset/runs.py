@@ -51,15 +51,15 @@ def add_rating_options(parser: argparse.ArgumentParser) -> None:
 
 def add_others_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--others", nargs="+", metavar="NAME=FOLDER", default=[],
+        "--others", nargs="+", metavar="NAME=FOLDER",
         help="what other programs made of the mixtures (make_testset --sound_dir), a row each; files have the mixtures' names",
     )  # fmt: skip
 
 
-def read_others(words: Sequence[str]) -> dict[str, str]:
-    """{row: folder} of --others; ValueError for a name that a row cannot have, and for what is no folder."""
+def read_others(words: Sequence[str] | None) -> dict[str, str]:
+    """{row: folder} of --others, if it was given; ValueError for a name that a row cannot have, and for what is no folder."""
     found: dict[str, str] = {}
-    for word in words:
+    for word in words or ():
         name, _, folder = word.partition("=")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name) or not Path(folder).is_dir() or not folder:
             raise ValueError(f"--others {word}: should be NAME=FOLDER, with letters, digits, dots and hyphens in NAME")
@@ -90,7 +90,7 @@ def score_run(args: argparse.Namespace, rows_of, command: str) -> ScoredRun:
         check_mixture_options(args)
     if args.workers < 1:
         raise ValueError("--workers should be 1 or more")
-    others = read_others(getattr(args, "others", []))
+    others = read_others(getattr(args, "others", None))
     enhancer = Enhancer.from_checkpoint(args.checkpoint_file, args.device, config)
     identity = {
         "checkpoint": file_sha256(args.checkpoint_file), "config": json_sha256(enhancer.cfg),
