@@ -141,8 +141,8 @@ class RunLog:
 
     def show(self, step: int, clips: Iterable[ShownClip]) -> None:
         """Give the sounds and figures of validation clips to TensorBoard."""
-        with self._naming():
-            for clip in clips if self._board is not None else ():
+        for clip in clips if self._board is not None else ():  # made as they are asked for: their errors are not the board's
+            with self._naming():
                 for name, wav in clip.sounds.items():
                     if name == "enhanced" or clip.name not in self._heard:
                         sound = torch.from_numpy(np.clip(wav, -1.0, 1.0).astype(np.float32))[None]  # [1, L]
