@@ -4,7 +4,8 @@
 
 Each clip is mixed with each kind of noise at each SNR. The recording and the place in it are drawn once for each clip and
 kind, so that all SNRs have the same noise. `noise` is a recording of the noise list; `one_speaker` and `three_speakers`
-are clips of one or three other people of the list (or of --masker_json). The same seed gives the same manifest.
+are clips of one or three other people of the list (or of --masker_json); `noise_in_room` is `noise` with the speaker in a
+room of --rir_json. The same seed gives the same manifest.
 --sound_dir writes the mixtures as sound, too, for other programs; `evaluation.snr_breakdown --others` scores what they make.
 """
 

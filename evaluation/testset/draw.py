@@ -19,6 +19,7 @@ from evaluation.testset.conditions import CLEAN, check_condition
 from evaluation.testset.manifest import (
     KINDS,
     NOISE,
+    NOISE_IN_ROOM,
     SAMPLE_RATE_HZ,
     TALKERS,
     Masker,
@@ -62,6 +63,11 @@ class Plan:
     room_share: float
     seed: int
     max_sec: float
+
+
+def needs_noises(kinds: Sequence[str]) -> bool:
+    """Whether one of `kinds` is made of recordings of the noise list."""
+    return any(kind not in TALKERS for kind in kinds)
 
 
 def read_clips(path: str | Path, option: str) -> list[Clip]:
@@ -115,15 +121,15 @@ def _draw_maskers(
     clip: Clip, speech: np.ndarray, kind: str, plan: Plan, rng: np.random.Generator, broken: dict[str, str]
 ) -> tuple[Masker, ...]:
     """Maskers for one clip and kind that are audible while its speaker speaks; ValueError when none is found."""
-    others = _others(clip, plan.talkers) if kind != NOISE else []
+    others = _others(clip, plan.talkers) if kind in TALKERS else []
     n_others = len({each.audio for each in others})
-    if kind != NOISE and n_others < TALKERS[kind]:
+    if kind in TALKERS and n_others < TALKERS[kind]:
         raise ValueError(f"{kind} needs {TALKERS[kind]} other clips, there are {n_others}")
     for _ in range(DRAWS):
-        if kind == NOISE:
-            chosen = [plan.noises[int(which)] for which in rng.choice(len(plan.noises), 1, replace=False)]
-        else:
+        if kind in TALKERS:
             chosen = _draw_voices(others, TALKERS[kind], rng)
+        else:
+            chosen = [plan.noises[int(which)] for which in rng.choice(len(plan.noises), 1, replace=False)]
         places = rng.random(len(chosen))
         maskers = []
         for path, place in zip(chosen, places, strict=True):
@@ -154,8 +160,10 @@ def make_samples(plan: Plan) -> tuple[list[Sample], dict[str, str]]:
             broken[clip.audio] = one_line(error)
             continue
         for kind in plan.kinds:
-            # Each has a generator of its own, so that its draws do not depend on the other clips and kinds.
-            rng = np.random.default_rng([plan.seed, number, KINDS.index(kind)])
+            # Each has a generator of its own, so that its draws do not depend on the other clips and kinds. Noise in a
+            # room begins with that of NOISE, so that the two differ in the room alone.
+            drawn_as = NOISE if kind == NOISE_IN_ROOM else kind
+            rng = np.random.default_rng([plan.seed, number, KINDS.index(drawn_as)])
             try:
                 maskers = _draw_maskers(clip, speech, kind, plan, rng, broken)
             except ValueError as error:
@@ -163,7 +171,7 @@ def make_samples(plan: Plan) -> tuple[list[Sample], dict[str, str]]:
                 continue
             other = _others(clip, [each for each in plan.clips if each.video])
             face = other[int(rng.integers(len(other)))] if other else None
-            in_room = plan.rooms and rng.random() < plan.room_share
+            in_room = plan.rooms and rng.random() < (1 if kind == NOISE_IN_ROOM else plan.room_share)
             room = plan.rooms[int(rng.integers(len(plan.rooms)))] if in_room else None
             visual = plan.visuals[int(rng.integers(len(plan.visuals)))]
             seed = int(rng.integers(2**31))
@@ -187,7 +195,7 @@ def make_testset(args: argparse.Namespace, output: Path) -> int:
     if args.rir_json:
         skipped = RIRAugmentor(args.rir_json).skipped
         rooms = [path for path in read_paths(args.rir_json, "--rir_json") if path not in skipped]
-    noises = read_paths(args.noise_json, "--noise_json") if NOISE in args.kinds else []
+    noises = read_paths(args.noise_json, "--noise_json") if needs_noises(args.kinds) else []
     plan = Plan(
         clips, noises, talkers, rooms, args.kinds, args.snr_db, args.visual, args.room_share, args.seed, args.max_sec
     )
@@ -205,7 +213,7 @@ def make_testset(args: argparse.Namespace, output: Path) -> int:
         f"{', '.join(args.kinds)}, SNR {', '.join(f'{snr:g}' for snr in args.snr_db)} dB, seed {args.seed}"
     )
     speaker_of = {clip.audio: clip.speaker for clip in talkers}
-    repeating = {s.clip for s in samples if s.kind != NOISE and len({speaker_of[m.path] for m in s.maskers}) < len(s.maskers)}
+    repeating = {s.clip for s in samples if s.kind in TALKERS and len({speaker_of[m.path] for m in s.maskers}) < len(s.maskers)}
     if repeating:
         note += f", several voices of one person for {len(repeating)} clips (too few other speakers)"
     write_manifest(output, samples, args.max_sec, note, broken)
@@ -218,11 +226,11 @@ def add_mixture_options(parser: argparse.ArgumentParser, snrs_db: Sequence[float
     parser.add_argument("--test_json", help="list of clean clips")
     parser.add_argument("--noise_json", help="list of noises")
     parser.add_argument("--masker_json", help="list of clips whose voices disturb (default: those of --test_json)")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[NOISE, *TALKERS], help="noise_in_room needs --rir_json")
     parser.add_argument("--snr_db", type=float, nargs="+", default=list(snrs_db))
     parser.add_argument("--clips", type=int, help="number of clips to use, evenly chosen from the list")
     parser.add_argument("--rir_json", help="list of impulse responses, for speech in rooms")
-    parser.add_argument("--room_share", type=float, default=0.5, help="share of the clips that are in a room, with --rir_json")
+    parser.add_argument("--room_share", type=float, default=0.5, help="share of the clips of other kinds in a room")
     parser.add_argument("--visual", nargs="+", default=[CLEAN], help="degradations of the video, drawn for each clip")
     parser.add_argument("--max_sec", type=float, default=10.0, help="only this much of a longer clip is used")
     parser.add_argument("--seed", type=int, default=1234)
@@ -230,9 +238,11 @@ def add_mixture_options(parser: argparse.ArgumentParser, snrs_db: Sequence[float
 
 def check_mixture_options(args: argparse.Namespace) -> None:
     """ValueError for options with which no mixture can be made."""
-    for option, value in (("--test_json", args.test_json), ("--noise_json", args.noise_json or NOISE not in args.kinds)):
+    for option, value in (("--test_json", args.test_json), ("--noise_json", args.noise_json or not needs_noises(args.kinds))):
         if not value:
             raise ValueError(f"{option} is needed: a list made by the scripts in data/")
+    if NOISE_IN_ROOM in args.kinds and not args.rir_json:
+        raise ValueError(f"--kinds {NOISE_IN_ROOM} needs --rir_json, a list of impulse responses of rooms")
     if not all(LIMITS_DB[0] <= snr <= LIMITS_DB[1] for snr in args.snr_db) or len(set(args.snr_db)) < len(args.snr_db):
         raise ValueError(f"--snr_db should be different numbers between {LIMITS_DB[0]:g} and {LIMITS_DB[1]:g} dB")
     if args.clips is not None and args.clips < 1:
@@ -249,6 +259,6 @@ def options_of(args: argparse.Namespace) -> str:
     """The options that decide what a manifest holds, with hashes of their lists; equal for runs that ask for the same."""
     names = (*LISTS, "kinds", "snr_db", "clips", "room_share", "visual", "max_sec", "seed")
     given = {name: getattr(args, name) for name in names}
-    used = [name for name in LISTS if given[name] and (name != "noise_json" or NOISE in args.kinds)]
+    used = [name for name in LISTS if given[name] and (name != "noise_json" or needs_noises(args.kinds))]
     contents = {f"{name} sha256": json_sha256(load_json_file(given[name], f"--{name}")) for name in used}
     return json.dumps(given | contents, sort_keys=True)

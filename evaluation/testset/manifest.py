@@ -23,7 +23,8 @@ VERSION = 1
 SAMPLE_RATE_HZ = 16000
 NOISE = "noise"
 TALKERS = {"one_speaker": 1, "three_speakers": 3}  # kinds of noise made of other people's clips
-KINDS = (NOISE, *TALKERS)
+NOISE_IN_ROOM = "noise_in_room"  # the mixtures of NOISE, with the speaker in a room
+KINDS = (NOISE, *TALKERS, NOISE_IN_ROOM)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import soundfile
 
 from dataloaders.mixing import active_samples, snr_db
 from evaluation import make_testset
-from evaluation.testset.manifest import KINDS, load_speech, mix, read_manifest, sum_maskers
+from evaluation.testset.manifest import NOISE, TALKERS, load_speech, mix, read_manifest, sum_maskers
 from helpers.corpus import make_corpus
 from helpers.tiny import bytes_file, only_line, wav_file
 
@@ -33,7 +33,7 @@ def test_mixtures_hit_their_snr(corpus: Path, tmp_path: Path) -> None:
     assert make(corpus, tmp_path / "set.json", "--snr_db", "-15", "0", "20") == 0
     testset = read_manifest(tmp_path / "set.json")
     assert len(testset.samples) == 4 * 3 * 3
-    assert {sample.kind for sample in testset.samples} == set(KINDS)
+    assert {sample.kind for sample in testset.samples} == {NOISE, *TALKERS}
     for sample in testset.samples:
         made = mix(sample, testset.max_sec)
         found = snr_db(made.clean, made.noisy.astype(np.float64) - made.clean)
@@ -101,13 +101,27 @@ def test_three_speakers_are_three_people(tmp_path: Path, capsys) -> None:
     assert "several voices of one person for 8 clips" in few.note and few.note in capsys.readouterr().out
 
 
-def test_in_a_room_the_target_keeps_its_early_part(corpus: Path, tmp_path: Path) -> None:
+def room_list(folder: Path) -> str:
+    """A list of one impulse response: direct sound, then noise that decays by 60 dB in 0.8 s."""
     rng = np.random.default_rng(0)
     room = rng.standard_normal(8000) * 10 ** (-3 * np.arange(8000) / 6400)
     room[0] = 30
-    soundfile.write(tmp_path / "room.wav", 0.03 * room, 16000, subtype="FLOAT")
-    (tmp_path / "rooms.json").write_text(json.dumps(["room.wav"]))
-    make(corpus, tmp_path / "wet.json", "--snr_db", "60", "--rir_json", str(tmp_path / "rooms.json"), "--room_share", "1",
+    soundfile.write(folder / "room.wav", 0.03 * room, 16000, subtype="FLOAT")
+    (folder / "rooms.json").write_text(json.dumps(["room.wav"]))
+    return str(folder / "rooms.json")
+
+
+def test_noise_in_a_room_is_the_noise_without_one_but_for_the_room(corpus: Path, tmp_path: Path) -> None:
+    command = ["--snr_db", "0", "--room_share", "0", "--kinds", "noise", "noise_in_room"]
+    make(corpus, tmp_path / "set.json", *command, "--rir_json", room_list(tmp_path))
+    samples = read_manifest(tmp_path / "set.json").samples
+    wet, dry = ([s for s in samples if (s.room is not None) == in_room] for in_room in (True, False))
+    assert {s.kind for s in wet} == {"noise_in_room"} and {s.kind for s in dry} == {"noise"}
+    assert [(s.clip, s.maskers) for s in wet] == [(s.clip, s.maskers) for s in dry] and len(wet) == 4
+
+
+def test_in_a_room_the_target_keeps_its_early_part(corpus: Path, tmp_path: Path) -> None:
+    make(corpus, tmp_path / "wet.json", "--snr_db", "60", "--rir_json", room_list(tmp_path), "--room_share", "1",
          "--kinds", "noise")  # fmt: skip
     for sample in read_manifest(tmp_path / "wet.json").samples:
         made, dry = mix(sample, 10), load_speech(sample.audio, 10)
@@ -145,6 +159,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_goes_on(corpus: Path, tmp_pat
         (["--snr_db", "nan"], "--snr_db"),
         (["--clips", "0"], "--clips"),
         (["--visual", "sepia"], "sepia"),
+        (["--kinds", "noise_in_room"], "--rir_json"),
         (["--max_sec", "100"], "--max_sec"),
         (["--test_json", ""], "--test_json"),
     ],
