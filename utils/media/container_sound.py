@@ -107,7 +107,7 @@ class ContainerSound:
             if not self.rate:
                 raise EndsBefore(f"{self._path} has no sound at {start_sec:g} s or later")
             if damaged:
-                self._notes.append(f"{damaged} damaged places in the sound were left out")
+                self._notes.append(f"left out of the sound: {damaged} damaged place{'s' * (damaged > 1)}")
             if start_sec == 0.0 and stop_sec is None:
                 counted_sec = (self._position - len(self._padding)) / self.rate
                 said_sec = _said_sec(self._path, container, self._stream)

@@ -218,7 +218,7 @@ class _Remux:
         if self.container_name not in QUICKTIME and shape not in (None, coded or 1):  # PyAV has no way to write it there
             notes.append(f"the shape of the pixels ({shape}) is lost in {self.path.suffix}; .mp4 keeps it")
         if damaged:
-            notes.append(f"{damaged} damaged places in the video of {Path(self.name).name} were left out")
+            notes.append(f"left out of the video of {Path(self.name).name}: {damaged} damaged place{'s' * (damaged > 1)}")
         return notes
 
 
