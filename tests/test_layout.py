@@ -65,6 +65,11 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), name(path))
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(tree(path)))
+
+
 def imported(node: ast.AST) -> Iterator[str]:
     """Top-level names of what an import statement brings in; a relative import is its dots."""
     if isinstance(node, ast.Import):
@@ -86,16 +91,20 @@ def test_packages_are_the_ones_we_know() -> None:
     assert not (ROOT / "data" / "utils.py").exists()  # it would shadow utils when a script in data/ is run
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name)
-def test_imports_only_point_left(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    allowed = LEFT_OF[package] | {package} if package in LEFT_OF else SCRIPTS_MAY_IMPORT
+# Each rule is one test over all files, which names every file and line that breaks it.
+
+
+def test_imports_only_point_left() -> None:
     ours = set(LEFT_OF) | {script.stem for script in ROOT.glob("*.py")} | {"tests", "conftest"}
-    wrong = [
-        (node.lineno, what) for node in ast.walk(tree(path)) for what in imported(node)
-        if what.startswith(".") or (what in ours and what not in allowed)
-    ]  # fmt: skip
-    assert not wrong, f"{name(path)} may import {sorted(allowed)}; (line, import): {wrong}"
+    wrong = []
+    for path in PRODUCT:
+        package = path.relative_to(ROOT).parts[0]
+        allowed = LEFT_OF[package] | {package} if package in LEFT_OF else SCRIPTS_MAY_IMPORT
+        wrong += [
+            (name(path), node.lineno, what) for node in nodes(path) for what in imported(node)
+            if what.startswith(".") or (what in ours and what not in allowed)
+        ]  # fmt: skip
+    assert not wrong, "see LEFT_OF for what each package may import"
 
 
 def package_of(module: str) -> str:
@@ -106,61 +115,62 @@ def package_of(module: str) -> str:
     return ".".join(parts)
 
 
-@pytest.mark.parametrize("path", [path for path in PRODUCT if path.parent != ROOT], ids=name)
-def test_imports_between_rooms_of_a_package_only_point_left(path: Path) -> None:
-    own = ".".join(path.relative_to(ROOT).parent.parts)
-    assert own in INNER_LEFT_OF, f"{own} is a package that no rule is written for"
+def test_imports_between_rooms_of_a_package_only_point_left() -> None:
     wrong = []
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == own.split(".")[0]:
-            for alias in node.names:
-                other = package_of(f"{node.module}.{alias.name}")
-                if other != own and other not in INNER_LEFT_OF[own]:
-                    wrong.append((node.lineno, other))
-    assert not wrong, f"{name(path)} may import {sorted(INNER_LEFT_OF[own])}; (line, import): {wrong}"
+    for path in PRODUCT:
+        own = ".".join(path.relative_to(ROOT).parent.parts)
+        if path.parent == ROOT:
+            continue
+        assert own in INNER_LEFT_OF, f"{own} is a package that no rule is written for"
+        for node in nodes(path):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == own.split(".")[0]:
+                others = {package_of(f"{node.module}.{alias.name}") for alias in node.names}
+                wrong += [(name(path), node.lineno, other) for other in others - INNER_LEFT_OF[own] - {own}]
+    assert not wrong, "see INNER_LEFT_OF for what each package may import"
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name)
-def test_scorers_are_imported_only_where_something_is_scored(path: Path) -> None:
-    top = {what for node in at_import_time(tree(path)) for what in imported(node)}
-    assert not top & SCORING_ONLY
+def test_scorers_are_imported_only_where_something_is_scored() -> None:
+    wrong = [
+        (name(path), what) for path in PRODUCT for node in at_import_time(tree(path))
+        for what in imported(node) if what in SCORING_ONLY
+    ]  # fmt: skip
+    assert not wrong
 
 
-@pytest.mark.parametrize("path", ALL, ids=name)
-def test_no_path_tricks(path: Path) -> None:
-    module = tree(path)
-    touched = [node.lineno for node in ast.walk(module) if isinstance(node, ast.Attribute) and ast.unparse(node) == "sys.path"]
+def test_no_path_tricks() -> None:
+    touched = [
+        (name(path), node.lineno) for path in ALL for node in nodes(path)
+        if isinstance(node, ast.Attribute) and node.attr == "path" and ast.unparse(node) == "sys.path"
+    ]  # fmt: skip
     taken = [
-        node.lineno for node in ast.walk(module)
+        (name(path), node.lineno) for path in ALL for node in nodes(path)
         if isinstance(node, ast.ImportFrom) and node.module == "sys" and any(alias.name == "path" for alias in node.names)
     ]  # fmt: skip
     assert not touched + taken
 
 
-@pytest.mark.parametrize("path", ALL, ids=name)
-def test_checkpoints_are_loaded_without_running_code(path: Path) -> None:
-    for node in ast.walk(tree(path)):
-        if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"):
-            continue
-        given = {word.arg: word.value for word in node.keywords}
-        assert "weights_only" in given and ast.unparse(given["weights_only"]) == "True", f"{name(path)}:{node.lineno}"
+def test_checkpoints_are_loaded_without_running_code() -> None:
+    wrong, found = [], 0
+    for path in ALL:
+        for node in nodes(path):
+            if not (isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"):
+                continue
+            found += 1
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            wrong += [] if given.get("weights_only") == "True" else [(name(path), node.lineno)]
+    assert found and not wrong
 
 
-@pytest.mark.parametrize("path", ALL, ids=name)
-def test_files_stay_readable(path: Path) -> None:
-    n_lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert n_lines <= LONGEST_FILE, f"{name(path)} has {n_lines} lines; split it"
+def test_files_stay_readable() -> None:
+    lengths = {name(path): len(path.read_text(encoding="utf-8").splitlines()) for path in ALL}
+    assert not {path: n for path, n in lengths.items() if n > LONGEST_FILE}, f"more than {LONGEST_FILE} lines: split them"
 
 
-def texts() -> list[Path]:
+def test_no_paths_of_one_machine() -> None:
     top = [ROOT / part for part in ("Makefile", "pyproject.toml", ".ci/run")]
-    return PRODUCT + RECIPES + top + sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*.txt")) + sorted(ROOT.glob("samples/*.md"))
-
-
-@pytest.mark.parametrize("path", texts(), ids=name)
-def test_no_paths_of_one_machine(path: Path) -> None:
-    found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
-    assert found is None, f"{name(path)}: {found}"
+    texts = PRODUCT + RECIPES + top + sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*.txt")) + sorted(ROOT.glob("samples/*.md"))
+    found = {name(path): MACHINE_PATH.search(path.read_text(encoding="utf-8")) for path in texts}
+    assert not {path: match for path, match in found.items() if match}
 
 
 def test_metadata_names_every_package_and_script() -> None:
@@ -171,14 +181,14 @@ def test_metadata_names_every_package_and_script() -> None:
     assert sorted(listed["py-modules"]) == sorted({path.stem for path in ROOT.glob("*.py")} - {"setup"})
 
 
-@pytest.mark.parametrize("path", PRODUCT, ids=name)
-def test_scripts_have_a_main_that_takes_arguments(path: Path) -> None:
-    module = tree(path)
-    if not any(isinstance(node, ast.If) and "__name__" in ast.unparse(node.test) for node in module.body):
-        assert path.parent != ROOT, f"{name(path)} lies at the top and is no script"
-        return
-    mains = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
-    assert len(mains) == 1 and mains[0].args.args[0].arg == "argv"
+def test_scripts_have_a_main_that_takes_arguments() -> None:
+    for path in PRODUCT:
+        module = tree(path)
+        if not any(isinstance(node, ast.If) and "__name__" in ast.unparse(node.test) for node in module.body):
+            assert path.parent != ROOT, f"{name(path)} lies at the top and is no script"
+            continue
+        mains = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+        assert len(mains) == 1 and mains[0].args.args[0].arg == "argv", name(path)
 
 
 WITHOUT_THE_REST = """
