@@ -101,7 +101,8 @@ class AVDataset(ClipDataset):
             talkers_json = cfg["data_cfg"]["train_talkers_json"]
             talkers = open_clips(talkers_json, "data_cfg.train_talkers_json", cfg) if talkers_json else []
             bank = cfg["data_cfg"]["train_dubbing_bank"]
-            dubber = Dubber(bank) if bank and self._visual["use_visual"] else None
+            dubbed = bank and self._visual["use_visual"]
+            dubber = Dubber(bank, cfg["training_cfg"]["scene"]["dubbing_variation"]) if dubbed else None
             self._scenes = SceneMaker(clips, talkers, self._audible_noise, self._rooms, cfg, all_faces=dubber is not None)
             self._scene_face = SceneVideo(self._scenes, self._degrade, self._jitter, dubber, cfg)
             self._all_faces = dubber is not None

@@ -34,9 +34,12 @@ class Dubber:
 
     A linear map gives the part of the features that sound explains. The rest is taken from a real clip, as it is: how somebody
     holds and moves the head, and what the mouth does that does not sound. So a made face is as hard to read as a real one.
+    The map is that of the people who were filmed. `variation` makes others of it: for each face all of the first part is
+    weighted by one number between 1 - variation and 1, and each feature of it by one between 1 - variation and 1 + variation.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike, variation: float = 0.0) -> None:
+        self._variation = variation
         with np.load(path, allow_pickle=False) as bank:
             self._map, self._mean, self._residual = bank["map"], bank["mean"], bank["residual"]
             self._ends, speakers = np.cumsum(bank["length"]), list(bank["speaker"])
@@ -50,4 +53,8 @@ class Dubber:
         first, end = (int(self._ends[k - 1]) if k else 0), int(self._ends[k])
         start = int(rng.integers(max(1, end - first - n_frames + 1)))
         rest = self._residual[first:end][np.minimum(start + np.arange(n_frames), end - first - 1)].astype(np.float32)
-        return self._mean[k] + (energies - energies.mean(0)) @ self._map + rest
+        explained = (energies - energies.mean(0)) @ self._map
+        if self._variation:
+            v = self._variation
+            explained *= (rng.uniform(1 - v, 1) * rng.uniform(1 - v, 1 + v, explained.shape[1])).astype(np.float32)
+        return self._mean[k] + explained + rest

@@ -124,6 +124,7 @@ class SceneCfg(_Section):
     pair_share: Probability = 0.0  # the same mixture given once with each of two faces, side by side in the batch
     silent_share: Probability = 0.0  # a mouth is closed while the others talk: silence is wanted, taught by loss.silence
     sync_jitter_ms: NonNegativeFloat = 0.0  # the video is early or late by so much at most, and still to be trusted
+    dubbing_variation: Probability = 0.0  # made faces move less with the sound, by this share at most, each feature by its own
     speed_share: Probability = 0.3  # of voices: sound and video faster or slower together, pitch included
     speed_range: tuple[PositiveFloat, PositiveFloat] = (0.9, 1.1)
     equalizer_share: Probability = 0.3  # of voices: coloured

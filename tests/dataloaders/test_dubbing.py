@@ -75,6 +75,23 @@ def test_a_made_face_goes_with_its_voice_and_with_no_other(bank: Path) -> None:
     assert np.mean(own) > 0.5 and abs(np.mean(others)) < 0.2 and abs(np.mean(moved)) < 0.3
 
 
+def test_varied_faces_move_less_and_each_in_its_own_way(bank: Path) -> None:
+    sound = babble(3.0, 7)
+    energies = context_energies(sound, 75, FPS, RATE)
+
+    def gains(variation: float, seed: int) -> np.ndarray:
+        """How much each feature moves with the sound, as a share of what it does without variation."""
+        plain, varied = (Dubber(bank, v)(sound, 75, FPS, RATE, np.random.default_rng(seed)) for v in (0.0, variation))
+        explained = (energies - energies.mean(0)) @ Dubber(bank)._map
+        return ((varied - plain) * explained).sum(0) / np.square(explained).sum(0) + 1.0
+
+    assert gains(0.0, 0) == pytest.approx(1.0)
+    several = np.stack([gains(0.6, seed) for seed in range(20)])
+    assert several.min() >= 0.4 * 0.4 - 1e-4 and several.max() <= 1.6 + 1e-4
+    assert several.std(1).min() > 0.1 and several.mean(1).std() > 0.05  # over features, and over faces
+    assert 0.7 < several.mean() < 0.9
+
+
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
     """The corpus with voices that nobody filmed."""
@@ -110,7 +127,10 @@ def test_clips_without_video_are_given_a_face_and_are_paired_like_the_others(lis
         if not index % 2:
             assert item.features.isfinite().all() and item.video_mask.all() and not item.corruption.any()
             assert not item.video.any()
-    assert torch.equal(data[len(data) - 2].features, data[len(data) - 2].features)
+    last = len(data) - 2
+    assert torch.equal(data[last].features, data[last].features)
+    varied = dataset(lists, bank, {"none": 1.0}, dubbing_variation=0.5)[last]
+    assert torch.equal(varied.noisy_audio, data[last].noisy_audio) and not torch.equal(varied.features, data[last].features)
 
 
 def test_a_made_face_that_says_something_else_is_labelled_and_everybody_is_wanted(lists, bank) -> None:
