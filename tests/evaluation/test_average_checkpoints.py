@@ -34,6 +34,18 @@ def test_running_averages_take_the_place_of_the_weights(tmp_path: Path) -> None:
     Enhancer.from_checkpoint(tmp_path / "mean.pth")
 
 
+def test_a_taught_encoder_that_was_kept_has_no_running_average(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    kept = ["visual_cfg.visual_dim=128", "visual_cfg.encoder_weights=ckpts/visual_encoder.pth"]
+    kept.append("lite_cfg.visual_encoder_type=distilled")
+    assert train(write_recipe(tmp_path), tmp_path, "run", "training_cfg.max_steps=2", *kept) == 0
+    assert average_checkpoints.main([str(run / "g_00000002.pth"), "--output", str(tmp_path / "mean.pth")]) == 0
+    mean, average = load_checkpoint(tmp_path / "mean.pth")["generator"], load_checkpoint(run / "do_00000002.pth")["average"]
+    names = average_checkpoints.trained_names(run / "g_00000002.pth")
+    assert names and not any(name.startswith("visual_encoder.") for name in names)
+    assert all(torch.equal(mean[name], value) for name, value in zip(names, average, strict=True))
+
+
 def test_checkpoints_of_other_models_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     paths = [save_tiny_checkpoint(tmp_path / "a.pth"), save_tiny_checkpoint(tmp_path / "b.pth", model_cfg={"hid_feature": 16})]
     assert average_checkpoints.main([*map(str, paths), "--output", str(tmp_path / "mean.pth")]) == 2
