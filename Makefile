@@ -50,7 +50,7 @@ $(STAMP): requirements.txt requirements-enhance.txt requirements-app.txt require
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet "pesq>=0.0.4" || echo "pesq needs a C compiler: going on, but PESQ cannot be scored"
-	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	$(BIN)/python -m pip install -qq --no-deps --editable .
 	@touch $(STAMP)
 
 clean:
