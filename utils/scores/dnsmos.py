@@ -81,7 +81,9 @@ def _session(path: str | os.PathLike):  # noqa: ANN202 - onnxruntime is optional
         import onnxruntime
     except ImportError:
         raise ValueError("DNSMOS needs the onnxruntime package, which is not installed: pip install onnxruntime") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # scoring runs in processes, whose threads would wait for each other
     try:
-        return onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has its own classes for every kind of damage
         raise ValueError(f"DNSMOS model {path} cannot be read: {str(error).splitlines()[0]}") from None
