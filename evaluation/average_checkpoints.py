@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from models.distilled_encoder import LiteVisualEncoderC
+from models.distilled_encoder import LiteVisualEncoderC, stays_as_taught
 from models.pretrained import load_generator
 from utils.checkpoint import check_fit, load_checkpoint, save_checkpoint
 from utils.console import Parser, run
@@ -25,9 +25,8 @@ def trained_names(path: Path) -> list[str]:
     """The names of the weights that the run of a checkpoint trains, in their order."""
     model, cfg = load_generator(path)
     if isinstance(getattr(model, "visual_encoder", None), LiteVisualEncoderC):
-        # A loaded one has its weights from the checkpoint, and does not know that it was taught before the run and kept.
-        visual = cfg["visual_cfg"]
-        model.visual_encoder.requires_grad_(not (visual["freeze_visual_encoder"] and visual["encoder_weights"]))
+        # A loaded one has its weights from the checkpoint, and does not know that the run kept them as they were taught.
+        model.visual_encoder.requires_grad_(not stays_as_taught(cfg["visual_cfg"]))
     parts = cfg["training_cfg"]["train_only"]
     return [
         name for name, parameter in model.named_parameters()

@@ -61,6 +61,11 @@ class _MotionBlock(nn.Module):
         return F.relu(x + y), state
 
 
+def stays_as_taught(visual: Mapping) -> bool:
+    """Whether training with this visual_cfg leaves the weights of a LiteVisualEncoderC as they were taught before it."""
+    return visual["freeze_visual_encoder"] and visual["encoder_weights"] is not None
+
+
 class LiteVisualEncoderC(_LiteVisualEncoder):
     """Small motion network, distilled from one that takes 20 times the 7 M multiply-accumulates of a frame of 96 x 96 pixels.
 
@@ -81,7 +86,7 @@ class LiteVisualEncoderC(_LiteVisualEncoder):
             channels = out_channels
         self.blocks = nn.ModuleList(blocks)
         self.head = _TemporalHead(2 * channels, self.visual_dim, self.causal, self.mean_frames)
-        self.frozen: bool = visual["freeze_visual_encoder"] and visual["encoder_weights"] is not None
+        self.frozen: bool = stays_as_taught(visual)
         self.requires_grad_(not self.frozen)
 
     def _sizes(self) -> list[int]:

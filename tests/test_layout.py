@@ -117,10 +117,8 @@ def package_of(module: str) -> str:
 
 def test_imports_between_rooms_of_a_package_only_point_left() -> None:
     wrong = []
-    for path in PRODUCT:
+    for path in [path for path in PRODUCT if path.parent != ROOT]:
         own = ".".join(path.relative_to(ROOT).parent.parts)
-        if path.parent == ROOT:
-            continue
         assert own in INNER_LEFT_OF, f"{own} is a package that no rule is written for"
         for node in nodes(path):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == own.split(".")[0]:

@@ -142,6 +142,6 @@ def unpack(archive: Path, folder: Path) -> list[str]:
                     raise ValueError(f"{archive} holds {member.filename!r}, which lies outside the folder; nothing unpacked")
             for member in tqdm(members, desc=f"unpack {archive.name}", unit="file", disable=None, leave=False):
                 packed.extract(member, folder)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:  # the last: a compression that zipfile does not know
         raise ValueError(f"{archive} is no zip archive that can be unpacked: {error}") from None
     return [member.filename for member in members]

@@ -230,7 +230,8 @@ def add_mixture_options(parser: argparse.ArgumentParser, snrs_db: Sequence[float
     parser.add_argument("--snr_db", type=float, nargs="+", default=list(snrs_db))
     parser.add_argument("--clips", type=int, help="number of clips to use, evenly chosen from the list")
     parser.add_argument("--rir_json", help="list of impulse responses, for speech in rooms")
-    parser.add_argument("--room_share", type=float, default=0.5, help="share of the clips of other kinds in a room")
+    parser.add_argument("--room_share", type=float, default=0.5, help="share of the clips that are in a room, with --rir_json; "
+                        "of noise_in_room all are")  # fmt: skip
     parser.add_argument("--visual", nargs="+", default=[CLEAN], help="degradations of the video, drawn for each clip")
     parser.add_argument("--max_sec", type=float, default=10.0, help="only this much of a longer clip is used")
     parser.add_argument("--seed", type=int, default=1234)
