@@ -36,10 +36,13 @@ from utils.worker_pool import WHY_LOST, run_jobs
 
 
 def output_path(entry: dict, output_dir: Path, settings: CropSettings) -> Path:
-    """Where a clip's crops go: its own name, made unique by its full path and the crop settings."""
+    """Where a clip's crops go: its own name, made unique by the crop settings and its path as seen from `output_dir`.
+
+    So two machines whose data is laid out alike give the same names, and share manifests of test mixtures.
+    """
     source = Path(entry["video"])
-    made = f"{settings.face_size}|{settings.fps:g}|{settings.face_crop}|{settings.detector}"
-    key = f"{os.path.abspath(source)}|{entry.get('audio', '')}|{made}"
+    paths = [os.path.relpath(path, output_dir) for path in (source, entry.get("audio")) if path]
+    key = "|".join([*paths, f"{settings.face_size}|{settings.fps:g}|{settings.face_crop}|{settings.detector}"])
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     return output_dir / source.parent.name / f"{source.stem}_{digest}.mp4"
 
@@ -80,7 +83,7 @@ def _clip_job(task: tuple[dict, Path, CropSettings]) -> tuple[dict | None, float
 
 def write_clips(entries: Sequence[dict], args: argparse.Namespace, settings: CropSettings) -> ShardReport:
     """Write every clip's crops as a video, and the list of them."""
-    output_dir = Path(args.output_dir).resolve()
+    output_dir = Path(args.output_dir).absolute()  # links are not followed: names depend on the paths as they are given
     tasks = [(entry, output_path(entry, output_dir, settings), settings) for entry in entries]
     for folder in {output_dir, Path(args.output_list).resolve().parent, *(target.parent for _, target, _ in tasks)}:
         clear_unfinished(folder)

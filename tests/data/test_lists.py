@@ -273,6 +273,21 @@ def test_a_process_that_is_killed_costs_its_clip_only(tmp_path: Path, monkeypatc
     assert [stem[0] for stem in stems(tmp_path / "out.json")] == ["a", "b", "c"]
 
 
+def test_crops_have_the_same_names_wherever_the_same_layout_lies(tmp_path: Path) -> None:
+    names = {}
+    for place in ("one", "two"):
+        folder = tmp_path / place / "deeper" if place == "two" else tmp_path / place
+        entries = [{"video": str(clip(folder / part / "s1" / "a.mpg"))} for part in ("x", "y")]
+        (folder / "in.json").write_text(json.dumps(entries))
+        assert prepare(folder, "--face_crop", "center") == 0
+        names[place] = stems(folder / "out.json")
+    assert names["one"] == names["two"] and len(set(names["one"])) == 2
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "one" / "crops").rename(tmp_path / "linked" / "elsewhere")
+    (tmp_path / "one" / "crops").symlink_to(tmp_path / "linked" / "elsewhere")  # as to a larger disk
+    assert prepare(tmp_path / "one", "--face_crop", "center") == 0 and stems(tmp_path / "one" / "out.json") == names["one"]
+
+
 def test_wrong_lists_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for content, said in (("[]", "no entries"), ("[1]", "entry 0"), ("{", "not a JSON list")):
         (tmp_path / "in.json").write_text(content)
