@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import pickle
 import secrets
@@ -224,4 +225,11 @@ def serve_page(page: Page, listener: socket.socket, names: Names, frames: str) -
         gate, log_level="warning", timeout_graceful_shutdown=2, timeout_keep_alive=10, ws_max_size=1 << 19, ws_max_queue=64,
         h11_max_incomplete_event_size=1 << 16, server_header=False, http=Connection,
     )  # fmt: skip
+    logging.getLogger("uvicorn.error").addFilter(_is_not_of_the_end)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _is_not_of_the_end(record: logging.LogRecord) -> bool:
+    """False for what uvicorn says of pages that are open when the server ends: a traceback for each, as if it had failed."""
+    cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cancelled and "timeout graceful shutdown exceeded" not in record.getMessage()

@@ -260,8 +260,12 @@ def left_by(server: Server) -> list[Path]:
 def ends_without_a_trace(server: Server, how: signal.Signals) -> None:
     upload(server, "mine.wav", bytes(1000))
     assert any(server.temporary.rglob("mine.wav"))
+    page = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)  # a browser that has the page open
+    page.request("GET", f"{API}/heartbeat/open")
+    assert page.getresponse().status == 200
     assert server.stop(how) == 0, server.log()
-    assert not left_by(server) and "Traceback" not in server.log()
+    assert not left_by(server) and "Traceback" not in server.log() and "ERROR" not in server.log()
+    page.close()
 
 
 def test_it_ends_with_its_terminal_and_leaves_no_files(causal_checkpoint: Path, tmp_path: Path) -> None:
