@@ -274,18 +274,17 @@ def test_a_process_that_is_killed_costs_its_clip_only(tmp_path: Path, monkeypatc
 
 
 def test_crops_have_the_same_names_wherever_the_same_layout_lies(tmp_path: Path) -> None:
-    names = {}
-    for place in ("one", "two"):
-        folder = tmp_path / place / "deeper" if place == "two" else tmp_path / place
+    names = []
+    for folder in (tmp_path / "one", tmp_path / "two" / "deeper"):
         entries = [{"video": str(clip(folder / part / "s1" / "a.mpg"))} for part in ("x", "y")]
         (folder / "in.json").write_text(json.dumps(entries))
         assert prepare(folder, "--face_crop", "center") == 0
-        names[place] = stems(folder / "out.json")
-    assert names["one"] == names["two"] and len(set(names["one"])) == 2
+        names.append(stems(folder / "out.json"))
+    assert names[0] == names[1] and len(set(names[0])) == 2
     (tmp_path / "linked").mkdir()
     (tmp_path / "one" / "crops").rename(tmp_path / "linked" / "elsewhere")
     (tmp_path / "one" / "crops").symlink_to(tmp_path / "linked" / "elsewhere")  # as to a larger disk
-    assert prepare(tmp_path / "one", "--face_crop", "center") == 0 and stems(tmp_path / "one" / "out.json") == names["one"]
+    assert prepare(tmp_path / "one", "--face_crop", "center") == 0 and stems(tmp_path / "one" / "out.json") == names[0]
 
 
 def test_wrong_lists_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
