@@ -12,7 +12,8 @@
 What validation hears is named in --held_out, once and for all, and gets into no training list. Writes av_, speech_, sound_
 (av_ and speech_ in one), noise_, talkers_ and rooms_ + train.json and valid.json. The faces of av_ are cropped once by
 data/prepare_faces.py; --crops_list then puts its list in the place of av_, of which held-out speakers are told apart by the
-folder of the clip.
+folder of the clip. --drawn_list adds sound_drawn_train.json: sound_train.json, and clips of people who are drawn
+(data/make_synthetic.py), each a speaker of their own.
 """
 
 from __future__ import annotations
@@ -60,8 +61,13 @@ def _split(paths: Sequence[Path], names: Sequence[str], held_out: set[str]) -> d
     }
 
 
-def make_lists(root: Path, held: dict[str, set[str]], crops: Sequence[dict] | None = None) -> dict[str, dict[str, list]]:
-    """{list: {split: entries}} of a data root laid out as the module says; crops: entries in the place of its clips."""
+def make_lists(
+    root: Path, held: dict[str, set[str]], crops: Sequence[dict] | None = None, drawn: Sequence[dict] | None = None
+) -> dict[str, dict[str, list]]:
+    """{list: {split: entries}} of a data root laid out as the module says; crops: entries in the place of its clips.
+
+    drawn: further clips for training, whose speakers are "drawn/" and the entry's.
+    """
     if not root.is_dir():
         raise ValueError(f"--data_root: {root} is not a folder")
     if crops is None:
@@ -83,8 +89,13 @@ def make_lists(root: Path, held: dict[str, set[str]], crops: Sequence[dict] | No
     }
     noises = [path for part in ("ambience", "events") for path in _files(root / "noise" / part, AUDIO_EXTENSIONS)]
     talkers, rooms = _files(root / "noise" / "talkers", AUDIO_EXTENSIONS), _files(root / "rir", AUDIO_EXTENSIONS)
+    sound = {split: av[split] + speech[split] for split in SPLITS}
+    more = {}
+    if drawn is not None:
+        people = [{**clip, "speaker": f"drawn/{clip['speaker']}"} for clip in drawn]
+        more["sound_drawn"] = {"train": sound["train"] + people}
     return {
-        "av": av, "speech": speech, "sound": {split: av[split] + speech[split] for split in SPLITS},
+        "av": av, "speech": speech, "sound": sound, **more,
         "noise": _split(noises, [path.stem for path in noises], held["noises"]),
         "talkers": _split(talkers, [path.stem for path in talkers], held["talkers"]),
         "rooms": _split(rooms, [path.stem for path in rooms], held["rooms"]),
@@ -98,13 +109,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output_dir", default="data/lists")
     parser.add_argument("--held_out", default=HELD_OUT, help="names that are for validation only")
     parser.add_argument("--crops_list", nargs="*", help="lists that data/prepare_faces.py wrote of av_train and av_valid")
+    parser.add_argument("--drawn_list", help="list that data/prepare_faces.py wrote of drawn people")
     args = parser.parse_args(argv)
 
     def work() -> int:
         crops = None
         if args.crops_list:
             crops = [clip for path in args.crops_list for clip in load_json_file(path, "--crops_list")]
-        lists = make_lists(Path(args.data_root), read_held_out(args.held_out), crops)
+        drawn = None
+        if args.drawn_list:
+            drawn = load_json_file(args.drawn_list, "--drawn_list")
+            if not all(isinstance(clip, dict) and isinstance(clip.get("speaker"), str) for clip in drawn):
+                raise ValueError(f'--drawn_list: {args.drawn_list} should name a "speaker" with each clip; make it anew')
+        lists = make_lists(Path(args.data_root), read_held_out(args.held_out), crops, drawn)
         for name, splits in lists.items():
             for split, entries in splits.items():
                 target = Path(args.output_dir) / f"{name}_{split}.json"

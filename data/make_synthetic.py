@@ -66,11 +66,12 @@ def make_corpus(args: argparse.Namespace) -> list[str]:
     for split in SPLITS:
         items = []
         for number, clip in tqdm(plan.clips[split], desc=f"{split} clips", disable=None, leave=False):
-            path = root / split / f"s{number + 1:02d}_{clip:03d}.mp4"
+            speaker = f"s{number + 1:02d}"
+            path = root / split / f"{speaker}_{clip:03d}.mp4"
             rng = generator(args.seed, "clip", number, clip)
             frames, utterance = film(person(number), rng, args.duration_sec, args.face_size)
             write_clip(path, frames, utterance.wave)
-            items.append({"video": str(path)})
+            items.append({"video": str(path), "speaker": speaker})
         write_json(root / f"synth_{split}.json", items)
         speakers = len({number for number, _ in plan.clips[split]})
         report.append(f"{root / f'synth_{split}.json'}: {len(items)} clips of {speakers} speakers")

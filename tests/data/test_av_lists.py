@@ -55,6 +55,20 @@ def test_crops_take_the_place_of_the_clips(root: Path, tmp_path: Path, capsys: p
     assert json.loads((out / "av_valid.json").read_text()) == [{**crops[1], "speaker": "s5"}]
 
 
+def test_drawn_people_are_speakers_of_a_list_of_their_own(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "drawn.json").write_text(json.dumps([{"video": "drawn/train/s1_0.mp4", "speaker": "s1"}]))
+    out = tmp_path / "out"
+    command = ["--data_root", str(root), "--output_dir", str(out), "--held_out", str(ROOT / HELD_OUT), "--drawn_list"]
+    assert main([*command, str(tmp_path / "drawn.json")]) == 0
+    sound, drawn = (json.loads((out / f"{name}_train.json").read_text()) for name in ("sound", "sound_drawn"))
+    assert drawn == [*sound, {"video": "drawn/train/s1_0.mp4", "speaker": "drawn/s1"}]
+    assert not (out / "sound_drawn_valid.json").exists()
+    capsys.readouterr()
+    (tmp_path / "drawn.json").write_text(json.dumps([{"video": "drawn/train/s1_0.mp4"}]))
+    assert main([*command, str(tmp_path / "drawn.json")]) == 2
+    assert "drawn.json" in capsys.readouterr().err
+
+
 def test_what_is_wrong_is_said_in_one_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "bad.json").write_text('{"speakers": []}')
     assert main(["--data_root", str(root), "--output_dir", str(tmp_path), "--held_out", str(tmp_path / "bad.json")]) == 2

@@ -90,9 +90,10 @@ def test_lists_are_well_formed_and_splits_share_no_person_or_utterance(corpus: P
     speakers, sounds = {}, []
     for split, count in (("train", 6), ("valid", 3), ("test", 3)):
         items = load_json_file(corpus / f"synth_{split}.json")
-        assert [set(item) for item in items] == [{"video"}] * count
+        assert [set(item) for item in items] == [{"video", "speaker"}] * count
         assert all(Path(item["video"]).is_file() for item in items)
-        speakers[split] = {Path(item["video"]).name[:3] for item in items}
+        speakers[split] = {item["speaker"] for item in items}
+        assert all(Path(item["video"]).name.startswith(item["speaker"] + "_") for item in items)
         sounds += [read_clip(item["video"])[1].tobytes() for item in items]
     assert (
         not speakers["train"] & speakers["valid"] | speakers["train"] & speakers["test"] | speakers["valid"] & speakers["test"]
