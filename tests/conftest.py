@@ -1,8 +1,13 @@
 """Fixtures shared by all tests: checkpoints of tiny models, a clip, the real data where there is some, the web page."""
 
+# ruff: noqa: E402 (imports follow what numpy and torch read when they are imported)
 from __future__ import annotations
 
 import os
+
+# One thread each: the tests' tensors are tiny, and on a busy machine threads spend more time waiting than working.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +24,6 @@ from utils.media.clip_writer import write_clip
 os.environ["LITEAVSE_OFFLINE"] = "1"
 os.environ["LITEAVSE_CACHE"] = str(ROOT / "tests" / "no_cache_folder")
 os.environ.pop("LITEAVSE_FACE_MODEL", None)
-# One thread each: the tests' tensors are tiny, and on a busy machine threads spend more time waiting than working.
-os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # A process inherits which signals are blocked, and some schedulers block them: Ctrl-C would then never arrive in a test.
 signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 import threading
@@ -22,7 +23,12 @@ GRACE_SEC = 10.0  # for a worker to clear up when the pool is closed; one that i
 AHEAD_PER_WORKER = 4  # items that have been read and are not finished; the rest of a long list is not in memory
 WHY_LOST = "its process crashed or was killed twice; if the memory is too small, use fewer workers"
 
+# numpy's OpenBLAS makes a thread for each core in every process. With two workers on two cores these waited for each other:
+# PESQ, STOI and SI-SDR of a clip took 0.84 s in the place of 0.30 s.
+BLAS_THREADS = "OPENBLAS_NUM_THREADS"
+
 Job = Callable[[Any], Any]
+_starting = threading.Lock()
 
 
 def _serve(pipe: Connection, job: Job) -> None:
@@ -40,6 +46,19 @@ def _serve(pipe: Connection, job: Job) -> None:
             pipe.send((None, error, traceback.format_exc()))
 
 
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """For processes that start in it: they read their environment when they import numpy. A number that is set there stays."""
+    with _starting:
+        ours = BLAS_THREADS not in os.environ
+        os.environ.setdefault(BLAS_THREADS, "1")
+        try:
+            yield
+        finally:
+            if ours:
+                del os.environ[BLAS_THREADS]
+
+
 class _Worker(NamedTuple):
     process: BaseProcess
     pipe: Connection
@@ -50,7 +69,8 @@ def _start(job: Job) -> _Worker:
     context = multiprocessing.get_context("spawn")
     pipe, other_end = context.Pipe()
     process = context.Process(target=_serve, args=(other_end, job), daemon=True)
-    process.start()
+    with one_blas_thread():
+        process.start()
     other_end.close()  # only the process holds it now, so the pipe ends when the process does
     return _Worker(process, pipe)
 

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from evaluation.web.recording import Complaint
+from utils.worker_pool import one_blas_thread
 
 NICENESS = 3  # Live streams come first, for they cannot wait.
 PR_SET_PDEATHSIG = 1  # of Linux's prctl(2)
@@ -59,7 +60,8 @@ class Job:
     def go(self) -> None:
         """Begin, or go on after `rest`."""
         if not self._started:
-            self._process.start()
+            with one_blas_thread():  # the first job starts the process that all of them are forks of
+                self._process.start()
             self._started = True
             self._sender.close()
         elif self._pausing:

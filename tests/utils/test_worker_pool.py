@@ -46,6 +46,8 @@ class Work:
                 self.notes.with_suffix(".clean").touch()
         if what == "slow":
             time.sleep(0.3)
+        if what == "blas":
+            return number, int(os.environ.get(worker_pool.BLAS_THREADS, 0))
         self.n_done += 1
         return number, self.n_done
 
@@ -77,6 +79,18 @@ def test_results_keep_the_order_and_processes_keep_what_they_made(notes: Path) -
     processes = {pid for _, _, pid in begun(notes)}
     assert len(processes) <= 2 and str(PARENT) not in processes
     assert sorted(count for _, count in results)[-1] >= 5  # nine items, two processes that count their own
+
+
+@pytest.mark.parametrize("own", [None, "3"])
+def test_a_process_has_one_blas_thread_unless_somebody_said_otherwise(
+    notes: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.delenv(worker_pool.BLAS_THREADS, raising=False)
+    if own is not None:
+        monkeypatch.setenv(worker_pool.BLAS_THREADS, own)
+    with WorkerPool(Work(notes), 1, lost) as pool:
+        assert pool.submit(("blas", 0)).result() == (0, int(own or 1))
+    assert os.environ.get(worker_pool.BLAS_THREADS) == own
 
 
 def test_one_worker_is_this_process(notes: Path) -> None:
