@@ -8,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from models.layers import running_mean
+from models.layers import latest_means, running_mean
 from models.vce import VCE
 
 _TRAITS = 16  # numbers per frame in which sound and video are compared
 _BANDS = 8  # parts of the spectrum over which the sound is averaged
-_WINDOW_SEC = 1.0
 _SMOOTH_SEC = 0.04  # one video frame: the sound changes faster than the video can
 _LAGS_SEC = (0.0, 0.08, 0.16, 0.24, 0.32, 0.4)  # in both directions: a shifted video correlates best at another lag than 0
 _LEAST_SPREAD = 0.05  # of a trait: a smaller spread is no movement, and gives no correlation
@@ -21,17 +20,17 @@ DEAD_ZONE = 0.2  # up to this confidence alpha is 0, and the frame adds nothing 
 
 
 class AgreementVCE(VCE):
-    """Causal confidence alpha from the visual features and the encoded sound of the last second.
+    """Causal confidence alpha from the visual features and the encoded sound of the last `window_sec`.
 
     Two projections reduce sound and video to a few traits. A small perceptron reads the traits' normalised correlations over a
-    running window of 1 s, at lags of up to 0.4 s in both directions, and their spreads; the logits of `VCE`, which sees
+    running window, at lags of up to 0.4 s in both directions, and their spreads; the logits of `VCE`, which sees
     single frames, are added. A confidence p gives alpha = max(0, (p - DEAD_ZONE) / (1 - DEAD_ZONE)), in training as in use. No
     gradient reaches the sound's encoder. The state is [B, H, 2 * traits + 1]: sound, video, valid of the past H STFT frames.
     """
 
-    def __init__(self, in_dim: int, audio_channels: int, frames_per_sec: float) -> None:
+    def __init__(self, in_dim: int, audio_channels: int, frames_per_sec: float, window_sec: float = 1.0) -> None:
         super().__init__(in_dim)
-        self.window = max(2, round(_WINDOW_SEC * frames_per_sec))
+        self.window = max(2, round(window_sec * frames_per_sec))
         self.smooth = max(1, round(_SMOOTH_SEC * frames_per_sec))
         self.lags = [round(lag * frames_per_sec) for lag in _LAGS_SEC]
         self.sight_norm = nn.LayerNorm(in_dim)
@@ -91,7 +90,7 @@ class AgreementVCE(VCE):
         early_sound, early_video = zip(*pairs, strict=True)
         sound, video, there = shifted(heard, early_sound), shifted(seen, early_video), shifted(valid, early_video)
         both = torch.cat((sound * there, video, sound.square() * there, video.square(), sound * video, there), dim=2)
-        sums = running_mean(both, self.window)[:, -count:]
+        sums = latest_means(both, self.window, count)
         share = sums[..., -1:].clamp(min=1e-6)
         s, v, ss, vv, sv = (part / share for part in sums[..., :-1].split(_TRAITS, dim=2))
         floor = _LEAST_SPREAD**2

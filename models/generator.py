@@ -154,7 +154,8 @@ def _confidence(cfg: Mapping) -> VCE:
     """The confidence estimator that lite_cfg.vce_type names."""
     dim, lite, stft = cfg["visual_cfg"]["visual_dim"], cfg["lite_cfg"], cfg["stft_cfg"]
     if lite["vce_type"] == "agreement":
-        return AgreementVCE(dim, cfg["model_cfg"]["hid_feature"], stft["sampling_rate"] / stft["hop_size"])
+        frames_per_sec = stft["sampling_rate"] / stft["hop_size"]
+        return AgreementVCE(dim, cfg["model_cfg"]["hid_feature"], frames_per_sec, lite["agreement_window_sec"])
     return VCEWithTemporalSmoothing(dim, lite["smooth_kernel"]) if lite["vce_type"] == "smoothed" else VCE(dim)
 
 

@@ -210,3 +210,11 @@ def running_mean(values: torch.Tensor, frames: int) -> torch.Tensor:
     """Means over `frames` frames: [B, T, D] -> [B, T - frames + 1, D]. Cumulative sums are ten times faster than pooling."""
     sums = F.pad(values, (0, 0, 1, 0)).cumsum(1)
     return (sums[:, frames:] - sums[:, :-frames]) / frames
+
+
+def latest_means(values: torch.Tensor, frames: int, count: int) -> torch.Tensor:
+    """The last `count` of `running_mean(values, frames)`: [B, T, D] -> [B, count, D], with no sums before the first of them."""
+    values = values[:, values.shape[1] - (frames + count - 1) :]
+    first = values[:, :frames].sum(1, keepdim=True)
+    change = (values[:, frames:] - values[:, :-frames]).cumsum(1)
+    return torch.cat((first, first + change), dim=1) / frames

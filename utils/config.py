@@ -256,6 +256,7 @@ class LiteCfg(_Section):
     use_fsvg: bool = True
     vce_type: Literal["plain", "smoothed", "agreement"] = "smoothed"
     smooth_kernel: Annotated[int, Field(ge=1, le=1000)] = 5  # STFT frames
+    agreement_window_sec: Annotated[float, Field(ge=0.1, le=30)] = 1.0  # of sound and video that vce_type agreement compares
     fsvg_type: Literal["plain", "prior"] = "prior"
 
 

@@ -9,20 +9,27 @@ from hypothesis import strategies as st
 
 from helpers.tiny import tiny_model
 from models.agreement import DEAD_ZONE, AgreementVCE
+from models.layers import latest_means
 from models.loss import confidence_loss
 
 RATE = 20.0  # STFT frames a second: a short window keeps the tests quick
 
 
-def made(seed: int = 0) -> AgreementVCE:
+def made(seed: int = 0, window_sec: float = 1.0) -> AgreementVCE:
     torch.manual_seed(seed)
-    return AgreementVCE(6, 4, RATE).eval()
+    return AgreementVCE(6, 4, RATE, window_sec).eval()
 
 
 def inputs(frames: int, batch: int = 2, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(seed)
     feat, audio = torch.randn(batch, frames, 6, generator=draw), torch.randn(batch, 4, frames, 10, generator=draw)
     return feat, audio, torch.rand(batch, frames, generator=draw) > 0.2
+
+
+@pytest.mark.parametrize("count", [1, 2, 31])
+def test_the_latest_means_are_those_of_all(count: int) -> None:
+    values = torch.randn(2, 40, 3, dtype=torch.float64)
+    torch.testing.assert_close(latest_means(values, 10, count), values.unfold(1, 10, 1).mean(3)[:, -count:])
 
 
 @pytest.mark.parametrize("frames", [1, 9, 60])
@@ -53,18 +60,26 @@ def test_pieces_give_what_the_whole_gives(pieces: list[int]) -> None:
     torch.testing.assert_close(state, whole[2], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("window_sec", [0.5, 1.0])
 @pytest.mark.parametrize("edited", ["feat", "audio"])
 @torch.no_grad()
-def test_only_the_past_second_counts(edited: str) -> None:
-    vce = made()
+def test_only_the_window_counts(edited: str, window_sec: float) -> None:
+    vce = made(window_sec=window_sec)
     feat, audio, _ = inputs(80, batch=1)
     before = vce.judge(feat, audio, vce.init_state(len(feat)), None)[1]
     part = feat if edited == "feat" else audio.transpose(1, 2)
     part[:, 30] = torch.randn(part[:, 30].shape)
     change = (vce.judge(feat, audio, vce.init_state(len(feat)), None)[1] - before).abs().flatten()
     assert float(change[:30].max()) == 0
-    assert float(change[30:40].min()) > 0
+    assert float(change[30 : 30 + round(window_sec * RATE)].min()) > 0
     assert float(change[31 + vce._history :].max()) < 1e-4
+
+
+def test_a_recipe_says_how_long_the_window_is() -> None:
+    stft = {"sampling_rate": 16000, "hop_size": 200, "n_fft": 400, "win_size": 400}
+    for keys, frames in (({}, 80), ({"agreement_window_sec": 3.0}, 240)):
+        model, _ = tiny_model(lite_cfg={"vce_type": "agreement", **keys}, stft_cfg=stft)
+        assert model.vce.window == frames
 
 
 @torch.no_grad()
