@@ -38,11 +38,12 @@ from utils.worker_pool import WHY_LOST, run_jobs
 def output_path(entry: dict, output_dir: Path, settings: CropSettings) -> Path:
     """Where a clip's crops go: its own name, made unique by the crop settings and its path as seen from `output_dir`.
 
-    So two machines whose data is laid out alike give the same names, and share manifests of test mixtures.
+    So two machines whose data is laid out alike give the same names, and share manifests of test mixtures. The detector counts
+    and not the option that chose it: --face_crop haar gives the names of a machine where auto came to haar.
     """
     source = Path(entry["video"])
     paths = [os.path.relpath(path, output_dir) for path in (source, entry.get("audio")) if path]
-    key = "|".join([*paths, f"{settings.face_size}|{settings.fps:g}|{settings.face_crop}|{settings.detector}"])
+    key = "|".join([*paths, f"{settings.face_size}|{settings.fps:g}|auto|{settings.detector}"])
     digest = hashlib.sha256(key.encode()).hexdigest()[:8]
     return output_dir / source.parent.name / f"{source.stem}_{digest}.mp4"
 

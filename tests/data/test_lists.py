@@ -14,6 +14,7 @@ from data import make_grid_json, prepare_faces, prepare_noise
 from data.tools import face_shards
 from helpers.paths import SHARED_DATA
 from helpers.tiny import face_crops, only_line, voice, wav_file, write_mpg
+from utils.faces.detectors import settle_method
 from utils.faces.video_crops import load_video_frames
 from utils.media.clip_writer import write_clip
 from utils.media.sound import load_audio
@@ -253,6 +254,17 @@ def test_frames_without_a_face_are_listed(tmp_path: Path, capsys: pytest.Capture
     assert "1 clips without any" in capsys.readouterr().out
     prepare(tmp_path, "--face_crop", "haar")
     assert read(tmp_path / "out.json") == [entry]  # also when nothing had to be done again
+
+
+def test_the_detector_names_the_crops_and_not_the_option_that_chose_it(tmp_path: Path, monkeypatch) -> None:
+    clip(tmp_path / "s1" / "a.mpg", 0.6)
+    (tmp_path / "in.json").write_text(json.dumps([{"video": str(tmp_path / "s1" / "a.mpg")}]))
+    assert prepare(tmp_path, "--face_crop", "haar") == 0
+    by_name = stems(tmp_path / "out.json")
+    monkeypatch.setattr(prepare_faces, "settle_method", lambda _: settle_method("haar"))  # as where YuNet is not to be had
+    assert prepare(tmp_path, "--face_crop", "auto") == 0 and stems(tmp_path / "out.json") == by_name
+    monkeypatch.undo()
+    assert prepare(tmp_path, "--face_crop", "center") == 0 and stems(tmp_path / "out.json") != by_name
 
 
 def dies_of_b(task: tuple) -> tuple:
