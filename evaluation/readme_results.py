@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "LiteAVSE_small"
 START, END = "<!-- table: made by python -m evaluation.readme_results -->\n", "<!-- end of table -->\n"
 SNR_DB = "0"
-KINDS = {"noise": "noise", "one_speaker": "one talker"}
+KINDS = {"noise": "noise", "noise_in_room": "in a room", "one_speaker": "one talker"}
 ROWS = {NOISY: "noisy", AUDIO_ONLY: "sound only", AUDIO_VISUAL: "sound and video"}
 CONDITIONS = {
     "clean": "the speaker's video", "other_face": "somebody else's", "shift_+400ms": "400 ms late", "freeze": "frozen",

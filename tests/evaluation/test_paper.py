@@ -35,7 +35,7 @@ def test_a_placeholder_becomes_its_value(results: Path, placeholder: str, value:
 
 def test_what_the_face_gains_is_computed_from_the_scores(results: Path) -> None:
     placeholder = "{{face_gains corpus=GRID kind=all snr_db=all metric=stoi : n :.0f}}"
-    assert paper.rendered(placeholder) == "168"
+    assert paper.rendered(placeholder) == "224"
     with pytest.raises(ValueError, match="there is no file"):
         paper.rendered(placeholder, results)
 
