@@ -69,7 +69,10 @@ def test_a_stream_is_what_offline_gives(enhancer: Enhancer, rate: int, blocks: l
 
         expected = soxr.resample(expected, rate, 16000)
     assert len(out) > 16000
-    assert np.abs(out - expected[: len(out)])[800:].max() < 3e-3
+    # Two ways to 16 kHz differ by a hundredth; one sample too late would be a quarter or more. The largest
+    # single difference is no measure: it depends on the CPU (0.002 to 0.005 were seen).
+    wanted = expected[800 : len(out)]
+    assert np.sqrt(np.mean((out[800:] - wanted) ** 2)) < 0.02 * np.sqrt(np.mean(wanted**2))
     # What came back is told exactly: until where on the visitor's clock it goes.
     assert replies[-1][1] == pytest.approx(len(out) / 16000, abs=2e-4)
     assert 1.5 - replies[-1][1] < 0.12
